@@ -1,0 +1,250 @@
+"""The distillation loop: the only code that changes pixels. IDC, DREAM and every other method run through it."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dreamlib import objectives
+from dreamlib.checkpoint import Checkpoint
+from dreamlib.compute import Compute
+from dreamlib.networks import build
+from dreamlib.objectives import MatchState
+from dreamlib.params import DistillParams
+from dreamlib.progress import progress
+from dreamlib.sampling import SAMPLERS, Sampler
+from dreamlib.seeding import generator
+from dreamlib.synthetic import SyntheticSet
+from dreamlib.training import Trainer, TrainSettings, augmentation_for, embed
+from dreamlib.types import DatasetInfo, LabeledImages
+
+
+class DistillationDivergedError(RuntimeError):
+    """A matching loss that is not a finite number; the last good checkpoint is kept."""
+
+
+@dataclass
+class DistillResult:
+    """A distilled set with how it came about.
+
+    ``history`` has one row per inner iteration: iteration, mean loss over classes. ``snapshots`` maps iteration → canvases.
+    ``seconds`` is split by what was done and is this process's alone; a resumed run counts what came after.
+    """
+
+    synthetic: SyntheticSet
+    history: list[tuple[int, float]]
+    snapshots: dict[int, Tensor]
+    seconds: dict[str, float]
+
+
+def effective_image_lr(settings: DistillParams, ipc: int, info: DatasetInfo) -> float:
+    """The step size on pixels: as given, or base · ipc/10 · (side/32)², side/28 for MNIST (IDC, DREAM).
+
+    >>> info = DatasetInfo("fashion_mnist", ("a", "b"), 1, 28, (0.2861,), (0.353,))
+    >>> round(effective_image_lr(DistillParams(image_lr=1e-4, image_lr_rule="scaled"), 1, info), 8)
+    7.66e-06
+    """
+    if settings.image_lr_rule == "fixed":
+        return settings.image_lr
+    reference = 28 if info.name == "mnist" else 32
+    return settings.image_lr * ipc / 10 * (info.size / reference) ** 2
+
+
+def snapshot_iterations(total: int, count: int) -> list[int]:
+    """Where canvases are kept for accuracy curves: the start, ``count`` points doubling up to the end, the end.
+
+    >>> snapshot_iterations(100, 3), snapshot_iterations(0, 3)
+    ([0, 25, 50, 100], [0])
+    """
+    return sorted({0, total} | {max(1, total >> k) for k in range(count) if total})
+
+
+def make_sampler(data: LabeledImages, settings: DistillParams, seed: int) -> Sampler:
+    """The sampler the settings name."""
+    kind = SAMPLERS[settings.sampler]
+    common: dict[str, Any] = {"data": data, "batch": settings.real_batch, "seed": seed}
+    if settings.sampler != "random":
+        common |= {
+            "interval": settings.interval,
+            "per_cluster": settings.per_cluster,
+            "pool": settings.pool,
+            "max_iterations": settings.cluster_iterations,
+            "start": settings.cluster_start,
+        }
+    return kind(**common)
+
+
+@dataclass
+class Distiller:
+    """One run: the canvases, the network of the current outer iteration, and the step that changes both.
+
+    ``start`` is the initial set; ``data`` the real training images; ``network`` a (name, options) pair. The same
+    arguments give the same bits on the same machine and thread count, interrupted or not.
+    """
+
+    start: SyntheticSet
+    data: LabeledImages
+    info: DatasetInfo
+    settings: DistillParams
+    network: tuple[str, dict[str, Any]]
+    compute: Compute
+    seed: int
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        s = self.settings
+        self.objective = objectives.make(s.objective, s.options)
+        self.synthetic = self.start.to(self.compute.device)
+        self.synthetic.canvases = self.synthetic.canvases.clone().requires_grad_(True)
+        self.data = self.data.to(self.compute.device)
+        self.sampler = make_sampler(self.data, s, self.seed)
+        self.augmentation = augmentation_for(self.info, s.augmentation, s.augmentation_mode)
+        self.lr = effective_image_lr(s, self.synthetic.ipc, self.info)
+        self.optimizer = self._image_optimizer()
+        self.total = s.outer_iterations * s.inner_iterations
+        self.iteration = 0
+        self.history: list[tuple[int, float]] = []
+        self.snapshots: dict[int, Tensor] = {}
+        self._keep = snapshot_iterations(self.total, s.snapshots)
+
+    def _image_optimizer(self) -> torch.optim.Optimizer:
+        s, pixels = self.settings, [self.synthetic.canvases]
+        if s.image_optimizer == "adam":
+            return torch.optim.Adam(pixels, self.lr, betas=(0.5, 0.999))
+        if s.image_update == "per_class":
+            return torch.optim.SGD(pixels, self.lr, momentum=s.image_momentum)
+        # The released code steps one shared momentum buffer once a class, so that a class's gradient g goes on moving
+        # it while the others take their turn: lr·g/(1 − momentum) in all. One plain step does the same to 2^-K.
+        return torch.optim.SGD(pixels, self.lr / (1 - s.image_momentum))
+
+    def run(self, checkpoint: Checkpoint | None = None, label: str = "distil") -> DistillResult:
+        """All iterations, from the checkpoint where there is one; a progress bar shows rate, loss and time left.
+
+        Raises DistillationDivergedError naming iteration, class and step size when a loss is not finite.
+        """
+        saved = checkpoint.load() if checkpoint else None
+        if saved:
+            self.load_state(saved)
+        self._snapshot()
+        last = time.monotonic()
+        with progress(self.total, label, initial=self.iteration) as bar:
+            while self.iteration < self.total:
+                self.step()
+                bar.set_postfix(loss=f"{self.history[-1][1]:.4g}", refresh=False)
+                bar.update()
+                if checkpoint and time.monotonic() - last > self.settings.checkpoint_every_s:
+                    checkpoint.save(self.state())
+                    last = time.monotonic()
+        self.synthetic.canvases = self.synthetic.canvases.detach()
+        return DistillResult(self.synthetic.to("cpu"), self.history, self.snapshots, self.seconds)
+
+    def step(self) -> None:
+        """One inner iteration: match every class once, then train the network; begins and ends outer iterations."""
+        s = self.settings
+        if self.iteration % s.inner_iterations == 0:
+            self._timed("network", self._begin_outer)
+        self._timed("clustering", lambda: self.sampler.prepare(self.iteration, self._embed))
+        self._timed("matching", self._match)
+        if self.iteration % s.inner_iterations != s.inner_iterations - 1:  # the network is thrown away otherwise
+            self._timed("network", lambda: self._train(s.network_steps))
+        self.iteration += 1
+        if self.iteration % s.inner_iterations == 0:
+            with torch.no_grad():
+                self.synthetic.canvases.clamp_(0, 1)
+        self._snapshot()
+
+    def _timed(self, what: str, work: Callable[[], None]) -> None:
+        began = time.perf_counter()
+        work()
+        self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - began
+
+    def _embed(self, images: Tensor) -> Tensor:
+        return embed(self.model, images, self.info, self.compute)
+
+    def _begin_outer(self) -> None:
+        self._fresh_network()
+        self._train(self.settings.pretrain_steps, "pretrain")
+
+    def _fresh_network(self) -> None:
+        s, (name, options) = self.settings, self.network
+        outer = self.iteration // s.inner_iterations
+        self.model = self.compute.place(build(name, self.info, generator(self.seed, "network", outer), options))
+        how = TrainSettings(
+            s.network_batch,
+            s.network_lr,
+            s.network_momentum,
+            s.network_weight_decay,
+            augmentation_for(self.info, s.network_augmentation, s.augmentation_mode),
+            s.cutmix,
+        )
+        self.trainer = Trainer(self.model, self.info, how, self.compute)
+
+    def _train(self, steps: int, purpose: str = "train") -> None:
+        if self.settings.train_on == "none" or steps == 0:
+            return
+        rng = generator(self.seed, purpose, self.iteration)
+        if self.settings.train_on == "synthetic":
+            with torch.no_grad():
+                images, labels = self.synthetic.decode()
+        else:
+            images, labels = self.data.images, self.data.labels
+        size = min(self.settings.network_batch, len(labels))
+        for _ in range(steps):
+            rows = torch.randint(len(labels), (size,), generator=rng).to(labels.device)
+            self.trainer.step(images[rows], labels[rows], rng)
+
+    def _match(self) -> None:
+        state = MatchState(
+            self.synthetic, self.model, self.sampler, self.info, self.compute, self.augmentation,
+            self.seed, self.iteration, self.settings.synthetic_batch,
+        )  # fmt: skip
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = []
+        for label, loss in self.objective.losses(state):
+            if not bool(loss.isfinite()):
+                raise DistillationDivergedError(
+                    f"the matching loss of class {label} ({self.info.classes[label]}) is {float(loss)} at inner iteration "
+                    f"{self.iteration}, with image_lr {self.lr:g}: lower image_lr (or network_lr) and run again"
+                )
+            loss.backward(inputs=[self.synthetic.canvases])
+            losses.append(float(loss.detach()))
+            if self.settings.image_update == "per_class":
+                self.optimizer.step()
+                self.optimizer.zero_grad(set_to_none=False)
+        if self.settings.image_update == "batched":
+            self.optimizer.step()
+        self.history.append((self.iteration, sum(losses) / len(losses)))
+
+    def _snapshot(self) -> None:
+        if self.iteration in self._keep:
+            self.snapshots[self.iteration] = self.synthetic.canvases.detach().clamp(0, 1).cpu()
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs; generators are not in it, because each iteration makes its own."""
+        return {
+            "iteration": self.iteration,
+            "canvases": self.synthetic.canvases.detach(),
+            "image_optimizer": self.optimizer.state_dict(),
+            "network": self.model.state_dict(),
+            "network_optimizer": self.trainer.optimizer.state_dict(),
+            "chosen": self.sampler.chosen,
+            "history": self.history,
+            "snapshots": self.snapshots,
+        }
+
+    def load_state(self, saved: dict[str, Any]) -> None:
+        """Continue from ``state()``."""
+        self.iteration = saved["iteration"]
+        with torch.no_grad():
+            self.synthetic.canvases.copy_(saved["canvases"])
+        self.optimizer.load_state_dict(saved["image_optimizer"])
+        self._fresh_network()
+        self.model.load_state_dict(saved["network"])
+        self.trainer.optimizer.load_state_dict(saved["network_optimizer"])
+        chosen = saved["chosen"]
+        self.sampler.chosen = None if chosen is None else chosen.to(self.compute.device)
+        self.history = [tuple(row) for row in saved["history"]]
+        self.snapshots = dict(saved["snapshots"])

@@ -1,0 +1,123 @@
+"""How good is a set: train fresh networks on it and count; the only module that reads the test split."""
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dreamlib import datasets
+from dreamlib.compute import Compute
+from dreamlib.networks import build
+from dreamlib.params import DataParams, EvaluationParams
+from dreamlib.progress import progress
+from dreamlib.seeding import derive, generator
+from dreamlib.synthetic import SyntheticSet
+from dreamlib.training import TrainSettings, accuracy, augmentation_for, fit, predict
+from dreamlib.types import DatasetInfo, LabeledImages
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Last-epoch accuracies (fractions) of networks trained on one set, one a network, with what they were counted on."""
+
+    accuracies: tuple[float, ...]
+    split: str
+    epochs: int
+
+    @property
+    def mean(self) -> float:
+        """Mean over networks."""
+        return statistics.fmean(self.accuracies)
+
+    @property
+    def std(self) -> float:
+        """Sample standard deviation over networks; 0 for one network."""
+        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else 0.0
+
+
+def test_split(name: str, data: DataParams, root: Path) -> LabeledImages:
+    """The test images; called by evaluation and by nothing else."""
+    return datasets.load_split(name, "test", root / data.directory, data.validation_per_class, 0, data.options)
+
+
+def train_settings(info: DatasetInfo, how: EvaluationParams) -> TrainSettings:
+    """The protocol as training settings."""
+    augmentation = augmentation_for(info, how.augmentation, how.augmentation_mode)
+    return TrainSettings(how.batch, how.lr, how.momentum, how.weight_decay, augmentation, how.cutmix)
+
+
+def evaluate(
+    synthetic: SyntheticSet,
+    against: LabeledImages,
+    info: DatasetInfo,
+    how: EvaluationParams,
+    network: tuple[str, dict[str, Any]],
+    compute: Compute,
+    *,
+    seed: int,
+    split: str,
+    networks: int | None = None,
+    epochs: int | None = None,
+    label: str = "evaluate",
+) -> Evaluation:
+    """Train ``networks`` fresh networks on the decoded set by the protocol; accuracy on ``against`` after the last epoch.
+
+    Network i starts from the seed derived from (seed, i) alone, so every set meets the same initial networks. Nothing
+    is chosen on ``against``: it is looked at once, after training. Soft labels are used where the set stores them.
+    """
+    networks, epochs = networks or how.networks, epochs or how.epochs
+    placed = synthetic.to(compute.device)
+    images, hard = placed.decode()
+    labels = hard if placed.soft_labels is None else placed.soft_labels
+    against = against.to(compute.device)
+    results = []
+    with progress(networks * epochs, label, unit="epoch") as bar:
+        for index in range(networks):
+            results.append(
+                _one(
+                    images, labels, against, info, how, network, compute, epochs, derive(seed, "evaluation", index), bar
+                )
+            )
+            bar.set_postfix(accuracy=f"{results[-1]:.4f}")
+    return Evaluation(tuple(results), split, epochs)
+
+
+def _one(
+    images: Tensor,
+    labels: Tensor,
+    against: LabeledImages,
+    info: DatasetInfo,
+    how: EvaluationParams,
+    network: tuple[str, dict[str, Any]],
+    compute: Compute,
+    epochs: int,
+    seed: int,
+    bar: Any,
+) -> float:
+    name, options = network
+    model = compute.place(build(name, info, generator(seed, "network"), options))
+    fit(model, images, labels, info, train_settings(info, how), compute, epochs=epochs, seed=seed, on_epoch=bar.update)
+    return accuracy(predict(model, against.images, info, compute), against.labels)
+
+
+def curve(
+    synthetic: SyntheticSet,
+    snapshots: dict[int, Tensor],
+    validation: LabeledImages,
+    info: DatasetInfo,
+    how: EvaluationParams,
+    network: tuple[str, dict[str, Any]],
+    compute: Compute,
+    *,
+    seed: int,
+) -> Iterator[tuple[int, Evaluation]]:
+    """Accuracy of the canvases kept along the way, on the validation split, under the short ``curve_*`` protocol."""
+    for iteration, canvases in sorted(snapshots.items()):
+        at = SyntheticSet(canvases, synthetic.labels, synthetic.num_classes, synthetic.factor, synthetic.rule)
+        yield iteration, evaluate(
+            at, validation, info, how, network, compute, seed=seed, split="validation",
+            networks=how.curve_networks, epochs=how.curve_epochs, label=f"curve at {iteration}",
+        )  # fmt: skip

@@ -1,0 +1,165 @@
+"""DataFrame or images in, matplotlib figure out; no arithmetic worth a test."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from dreamlib._torchvision import torchvision  # noqa: F401 (declares the operators torchvision.utils expects)
+
+# Colours told apart by readers with any colour vision (Okabe and Ito).
+COLORS = {
+    "random": "#999999",
+    "kmeans": "#E69F00",
+    "idc": "#0072B2",
+    "dream": "#D55E00",
+}
+_SPARE = ("#009E73", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
+
+
+def style() -> None:
+    """One look for every figure of the report."""
+    mpl.rcParams.update(
+        {
+            "figure.dpi": 110,
+            "font.size": 10,
+            "axes.grid": True,
+            "grid.alpha": 0.3,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "legend.frameon": False,
+            "figure.constrained_layout.use": True,
+            "svg.hashsalt": "dream",
+        }
+    )
+
+
+def color(method: str) -> str:
+    """The colour a method keeps in every figure."""
+    return COLORS.get(method) or _SPARE[sum(map(ord, method)) % len(_SPARE)]
+
+
+def _show(axis: plt.Axes, image: Tensor) -> None:
+    pixels = image.detach().clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+    axis.imshow(pixels.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+
+
+def image_rows(groups: Mapping[str, Tensor], title: str = "", columns: int = 16, size: float = 0.62) -> Figure:
+    """One labelled row of images per group: name → (n, C, H, W), at most ``columns`` shown."""
+    width = min(columns, max(len(images) for images in groups.values()))
+    figure, axes = plt.subplots(
+        len(groups), width, figsize=(1.6 + size * width, 0.35 + size * len(groups)), squeeze=False
+    )
+    for row, (name, images) in zip(axes, groups.items(), strict=True):
+        for axis in row:
+            axis.set_axis_off()
+        for axis, image in zip(row, images, strict=False):
+            _show(axis, image)
+        row[0].text(-0.15, 0.5, name, transform=row[0].transAxes, ha="right", va="center")
+    figure.suptitle(title)
+    return figure
+
+
+def contact_sheet(canvases: Tensor, classes: Sequence[str], title: str = "", per_row: int = 10) -> Figure:
+    """All stored canvases of a set, a labelled row per class (``per_row`` of them at most, the first ones)."""
+    ipc = len(canvases) // len(classes)
+    groups = {name: canvases[c * ipc : c * ipc + min(ipc, per_row)] for c, name in enumerate(classes)}
+    if ipc == 1:  # one column of ten images is a poor use of a page: lay classes side by side
+        return captioned({name: canvases[c] for c, name in enumerate(classes)}, title)
+    return image_rows(groups, title, columns=per_row)
+
+
+def captioned(images: Mapping[str, Tensor], title: str = "", columns: int = 5, size: float = 1.5) -> Figure:
+    """A grid of images (C, H, W), each under its name."""
+    rows = math.ceil(len(images) / columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(size * columns, (size + 0.2) * rows + 0.3), squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, (name, image) in zip(axes.flat, images.items(), strict=False):
+        _show(axis, image)
+        axis.set_title(name, fontsize=9)
+    figure.suptitle(title)
+    return figure
+
+
+def write_contact_sheet(canvases: Tensor, num_classes: int, path: Path, scale: int = 4) -> None:
+    """The canvases as one PNG, a row per class, each pixel ``scale`` pixels wide; nothing but the images."""
+    ipc = len(canvases) // num_classes
+    grid = torchvision.utils.make_grid(canvases.detach().clamp(0, 1).cpu(), nrow=ipc, padding=1, pad_value=1.0)
+    pixels = (grid * 255).round().byte().permute(1, 2, 0).numpy()
+    picture = Image.fromarray(pixels)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(path)
+
+
+def scatter(points: np.ndarray, marks: Mapping[str, np.ndarray], clusters: np.ndarray, title: str) -> Figure:
+    """2-D ``points`` (n, 2) coloured by cluster; ``marks`` name → rows drawn large, one panel per name."""
+    figure, axes = plt.subplots(1, len(marks), figsize=(5.2 * len(marks), 4.4), sharex=True, sharey=True, squeeze=False)
+    for axis, (name, rows) in zip(axes.flat, marks.items(), strict=True):
+        axis.scatter(*points.T, c=clusters, cmap="tab20", s=4, alpha=0.35, linewidths=0)
+        axis.scatter(*points[rows].T, c="black", marker="x", s=36, linewidths=1.6)
+        axis.set(title=name, xlabel="first principal component", ylabel="second principal component")
+    figure.suptitle(title)
+    return figure
+
+
+def lines(
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    by: str,
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+    spread: str | None = None,
+    percent: bool = False,
+    logx: bool = False,
+) -> Figure:
+    """One line per value of ``by``; ``spread`` names the column of half-widths of the error bars."""
+    figure, axis = plt.subplots(figsize=(6.4, 4.0))
+    factor = 100 if percent else 1
+    for name, part in table.groupby(by, sort=False):
+        bars = part[spread] * factor if spread else None
+        axis.errorbar(
+            part[x], part[y] * factor, yerr=bars, label=str(name), color=color(str(name)), marker="o", ms=3, capsize=2
+        )
+    if logx:
+        axis.set_xscale("log")
+    axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    axis.legend(title=by)
+    return figure
+
+
+def bars(table: pd.DataFrame, title: str = "") -> Figure:
+    """Test accuracy (%) with standard deviation, methods side by side in a group per ipc."""
+    methods, ipcs = list(dict.fromkeys(table.method)), list(dict.fromkeys(table.ipc))
+    figure, axis = plt.subplots(figsize=(1.8 + 1.1 * len(methods) * len(ipcs), 4.0))
+    width = 0.8 / len(methods)
+    for k, method in enumerate(methods):
+        part = table[table.method == method].set_index("ipc").reindex(ipcs)
+        places = [i + (k - (len(methods) - 1) / 2) * width for i in range(len(ipcs))]
+        drawn = axis.bar(
+            places, 100 * part.accuracy, width, yerr=100 * part["std"], capsize=3, label=method, color=color(method)
+        )
+        axis.bar_label(drawn, [f"{100 * a:.1f}" for a in part.accuracy], fontsize=8, padding=2)
+    axis.set_xticks(range(len(ipcs)), [f"ipc {i}" for i in ipcs])
+    axis.set(ylabel="test accuracy (%)", title=title)
+    axis.set_ylim(0, 105)
+    axis.legend(ncols=len(methods), loc="upper center", bbox_to_anchor=(0.5, -0.08))
+    return figure
+
+
+def storage(table: pd.DataFrame, title: str = "") -> Figure:
+    """Accuracy (%) against stored floats, a line per method."""
+    ordered = table.sort_values("stored_floats")
+    return lines(
+        ordered, "stored_floats", "accuracy", "method", "stored floats (log scale)", "test accuracy (%)", title,
+        spread="std", percent=True, logx=True,
+    )  # fmt: skip

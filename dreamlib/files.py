@@ -1,0 +1,33 @@
+"""Files that are whole or not there, and JSON whose bytes repeat."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def write_atomically(path: str | Path, payload: bytes) -> None:
+    """Write bytes so that a reader sees the old file or the new one, never a part; survives a kill at any moment."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(scratch, "wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write readable JSON with sorted keys, atomically; the same value gives the same bytes."""
+    write_atomically(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; raises FileNotFoundError that says how to make a missing file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; `dvc repro` makes it")
+    return json.loads(path.read_text())

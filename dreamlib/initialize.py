@@ -1,0 +1,142 @@
+"""The canvases distillation starts from: noise, random real images, or each class's k-means representatives."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dreamlib.kmeans import Clustering, kmeans, nearest_members
+from dreamlib.registry import Registry
+from dreamlib.sampling import Embed
+from dreamlib.seeding import generator
+from dreamlib.synthetic import SyntheticSet, formation
+from dreamlib.types import DatasetInfo, LabeledImages
+
+INITS: Registry[str] = Registry("initialisation")
+for _name, _what in {
+    "noise": "Gaussian noise around the data's mean, clamped to [0, 1]",
+    "random": "random real images of the class, no image twice",
+    "kmeans": "the real image nearest to each centre of k-means on features (DREAM)",
+}.items():
+    INITS.register(_name)(_what)
+
+SHRINKS = ("area", "nearest")
+
+
+def images_needed(ipc: int, factor: int, rule: str = "single") -> int:
+    """How many real images fill one class's canvases.
+
+    >>> images_needed(10, 2), images_needed(1, 1)
+    (40, 1)
+    """
+    return sum(f * f for f in formation(ipc, factor, rule))
+
+
+def check_budget(data: LabeledImages, info: DatasetInfo, ipc: int, factor: int, rule: str = "single") -> None:
+    """Refuse, before any work, a set the data cannot fill: too few images in a class, or crops without pixels.
+
+    Raises ValueError with the value, the limit and the remedy.
+    """
+    if info.size // factor < 2:
+        raise ValueError(
+            f"factor {factor} leaves {info.size // factor} pixels a side of {info.name}'s {info.size}×{info.size} "
+            f"images; at least 2 are needed: choose factor ≤ {info.size // 2}"
+        )
+    counts = torch.bincount(data.labels, minlength=data.num_classes)
+    smallest, fewest = int(counts.argmin()), int(counts.min())
+    needed = images_needed(ipc, factor, rule)
+    if needed > fewest:
+        raise ValueError(
+            f"ipc {ipc} at factor {factor} needs {needed} real images a class, but class '{info.classes[smallest]}' of "
+            f"{info.name} has {fewest} for training: choose ipc ≤ {fewest // factor**2}, or a smaller factor or "
+            "validation split"
+        )
+
+
+def random_rows(data: LabeledImages, count: int, seed: int) -> Tensor:
+    """Rows (K, count) drawn uniformly without replacement within each class."""
+    chosen = []
+    for label in range(data.num_classes):
+        members = data.of_class(label)
+        order = torch.randperm(len(members), generator=generator(seed, "init", label))
+        chosen.append(members[order[:count].to(members.device)])
+    return torch.stack(chosen)
+
+
+def class_pool(data: LabeledImages, label: int, pool: int, rng: torch.Generator) -> Tensor:
+    """Rows of a class that enter a clustering: all of them for ``pool`` 0, else that many at random."""
+    members = data.of_class(label)
+    if pool and pool < len(members):
+        members = members[torch.randperm(len(members), generator=rng)[:pool].to(members.device)]
+    return members
+
+
+@dataclass(frozen=True)
+class ClassClusters:
+    """One class clustered: the rows of the data that took part (n,), their features (n, D), what k-means found, and the
+    representatives (k,), the row nearest to each centre.
+    """
+
+    members: Tensor
+    features: Tensor
+    found: Clustering
+    representatives: Tensor
+
+
+def cluster_class(
+    data: LabeledImages, label: int, count: int, seed: int, embed: Embed, pool: int = 0, max_iterations: int = 50
+) -> ClassClusters:
+    """Cluster one class into ``count`` and pick the image nearest to each centre (DREAM §3.3).
+
+    Clusters are disjoint and never empty, so no image is picked twice (the released code guarantees neither).
+    """
+    rng = generator(seed, "init-kmeans", label, count)
+    members = class_pool(data, label, pool, rng)
+    features = embed(data.images[members]).float()
+    found = kmeans(features.unsqueeze(0), count, rng, max_iterations=max_iterations)
+    rows = members[nearest_members(features.unsqueeze(0), found)[0]]
+    return ClassClusters(members, features, found, rows)
+
+
+def tile(images: Tensor, factor: int, shrink: str = "area") -> Tensor:
+    """factor² images in a row → one canvas: each shrunk to 1/factor and laid row-major; undone by ``decode``.
+
+    (n·factor², C, H, W) → (n, C, H, W). 'area' averages pixels; 'nearest' drops them, as the released code does. Where
+    factor does not divide the side, the canvas keeps the top-left H×W of the tiling.
+
+    >>> tile(torch.arange(4.).view(4, 1, 1, 1).expand(4, 1, 2, 2), 2).tolist()
+    [[[[0.0, 1.0], [2.0, 3.0]]]]
+    """
+    if factor == 1:
+        return images
+    _, c, h, w = images.shape
+    size = (math.ceil(h / factor), math.ceil(w / factor))
+    small = F.interpolate(images, size=size, mode=shrink)
+    grid = small.view(-1, factor, factor, c, *size).permute(0, 3, 1, 4, 2, 5)  # (n, C, f, h, f, w)
+    return grid.reshape(-1, c, size[0] * factor, size[1] * factor)[:, :, :h, :w].contiguous()
+
+
+def fill(data: LabeledImages, rows: Tensor, ipc: int, factor: int, rule: str, shrink: str = "area") -> SyntheticSet:
+    """The synthetic set whose canvases hold the given real images, (K, images_needed) rows of ``data``."""
+    canvases = []
+    for label_rows in rows:
+        images, parts, start = data.images[label_rows], [], 0
+        factors = formation(ipc, factor, rule)
+        for f in sorted(set(factors), reverse=True):
+            count = factors.count(f) * f * f
+            parts.append(tile(images[start : start + count], f, shrink))
+            start += count
+        canvases.append(torch.cat(parts))
+    labels = torch.arange(data.num_classes, device=data.labels.device).repeat_interleave(ipc)
+    return SyntheticSet(torch.cat(canvases), labels, data.num_classes, factor, rule)
+
+
+def noise(data: LabeledImages, info: DatasetInfo, ipc: int, factor: int, rule: str, seed: int) -> SyntheticSet:
+    """Canvases of Gaussian noise with the data's mean and standard deviation, clamped to [0, 1] (DC)."""
+    shape = (data.num_classes * ipc, *data.images.shape[1:])
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (info.mean, info.std))
+    drawn = torch.randn(shape, generator=generator(seed, "init-noise")) * std + mean
+    labels = torch.arange(data.num_classes).repeat_interleave(ipc)
+    return SyntheticSet(drawn.clamp(0, 1), labels, data.num_classes, factor, rule).to(data.images.device)

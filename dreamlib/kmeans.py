@@ -1,0 +1,148 @@
+"""Batched k-means on the device: B independent problems of n points at once, none of their clusters ever empty."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """What k-means found: ``centers`` (B, k, D), ``assignment`` (B, n) in [0, k), ``inertia`` (B,), iterations used."""
+
+    centers: Tensor
+    assignment: Tensor
+    inertia: Tensor
+    iterations: int
+
+
+def squared_distances(points: Tensor, centers: Tensor) -> Tensor:
+    """(B, n, D) and (B, k, D) → squared Euclidean distances (B, n, k), clamped at 0 against rounding.
+
+    >>> squared_distances(torch.tensor([[[0., 0.], [3., 4.]]]), torch.zeros(1, 1, 2)).tolist()
+    [[[0.0], [25.0]]]
+    """
+    cross = torch.bmm(points, centers.mT)  # (B, n, k)
+    return (points.square().sum(-1, keepdim=True) - 2 * cross + centers.square().sum(-1).unsqueeze(1)).clamp_min_(0)
+
+
+def _plus_plus(points: Tensor, k: int, rng: torch.Generator) -> Tensor:
+    """k-means++ starting rows (B, k): each next row drawn with probability ∝ squared distance to the chosen ones."""
+    batch, n, _ = points.shape
+    rows = torch.randint(n, (batch, 1), generator=rng).to(points.device)
+    nearest = torch.full((batch, n), torch.inf, dtype=points.dtype, device=points.device)
+    draws = torch.rand(k, batch, 1, generator=rng, dtype=torch.float64).to(points.device)
+    take = torch.arange(batch, device=points.device).unsqueeze(1)
+    for j in range(1, k):
+        latest = points[take, rows[:, -1:]]  # (B, 1, D)
+        nearest = torch.minimum(nearest, squared_distances(points, latest).squeeze(-1))
+        nearest.scatter_(1, rows, 0.0)  # a chosen row is never drawn again, whatever the rounding says
+        weights = nearest.double().cumsum(1)
+        # All remaining points coincide with a chosen one: any other row will do, so weigh them equally.
+        flat = torch.ones_like(weights).scatter_(1, rows, 0.0).cumsum(1)
+        weights = torch.where(weights[:, -1:] > 0, weights, flat)
+        drawn = torch.searchsorted(weights, draws[j] * weights[:, -1:], right=True).clamp_max_(n - 1)
+        rows = torch.cat([rows, drawn], 1)
+    return rows
+
+
+def _random_rows(batch: int, n: int, k: int, rng: torch.Generator) -> Tensor:
+    return torch.rand(batch, n, generator=rng).topk(k, dim=1).indices
+
+
+def _refill_empty(distances: Tensor, assignment: Tensor, k: int) -> Tensor:
+    """Give every empty cluster the point that lies worst in its own cluster of two or more; changes few rows, rarely."""
+    counts = torch.zeros(assignment.shape[0], k, dtype=torch.long, device=assignment.device)
+    counts.scatter_add_(1, assignment, torch.ones_like(assignment))
+    if bool((counts > 0).all()):
+        return assignment
+    assignment = assignment.clone()
+    own = distances.gather(2, assignment.unsqueeze(2)).squeeze(2)  # (B, n)
+    for b, cluster in torch.nonzero(counts == 0).tolist():
+        movable = counts[b, assignment[b]] > 1
+        worst = int(torch.where(movable, own[b], -1.0).argmax())
+        counts[b, assignment[b, worst]] -= 1
+        counts[b, cluster] += 1
+        assignment[b, worst] = cluster
+        own[b, worst] = 0.0
+    return assignment
+
+
+def _means(points: Tensor, assignment: Tensor, k: int) -> Tensor:
+    member = torch.nn.functional.one_hot(assignment, k).to(points.dtype)  # (B, n, k)
+    return torch.bmm(member.mT, points) / member.sum(1).unsqueeze(-1)
+
+
+def kmeans(
+    points: Tensor,
+    k: int,
+    rng: torch.Generator,
+    *,
+    max_iterations: int = 50,
+    tolerance: float = 1e-4,
+    start: str | Tensor = "k-means++",
+) -> Clustering:
+    """Lloyd's algorithm on B problems at once; used to start canvases and to choose mini-batches (DREAM, section 3).
+
+    ``points`` is (B, n, D); ``start`` is 'k-means++', 'random' rows, or centres (B, k, D) to go on from. Stops when no
+    point changes cluster or the centres move less than ``tolerance`` × the mean feature variance (scikit-learn's
+    rule). A cluster that loses its last point is given the worst-placed point of another.
+
+    Raises ValueError unless 1 ≤ k ≤ n.
+
+    >>> points = torch.tensor([[[0.0], [0.2], [9.0], [9.4]]])
+    >>> kmeans(points, 2, torch.Generator().manual_seed(0)).centers.flatten().sort().values
+    tensor([0.1000, 9.2000])
+    """
+    batch, n, _ = points.shape
+    if not 1 <= k <= n:
+        raise ValueError(f"k-means needs 1 ≤ clusters ≤ images; got {k} clusters for {n} images: ask for at most {n}")
+    if isinstance(start, Tensor):
+        centers = start
+    else:
+        choose = {"k-means++": lambda: _plus_plus(points, k, rng), "random": lambda: _random_rows(batch, n, k, rng)}
+        rows = choose[start]().to(points.device)
+        centers = points.gather(1, rows.unsqueeze(-1).expand(-1, -1, points.shape[-1]))
+    threshold = tolerance * points.var(1, correction=0).mean(-1)  # (B,)
+    previous, iteration = None, 0
+    for iteration in range(1, max_iterations + 1):  # noqa: B007
+        distances = squared_distances(points, centers)
+        assignment = _refill_empty(distances, distances.argmin(2), k)
+        moved = _means(points, assignment, k)
+        shift = (moved - centers).square().sum((1, 2))  # (B,)
+        centers = moved
+        if (previous is not None and torch.equal(previous, assignment)) or bool((shift <= threshold).all()):
+            break
+        previous = assignment
+    distances = squared_distances(points, centers)
+    assignment = _refill_empty(distances, distances.argmin(2), k)
+    inertia = distances.gather(2, assignment.unsqueeze(2)).sum((1, 2))
+    return Clustering(centers, assignment, inertia, iteration)
+
+
+def nearest_members(points: Tensor, clustering: Clustering, per_cluster: int = 1) -> Tensor:
+    """Rows (B, k·per_cluster) of the points nearest each centre, cluster by cluster, no row twice.
+
+    A cluster offers its own members first; where it has fewer than ``per_cluster``, the nearest points that nobody has
+    taken fill its places. Raises ValueError when k·per_cluster exceeds the number of points.
+
+    >>> points = torch.tensor([[[0.0], [0.2], [0.3], [9.0]]])
+    >>> found = kmeans(points, 2, torch.Generator().manual_seed(0))
+    >>> sorted(nearest_members(points, found).flatten().tolist())
+    [1, 3]
+    """
+    batch, n, _ = points.shape
+    k = clustering.centers.shape[1]
+    if k * per_cluster > n:
+        raise ValueError(f"{k} clusters × {per_cluster} images need {k * per_cluster} images; the class has {n}")
+    distances = squared_distances(points, clustering.centers)
+    own = torch.nn.functional.one_hot(clustering.assignment, k).bool()
+    chosen = distances.masked_fill(~own, torch.inf).topk(per_cluster, dim=1, largest=False, sorted=True)
+    rows = chosen.indices.mT.reshape(batch, -1)  # (B, k·m), cluster-major
+    short = torch.isinf(chosen.values.mT.reshape(batch, -1))
+    for b, place in torch.nonzero(short).tolist():
+        free = torch.ones(n, dtype=torch.bool, device=points.device)
+        free[rows[b][~short[b]]] = False
+        rows[b, place] = distances[b, :, place // per_cluster].masked_fill(~free, torch.inf).argmin()
+        short[b, place] = False
+    return rows

@@ -1,0 +1,104 @@
+"""The plain networks of the cross-architecture tables: MLP, LeNet, AlexNet and VGG-11, in the small-image form of DC.
+
+torchvision's AlexNet and VGG are made for 224 pixels and carry dropout, which would draw from the global generator; DC
+(Zhao et al., ICLR 2021, section 4) and everyone since use these.
+"""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from dreamlib.networks import NETWORKS
+from dreamlib.networks._shared import FeatureNet, check_norm, need_side, set_norm
+from dreamlib.types import DatasetInfo
+
+_VGG11 = ((64,), (128,), (256, 256), (512, 512), (512, 512))
+
+
+def _is_small_grey(info: DatasetInfo) -> bool:
+    """28-pixel grey images (the MNIST family), which DC pads to 32 in the first convolution."""
+    return info.channels == 1 and info.size == 28
+
+
+@NETWORKS.register("mlp")
+@dataclass(frozen=True)
+class MLPFamily:
+    """Two hidden layers of ``width`` units with ReLU."""
+
+    width: int = 128
+
+    def build(self, info: DatasetInfo) -> FeatureNet:
+        """The network for a data set's channels, side and classes."""
+        pixels = info.channels * info.size**2
+        layers = [nn.Flatten(), nn.Linear(pixels, self.width), nn.ReLU(), nn.Linear(self.width, self.width), nn.ReLU()]
+        return FeatureNet(nn.Sequential(*layers), self.width, info.num_classes)
+
+
+@NETWORKS.register("lenet")
+@dataclass(frozen=True)
+class LeNetFamily:
+    """LeNet-5 with ReLU and max pooling: 6 and 16 maps of 5×5, then 120 and 84 units."""
+
+    def build(self, info: DatasetInfo) -> FeatureNet:
+        """The network for a data set's channels, side and classes."""
+        padding = 2 if info.channels == 1 else 0
+        need_side("lenet", info, 16 - 2 * padding, "use mlp or convnet, or larger images")
+        side = ((info.size + 2 * padding - 4) // 2 - 4) // 2
+        body = nn.Sequential(
+            *(nn.Conv2d(info.channels, 6, 5, padding=padding), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
+            *(nn.Linear(16 * side * side, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU()),
+        )
+        return FeatureNet(body, 84, info.num_classes)
+
+
+@NETWORKS.register("alexnet")
+@dataclass(frozen=True)
+class AlexNetFamily:
+    """Five convolutions, three max poolings and one linear layer; no norm, no dropout."""
+
+    def build(self, info: DatasetInfo) -> FeatureNet:
+        """The network for a data set's channels, side and classes."""
+        need_side("alexnet", info, 8, "use mlp, or larger images")
+        padding = 4 if _is_small_grey(info) else 2
+        side = (info.size + 2 * padding - 4) // 8
+        body = nn.Sequential(
+            *(nn.Conv2d(info.channels, 128, 5, padding=padding), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Conv2d(128, 192, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Conv2d(192, 256, 3, padding=1), nn.ReLU()),
+            *(nn.Conv2d(256, 192, 3, padding=1), nn.ReLU()),
+            *(nn.Conv2d(192, 192, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        )
+        return FeatureNet(body, 192 * side * side, info.num_classes)
+
+
+@NETWORKS.register("vgg11")
+@dataclass(frozen=True)
+class VGG11Family:
+    """VGG-11 with ``norm`` (instance or batch) and one linear layer.
+
+    A pooling that would leave the next stage a single pixel, on which an instance norm is identically zero, is left
+    out, so that images from 8 pixels work; at 32 pixels and more all five are there.
+    """
+
+    norm: str = "instance"
+
+    def __post_init__(self) -> None:
+        check_norm(self.norm)
+
+    def build(self, info: DatasetInfo) -> FeatureNet:
+        """The network for a data set's channels, side and classes."""
+        need_side("vgg11", info, 4, "use mlp, or larger images")
+        layers, channels, side = [], info.channels, info.size
+        first_padding = 3 if _is_small_grey(info) else 1
+        side += 2 * (first_padding - 1)
+        for number, stage in enumerate(_VGG11):
+            for width in stage:
+                padding = 1 if layers else first_padding
+                layers += [nn.Conv2d(channels, width, 3, padding=padding), nn.BatchNorm2d(width), nn.ReLU()]
+                channels = width
+            if side >= 4 or number == len(_VGG11) - 1:
+                layers.append(nn.MaxPool2d(2))
+                side //= 2
+        body = set_norm(nn.Sequential(*layers), self.norm)
+        return FeatureNet(body, channels * side * side, info.num_classes)

@@ -1,0 +1,41 @@
+"""The DenseNet of the cross-architecture tables: torchvision's, with a stem for small images."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from dreamlib._torchvision import torchvision
+from dreamlib.networks import NETWORKS
+from dreamlib.networks._shared import FeatureNet, check_norm, need_side, set_norm
+from dreamlib.types import DatasetInfo
+
+
+@NETWORKS.register("densenet")
+@dataclass(frozen=True)
+class DenseNetFamily:
+    """DenseNet-121 (Huang et al., CVPR 2017) of growth 12 with a 3×3 stem of stride 1 and no max pooling.
+
+    ``blocks`` are the layers of the four dense blocks, ``norm`` is instance or batch. No dropout.
+    """
+
+    growth: int = 12
+    blocks: tuple[int, ...] = (6, 12, 24, 16)
+    norm: str = "instance"
+
+    def __post_init__(self) -> None:
+        check_norm(self.norm)
+
+    def build(self, info: DatasetInfo) -> FeatureNet:
+        """The network for a data set's channels and classes."""
+        # Every block but the last is followed by a halving; the instance norm of a single pixel is zero.
+        least = 2 ** (len(self.blocks) - (self.norm == "batch"))
+        remedy = "use norm='batch', fewer blocks or the convnet" if self.norm == "instance" else "use the convnet"
+        need_side("densenet", info, least, remedy)
+        width = 2 * self.growth
+        dense = torchvision.models.DenseNet(self.growth, tuple(self.blocks), num_init_features=width)
+        layers = dense.features
+        stem = nn.Conv2d(info.channels, width, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(stem.weight)  # as torchvision does all the others
+        layers.conv0, layers.pool0 = stem, nn.Identity()
+        body = nn.Sequential(set_norm(layers, self.norm), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+        return FeatureNet(body, dense.classifier.in_features, info.num_classes)

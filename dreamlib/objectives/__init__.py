@@ -1,0 +1,28 @@
+"""What the distilled set is made to match: one objective a file, found and registered by being there."""
+
+import dataclasses
+import importlib
+import pkgutil
+from typing import Any
+
+from dreamlib.objectives.base import OBJECTIVES, MatchState, Objective
+from dreamlib.registry import unknown
+
+__all__ = ["OBJECTIVES", "MatchState", "Objective", "make"]
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+
+def make(name: str, options: dict[str, Any]) -> Objective:
+    """The named objective with its options; raises UnknownNameError or ValueError naming what is known.
+
+    >>> make("gradient", {"distance": "l1"}).distance
+    'l1'
+    """
+    kind = OBJECTIVES[name]
+    known = sorted(f.name for f in dataclasses.fields(kind))
+    for key in options:
+        if key not in known:
+            raise unknown(f"option of objective '{name}'", key, known)
+    return kind(**options)

@@ -1,0 +1,84 @@
+"""What an objective is given and what it must give back."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dreamlib.augment import Augmentation, AugmentationDraw
+from dreamlib.compute import Compute
+from dreamlib.registry import Registry
+from dreamlib.sampling import Sampler
+from dreamlib.seeding import generator
+from dreamlib.synthetic import SyntheticSet
+from dreamlib.types import DatasetInfo
+
+OBJECTIVES: Registry[type["Objective"]] = Registry("objective")
+
+
+@dataclass
+class MatchState:
+    """Everything a matching step may look at; ``synthetic.canvases`` is the leaf its gradient must reach.
+
+    ``iteration`` counts inner iterations over the whole run. Randomness comes from ``rng``, a generator made anew for
+    (seed, purpose, iteration), so that a resumed run draws what the uninterrupted one would have drawn.
+    """
+
+    synthetic: SyntheticSet
+    network: nn.Module
+    sampler: Sampler
+    info: DatasetInfo
+    compute: Compute
+    augmentation: Augmentation
+    seed: int
+    iteration: int
+    synthetic_batch: int
+
+    def rng(self, *purpose: str | int) -> torch.Generator:
+        """The generator of one purpose at this iteration."""
+        return generator(self.seed, *purpose, self.iteration)
+
+    def draw(self, label: int) -> AugmentationDraw:
+        """This iteration's siamese augmentation of one class: one draw for all its images, real and synthetic."""
+        return self.augmentation.draw(1, tuple(self.synthetic.canvases.shape[1:]), self.rng("augment", label))
+
+    def prepare(self, images: Tensor, draw: AugmentationDraw) -> Tensor:
+        """Pixels in [0, 1] → what the network sees: normalised, augmented, in the working format."""
+        return self.compute.cast(self.augmentation.apply(self.info.normalise(images), draw))
+
+    def real_images(self, label: int) -> Tensor:
+        """This iteration's real batch of one class, (n, C, H, W) in [0, 1], without gradient."""
+        return self.sampler.data.images[self.sampler.rows(label, self.iteration)]
+
+    def synthetic_images(self, label: int) -> Tensor:
+        """One class's decoded images (≤ synthetic_batch, C, H, W); a random part of them where there are more."""
+        images = self.synthetic.decode_class(label)
+        if len(images) > self.synthetic_batch:
+            keep = torch.randperm(len(images), generator=self.rng("synthetic-batch", label))[: self.synthetic_batch]
+            images = images[keep.to(images.device)]
+        return images
+
+    def targets(self, label: int, count: int) -> Tensor:
+        """``count`` class numbers of ``label``."""
+        return torch.full((count,), label, dtype=torch.long, device=self.synthetic.canvases.device)
+
+
+class Objective(ABC):
+    """A distance between what the synthetic and the real images do to a network.
+
+    A subclass is a frozen dataclass whose fields are its options, registered in ``OBJECTIVES``. It must not change
+    the network, the real data or any global state.
+    """
+
+    needs_network: ClassVar[bool] = True
+
+    @abstractmethod
+    def losses(self, state: MatchState) -> Iterator[tuple[int, Tensor]]:
+        """Yield (class, scalar loss) pairs; the caller back-propagates each before the next is computed.
+
+        Yielding class by class keeps one class's graph in memory at a time, and lets the caller step after each one as
+        the released code does.
+        """

@@ -1,0 +1,289 @@
+"""params.yaml, validated once at the door: every knob typed, ranged and explained, every error with its remedy."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML, YAMLError
+
+from dreamlib.registry import unknown
+
+Positive = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+# A YAML list of one number may be written as the number.
+IntList = Annotated[list[Natural], BeforeValidator(lambda v: v if isinstance(v, list) else [v])]
+
+
+class ParameterError(ValueError):
+    """params.yaml (or a stage's coordinate) asks for something that cannot be done; the message says what can."""
+
+
+class Strict(BaseModel):
+    """A section that refuses keys it does not know and never changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ComputeParams(Strict):
+    """Where and how precisely to compute; see ``Compute.resolve``."""
+
+    device: str = "auto"
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    threads: Natural = 0
+
+
+class DataParams(Strict):
+    """Where the data lies, how many training images a class are held out for validation, a data set's own options."""
+
+    directory: str = "data"
+    validation_per_class: Natural = 500
+    options: dict[str, Any] = {}
+
+
+class NetworkParams(Strict):
+    """A registered network and its options."""
+
+    name: str = "convnet"
+    options: dict[str, Any] = {}
+
+
+class ClusteringParams(Strict):
+    """How the canvases' representatives are found; ``pool`` bounds how many random images of a class enter (0: all)."""
+
+    features: Literal["pixels", "random", "trained"] = "random"
+    epochs: Positive = 1
+    pool: Natural = 0
+    max_iterations: Positive = 50
+
+
+class DistillParams(Strict):
+    """One distillation, whole: what is matched, from where, against which images, for how long.
+
+    DREAM and IDC differ in ``init`` and ``sampler`` alone. ``image_lr`` is multiplied by ipc/10 · (side/32)² when
+    ``image_lr_rule`` is 'scaled' (side/28 for MNIST; IDC and DREAM), used as it is when 'fixed'.
+    """
+
+    objective: str = "gradient"
+    options: dict[str, Any] = {}
+    init: str = "random"
+    shrink: Literal["area", "nearest"] = "area"
+    factor: Positive = 2
+    decode: Literal["single", "bound"] = "single"
+    sampler: str = "random"
+    real_batch: Positive = 128
+    per_cluster: Positive = 1
+    interval: Positive = 10
+    pool: Natural = 0
+    cluster_iterations: Positive = 10
+    cluster_start: Literal["random", "k-means++"] = "random"
+    synthetic_batch: Positive = 128
+    outer_iterations: Natural = 2000
+    inner_iterations: Positive = 100
+    image_optimizer: Literal["sgd", "adam"] = "sgd"
+    image_lr: Rate = 5e-3
+    image_lr_rule: Literal["fixed", "scaled"] = "fixed"
+    image_momentum: Fraction = 0.5
+    image_update: Literal["per_class", "batched"] = "batched"
+    augmentation: str = "color_crop_cutout"
+    augmentation_mode: Literal["idc", "dsa"] = "idc"
+    train_on: Literal["real", "synthetic", "none"] = "real"
+    network_steps: Natural = 4
+    network_batch: Positive = 128
+    network_lr: Rate = 0.01
+    network_momentum: Fraction = 0.9
+    network_weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    network_augmentation: str = "flip_color_crop_cutout"
+    cutmix: Fraction = 0.5
+    pretrain_steps: Natural = 0
+    checkpoint_every_s: Rate = 30.0
+    snapshots: Natural = 4
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "DistillParams":
+        if self.sampler == "representative" and self.real_batch % self.per_cluster:
+            raise ValueError(f"per_cluster = {self.per_cluster} must divide real_batch = {self.real_batch}")
+        if self.image_optimizer == "adam" and self.image_update == "per_class":
+            raise ValueError("image_update = per_class is defined for sgd only; use batched with adam")
+        if self.sampler == "representative" and 0 < self.pool < self.real_batch:
+            raise ValueError(
+                f"pool = {self.pool} is smaller than real_batch = {self.real_batch}; raise it, or 0 for all"
+            )
+        return self
+
+
+class EvaluationParams(Strict):
+    """The protocol that turns a set into an accuracy; the defaults are IDC's.
+
+    ``networks`` fresh networks are trained per set; learning rate × 0.2 at 2/3 and 5/6 of the epochs. ``curve_epochs``
+    is the shorter protocol behind accuracy-against-iterations curves, on the validation split.
+    """
+
+    protocol: str = "idc"
+    networks: Positive = 3
+    epochs: Positive = 1000
+    batch: Positive = 64
+    lr: Rate = 0.01
+    momentum: Fraction = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    augmentation: str = "flip_color_crop_scale_rotate"
+    augmentation_mode: Literal["idc", "dsa"] = "idc"
+    cutmix: Fraction = 0.5
+    curve_networks: Natural = 1
+    curve_epochs: Positive = 100
+
+
+class Params(Strict):
+    """All of params.yaml."""
+
+    dataset: str
+    ipc: Annotated[list[Positive], Field(min_length=1)]
+    methods: Annotated[list[str], Field(min_length=1)]
+    seeds: Annotated[list[Natural], Field(min_length=1)]
+    budget: str
+    compute: ComputeParams = ComputeParams()
+    data: DataParams = DataParams()
+    network: NetworkParams = NetworkParams()
+    method: dict[str, dict[str, Any]]
+    budgets: dict[str, dict[str, Any]]
+
+    def distillation(self, method: str, ipc: int) -> DistillParams:
+        """What ``method`` does at ``ipc`` under the chosen budget.
+
+        Later layers win: the budget's ``distillation``, its block for the data set, the method's own block, the
+        method's block named after the budget. A value given as a mapping from ipc to value means: the entry of
+        the largest ipc not above this one.
+        """
+        block = self._of(self.method, "method", method)
+        own = {k: v for k, v in block.items() if k not in self.budgets}
+        layers = [*self._budget_layers("distillation"), own, block.get(self.budget) or {}]
+        return _build(DistillParams, layers, ipc, f"method {method}, budget {self.budget}")
+
+    def clustering(self) -> ClusteringParams:
+        """The clustering stage's parameters under the chosen budget."""
+        return _build(ClusteringParams, self._budget_layers("clustering"), 1, f"clustering, budget {self.budget}")
+
+    def evaluation(self, ipc: int) -> EvaluationParams:
+        """The evaluation protocol at ``ipc`` under the chosen budget."""
+        return _build(EvaluationParams, self._budget_layers("evaluation"), ipc, f"evaluation, budget {self.budget}")
+
+    def _budget_layers(self, section: str) -> list[dict[str, Any]]:
+        budget = self._of(self.budgets, "budget", self.budget)
+        by_dataset = (budget.get("by_dataset") or {}).get(self.dataset) or {}
+        return [budget.get(section) or {}, by_dataset.get(section) or {}]
+
+    @staticmethod
+    def _of(table: Mapping[str, Any], kind: str, name: str) -> dict[str, Any]:
+        if name not in table:
+            raise ParameterError(str(unknown(kind, name, sorted(table))))
+        return table[name] or {}
+
+
+_BY_IPC_EXEMPT = {"options"}
+
+
+def _build(model: type[Any], layers: list[dict[str, Any]], ipc: int, where: str) -> Any:
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            if key in _BY_IPC_EXEMPT and isinstance(value, Mapping):
+                value = {**merged.get(key, {}), **value}
+            merged[key] = value
+    merged = {key: _at_ipc(key, value, ipc, where) for key, value in merged.items()}
+    return _validated(model, merged, where)
+
+
+def _at_ipc(key: str, value: Any, ipc: int, where: str) -> Any:
+    if key in _BY_IPC_EXEMPT:
+        return {k: _at_ipc(f"options.{k}", v, ipc, where) for k, v in value.items()}
+    if not isinstance(value, Mapping):
+        return value
+    if not value or not all(isinstance(k, int) for k in value):
+        raise ParameterError(
+            f"params.yaml ({where}): {key} may be a value or a mapping from ipc to value; got {dict(value)}"
+        )
+    if min(value) > ipc:
+        raise ParameterError(f"params.yaml ({where}): {key} says nothing for ipc {ipc}; add an entry '{ipc}:' or lower")
+    return value[max(k for k in value if k <= ipc)]
+
+
+def _validated(model: type[Any], values: Mapping[str, Any], where: str) -> Any:
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        lines = [_explain(problem, model) for problem in error.errors()]
+        raise ParameterError(f"params.yaml ({where}): " + "; ".join(lines)) from None
+
+
+def _explain(problem: Any, model: type[BaseModel]) -> str:
+    path = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        section: Any = model
+        for part in problem["loc"][:-1]:
+            field = getattr(section, "model_fields", {}).get(part)
+            section = field.annotation if field else None
+        known = sorted(getattr(section, "model_fields", {}))
+        return str(unknown("key", problem["loc"][-1], known)) + (f" (at {path})" if len(problem["loc"]) > 1 else "")
+    shown = "" if problem["type"] == "missing" else f", got {problem['input']!r}"
+    return f"{path or 'section'}: {problem['msg'].removeprefix('Value error, ')}{shown}"
+
+
+def find_root(start: str | Path | None = None) -> Path:
+    """The project: the nearest folder with a dvc.yaml, at or above the current directory.
+
+    Not ``__file__``: `dvc exp run --queue` runs in a copy of the project. Raises FileNotFoundError outside one.
+    """
+    here = Path(start or Path.cwd()).resolve()
+    for folder in (here, *here.parents):
+        if (folder / "dvc.yaml").is_file():
+            return folder
+    raise FileNotFoundError(f"no dvc.yaml at or above {here}; run from inside the project")
+
+
+def read_params(root: str | Path | None = None) -> Params:
+    """params.yaml of the project, validated; components named in it are checked against the registries.
+
+    Raises ParameterError with one message for everything that is wrong with it.
+    """
+    path = Path(root or find_root()) / "params.yaml"
+    try:
+        values = YAML(typ="safe", pure=True).load(path)
+    except FileNotFoundError:
+        raise ParameterError(f"{path} is missing; restore it with `git checkout params.yaml`") from None
+    except YAMLError as error:
+        raise ParameterError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(values, Mapping):
+        raise ParameterError(f"{path} must hold sections, got {type(values).__name__}")
+    params = _validated(Params, values, "top level")
+    check(params)
+    return params
+
+
+def check(params: Params) -> None:
+    """Resolve every setting the pipeline would run, so that a mistake shows before any stage starts."""
+    for name in params.method:
+        if name in params.budgets:
+            raise ParameterError(f"'{name}' names both a method and a budget; rename one")
+    for method in params.methods:
+        for ipc in params.ipc:
+            params.distillation(method, ipc)
+            params.evaluation(ipc)
+    params.clustering()
+    for key in ("ipc", "methods", "seeds"):
+        values = getattr(params, key)
+        if len(set(values)) != len(values):
+            raise ParameterError(f"params.yaml: {key} lists a value twice: {values}; DVC would run it twice")
+
+
+def digest(*parts: Any) -> str:
+    """A short stable hash of JSON-able or pydantic values, for file names and provenance.
+
+    >>> digest({"a": 1}) == digest({"a": 1}) != digest({"a": 2})
+    True
+    """
+    plain = [part.model_dump() if isinstance(part, BaseModel) else part for part in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -1,0 +1,44 @@
+"""Which data, parameters and code made a result: hashes for the record, and what this machine is."""
+
+import hashlib
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from dreamlib.compute import Compute, peak_memory_bytes
+from dreamlib.files import write_json
+from dreamlib.params import find_root
+
+
+RUNS = Path(".dream") / "runs"  # times of this machine's runs: outside version control, since they never repeat
+
+
+def stage_dependencies(stage: str, root: Path | None = None) -> list[str]:
+    """The dependencies dvc.yaml declares for a stage (or for each instance of a matrix of stages)."""
+    root = root or find_root()
+    stages = YAML(typ="safe", pure=True).load(root / "dvc.yaml")["stages"]
+    return list(stages[stage].get("deps", []))
+
+
+def code_hash(stage: str, root: Path | None = None) -> str:
+    """A hash of the library files a stage depends on, as dvc.yaml lists them: part of a checkpoint's name."""
+    root = root or find_root()
+    whole = hashlib.sha256()
+    for name in sorted(d for d in stage_dependencies(stage, root) if d.startswith("dreamlib")):
+        path = root / name
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            whole.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
+    return whole.hexdigest()[:16]
+
+
+def note_run(name: str, compute: Compute, seconds: dict[str, float], root: Path | None = None) -> None:
+    """Keep what this run took on this machine (seconds, peak memory, device, versions) beside, not in, its outputs.
+
+    Wall-clock times never repeat; kept apart they let reports and metrics be the same bytes from run to run.
+    """
+    entry = {
+        "seconds": {k: round(v, 2) for k, v in seconds.items()},
+        "peak_memory_bytes": peak_memory_bytes(),
+        **compute.describe(),
+    }
+    write_json((root or find_root()) / RUNS / f"{name}.json", entry)

@@ -1,0 +1,67 @@
+"""Name → component, with errors that name the nearest match."""
+
+import difflib
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class UnknownNameError(ValueError):
+    """A name that nothing is registered under; the message lists what is."""
+
+
+def unknown(kind: str, name: object, known: list[str]) -> UnknownNameError:
+    """The error for a name that is not among ``known``, with the nearest match first.
+
+    >>> str(unknown("method", "draem", ["dream", "idc"]))
+    "unknown method 'draem': did you mean 'dream'? Known: dream, idc"
+    """
+    near = difflib.get_close_matches(str(name), known, n=1)
+    hint = f" did you mean '{near[0]}'?" if near else ""
+    return UnknownNameError(f"unknown {kind} '{name}':{hint} Known: {', '.join(known)}")
+
+
+class Registry(Generic[T]):
+    """Components of one kind by name; a new one registers itself and is found by tests and params.yaml alike.
+
+    >>> shapes = Registry("shape")
+    >>> @shapes.register("square")
+    ... def square(side): return side * side
+    >>> shapes["square"](3), shapes.names()
+    (9, ['square'])
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._items: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator that files the component under ``name``; raises ValueError if the name is taken."""
+
+        def keep(item: T) -> T:
+            if name in self._items:
+                raise ValueError(f"{self.kind} '{name}' is registered already; choose another name")
+            self._items[name] = item
+            return item
+
+        return keep
+
+    def remove(self, name: str) -> None:
+        """Forget a component (for tests that register toys)."""
+        self._items.pop(name, None)
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self._items:
+            raise unknown(self.kind, name, self.names())
+        return self._items[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._items
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def names(self) -> list[str]:
+        """All names, sorted."""
+        return sorted(self._items)

@@ -1,0 +1,69 @@
+"""Small tables and sentences the notebooks show: settings, loss histories, provenance."""
+
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import BaseModel
+from sklearn.decomposition import PCA
+from torch import Tensor
+
+from dreamlib.distill import DistillResult
+from dreamlib.initialize import ClassClusters
+from dreamlib.params import digest
+from dreamlib.pipeline import Project, Setting
+from dreamlib.provenance import code_hash
+from dreamlib.seeding import generator
+
+
+def settings_table(settings: BaseModel) -> pd.DataFrame:
+    """The values of a settings model, one row each."""
+    values = {key: ", ".join(f"{k}: {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+              for key, value in settings.model_dump().items()}  # fmt: skip
+    return pd.DataFrame({"value": values}).rename_axis("setting")
+
+
+def loss_table(result: DistillResult, setting: Setting | None = None) -> pd.DataFrame:
+    """The matching loss per inner iteration, with the method's name for a legend."""
+    table = pd.DataFrame(result.history, columns=["iteration", "loss"])
+    return table.assign(method=setting.method if setting else "matching loss")
+
+
+def two_dimensions(clusters: ClassClusters, batch: int, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """A class's features on their first two principal components (n, 2), and rows to mark: representatives, random.
+
+    At most ``batch`` random rows, as many as there are representatives.
+    """
+    features = clusters.features.cpu()
+    points = PCA(2, svd_solver="covariance_eigh" if features.shape[1] < 256 else "randomized", random_state=0)
+    where = {int(row): place for place, row in enumerate(clusters.members.tolist())}
+    chosen = np.array([where[int(row)] for row in clusters.representatives.tolist()])
+    rng = generator(seed, "shown-random-batch")
+    random = torch.randperm(len(features), generator=rng)[: min(batch, len(chosen))].numpy()
+    return points.fit_transform(features.numpy()), {"representatives": chosen, "random images, as many": random}
+
+
+def random_images(images: Tensor, rows: Tensor, count: int, seed: int) -> Tensor:
+    """``count`` of the given rows' images at random, to lay beside the representatives."""
+    order = torch.randperm(len(rows), generator=generator(seed, "shown-random-batch"))[:count]
+    return images[rows[order.to(rows.device)]]
+
+
+def provenance(project: Project, stage: str, info: dict[str, Any] | None = None) -> str:
+    """The chain behind a notebook's numbers, as a Markdown table: data, parameters, code, versions, device.
+
+    No time and no commit number: this text is committed, and would change with the commit that holds it. Times are in
+    results/record.json and in report 04; `git log` of the report names its commit.
+    """
+    p = project.params
+    rows = {
+        "stage": f"`{stage}` in dvc.yaml",
+        "data": f"{p.dataset}, hash `{project.data_hash[:16]}`, pinned by data.dvc",
+        "parameters": f"params.yaml, budget `{p.budget}`, hash `{(info or {}).get('parameter_hash') or digest(p)}`",
+        "code": f"dreamlib files of this stage, hash `{code_hash(stage, project.root)}`",
+        "device": ", ".join(f"{k} {v}" for k, v in project.compute.describe().items() if k != "python"),
+        "versions": ", ".join(f"{name} {version(name)}" for name in ("torchvision", "numpy", "scikit-learn", "dvc")),
+    }
+    return "| | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in rows.items())

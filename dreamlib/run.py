@@ -1,0 +1,154 @@
+"""The launcher: one notebook, its coordinate, its executed copy. ``python -m dreamlib.run NOTEBOOK OUTPUT [key=value …]``.
+
+Papermill runs the notebook; around it the launcher refuses what papermill would only warn of, shows the kernel's
+progress on standard error, and strips from the executed copy whatever differs from run to run.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from dreamlib.files import write_atomically
+from dreamlib.params import ParameterError, find_root
+from dreamlib.progress import PROGRESS_FILE
+from dreamlib.registry import unknown
+
+
+def parse(pairs: list[str]) -> dict[str, int | str]:
+    """``key=value`` arguments as a notebook's parameters; whole numbers become int, the rest stays text.
+
+    >>> parse(["method=dream", "ipc=10"])
+    {'method': 'dream', 'ipc': 10}
+    """
+    found: dict[str, int | str] = {}
+    for pair in pairs:
+        key, sign, value = pair.partition("=")
+        if not sign or not key.isidentifier():
+            raise ParameterError(f"'{pair}' is not of the form key=value")
+        found[key] = int(value) if value.lstrip("-").isdigit() else value
+    return found
+
+
+def refuse_unknown(notebook: nbformat.NotebookNode, parameters: dict[str, Any], name: str) -> None:
+    """Raise unless every parameter is assigned in the notebook's ``parameters`` cell (papermill itself only warns)."""
+    cells = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    if len(cells) != 1:
+        raise ParameterError(f"{name} must have exactly one cell tagged 'parameters'; it has {len(cells)}")
+    known = [line.split("=")[0].split(":")[0].strip() for line in cells[0].source.splitlines() if "=" in line]
+    for key in parameters:
+        if key not in known:
+            raise unknown(f"parameter of {name}", key, known)
+
+
+def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Take out of an executed notebook everything that is not its content: times, random ids, standard error, widgets.
+
+    What is left is the same bytes from run to run, so that DVC and git see a change only where a result changed.
+    """
+    notebook.metadata = {k: v for k, v in notebook.metadata.items() if k in ("kernelspec", "language_info", "title")}
+    for index, cell in enumerate(notebook.cells):
+        tags = cell.metadata.get("tags")
+        cell.metadata = {"tags": tags} if tags else {}
+        cell.id = f"cell-{index}"
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if not _is_noise(o)]
+            for output in cell.outputs:
+                output.get("metadata", {}).clear()
+    return notebook
+
+
+def _is_noise(output: Any) -> bool:
+    widget = "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+    return widget or (output.output_type == "stream" and output.name == "stderr")
+
+
+@contextmanager
+def _shown_progress() -> Iterator[None]:
+    """Copy what the kernel writes to its progress file to our standard error, as it comes."""
+    with tempfile.NamedTemporaryFile(prefix="dream-progress-") as file:
+        os.environ[PROGRESS_FILE] = file.name
+        stop = threading.Event()
+        terminal = sys.stderr.isatty()
+
+        def copy() -> None:
+            with open(file.name, encoding="utf-8", errors="replace") as source:
+                shown = 0.0
+                while True:
+                    done, text = stop.is_set(), source.read()
+                    # A log file wants a line now and then, a terminal every redraw.
+                    if text and (terminal or done or time.monotonic() - shown > 20):
+                        shown = time.monotonic()
+                        sys.stderr.write(text if terminal else text.rstrip().splitlines()[-1].split("\r")[-1] + "\n")
+                        sys.stderr.flush()
+                    if done:
+                        return
+                    stop.wait(0.5)
+
+        thread = threading.Thread(target=copy, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            del os.environ[PROGRESS_FILE]
+
+
+def run(notebook: Path, output: Path, parameters: dict[str, Any]) -> None:
+    """Execute ``notebook`` with ``parameters`` and leave its normalised copy at ``output``, traceback included.
+
+    Raises what the notebook raised; ParameterError or UnknownNameError before anything runs.
+    """
+    import papermill
+
+    root = find_root()
+    refuse_unknown(nbformat.read(notebook, as_version=4), parameters, notebook.name)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    executed = output.with_name(f".{output.name}.tmp")
+    try:
+        with _shown_progress():
+            papermill.execute_notebook(
+                str(notebook), str(executed), parameters, kernel_name="python3", cwd=str(root),
+                progress_bar=False, log_output=False,
+            )  # fmt: skip
+    finally:
+        if executed.is_file():
+            text = nbformat.writes(normalise(nbformat.read(executed, as_version=4))) + "\n"
+            write_atomically(output, text.encode())
+            executed.unlink()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status, with one clear line on standard error where something is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m dreamlib.run", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("notebook", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("parameters", nargs="*", metavar="key=value")
+    given = parser.parse_args(arguments)
+    from papermill.exceptions import PapermillExecutionError
+
+    from dreamlib.pipeline import Project, preflight
+
+    try:
+        preflight(Project.open())
+        run(given.notebook, given.output, parse(given.parameters))
+    except PapermillExecutionError as error:
+        print(f"error: {given.notebook}: {error.ename}: {error.evalue}\n(traceback: {given.output})", file=sys.stderr)
+        return 1
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""Which real images supervise a matching step: random mini-batches, or DREAM's representative ones."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dreamlib.kmeans import kmeans, nearest_members
+from dreamlib.registry import Registry
+from dreamlib.seeding import generator
+from dreamlib.types import LabeledImages
+
+SAMPLERS: Registry[type["Sampler"]] = Registry("sampler")
+Embed = Callable[[Tensor], Tensor]  # images (n, C, H, W) in [0, 1] → features (n, D)
+
+
+@dataclass
+class Sampler(ABC):
+    """Chooses, at every inner iteration, a batch of each class's real images.
+
+    Nothing is remembered but ``chosen``: draws come from a generator made anew from (seed, iteration), so a resumed
+    run goes on exactly where it stopped. ``batch`` is images per class; a class with fewer gives all it has.
+    """
+
+    data: LabeledImages
+    batch: int
+    seed: int
+    chosen: Tensor | None = None  # (K, batch) rows of data, where a sampler keeps them between iterations
+
+    def __post_init__(self) -> None:
+        self.members = [self.data.of_class(c) for c in range(self.data.num_classes)]
+        empty = [c for c, rows in enumerate(self.members) if not len(rows)]
+        if empty:
+            raise ValueError(f"classes {empty} have no training image; every class needs at least one")
+
+    def prepare(self, iteration: int, embed: Embed) -> None:  # noqa: B027 (a sampler without state has nothing to do)
+        """Called before every inner iteration with the current network's embedding."""
+
+    @abstractmethod
+    def rows(self, label: int, iteration: int) -> Tensor:
+        """The rows (≤ batch,) of ``data`` that supervise ``label`` at this iteration, no row twice."""
+
+
+@SAMPLERS.register("random")
+@dataclass
+class RandomSampler(Sampler):
+    """Uniform without replacement, drawn anew at every iteration (IDC)."""
+
+    def rows(self, label: int, iteration: int) -> Tensor:
+        """See ``Sampler.rows``."""
+        members = self.members[label]
+        rng = generator(self.seed, "real-batch", label, iteration)
+        return members[torch.randperm(len(members), generator=rng)[: self.batch].to(members.device)]
+
+
+@SAMPLERS.register("representative")
+@dataclass
+class RepresentativeSampler(Sampler):
+    """DREAM's batches: the images nearest to the centres of k-means on the current network's features (DREAM §3.3).
+
+    Every ``interval`` inner iterations each class is clustered into batch / ``per_cluster`` clusters, and the
+    ``per_cluster`` images nearest to each centre supervise the next ``interval`` iterations. ``pool`` bounds how many
+    random images of a class enter (0: all, as released); features of at most one class are held at a time.
+
+    Raises ValueError when ``per_cluster`` does not divide the batch.
+    """
+
+    interval: int = 10
+    per_cluster: int = 1
+    pool: int = 0
+    max_iterations: int = 10
+    start: str = "random"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch % self.per_cluster:
+            raise ValueError(
+                f"per_cluster = {self.per_cluster} must divide real_batch = {self.batch}; try "
+                f"{next(m for m in range(self.per_cluster, 0, -1) if self.batch % m == 0)}"
+            )
+
+    def prepare(self, iteration: int, embed: Embed) -> None:
+        """Re-cluster when the interval has passed (or nothing is chosen yet)."""
+        if self.chosen is not None and iteration % self.interval:
+            return
+        self.chosen = torch.stack([self._representatives(c, iteration, embed) for c in range(self.data.num_classes)])
+
+    def _representatives(self, label: int, iteration: int, embed: Embed) -> Tensor:
+        members = self.members[label]
+        rng = generator(self.seed, "cluster", label, iteration)
+        if self.pool and self.pool < len(members):
+            members = members[torch.randperm(len(members), generator=rng)[: self.pool].to(members.device)]
+        per_cluster = min(self.per_cluster, len(members))
+        k = min(self.batch, len(members)) // per_cluster
+        features = embed(self.data.images[members]).float().unsqueeze(0)  # (1, n, D)
+        found = kmeans(features, k, rng, max_iterations=self.max_iterations, start=self.start)
+        return members[nearest_members(features, found, per_cluster)[0]]
+
+    def rows(self, label: int, iteration: int) -> Tensor:
+        """See ``Sampler.rows``."""
+        if self.chosen is None:
+            raise RuntimeError("prepare() must run before rows()")
+        return self.chosen[label]

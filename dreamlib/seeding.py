@@ -1,0 +1,27 @@
+"""Randomness by name: one seed, a private generator for every purpose, the global generators untouched."""
+
+import hashlib
+
+import torch
+
+
+def derive(seed: int, *purpose: str | int) -> int:
+    """A 63-bit seed for one purpose, so that two purposes never share a stream.
+
+    Hashing (rather than adding) keeps neighbouring seeds unrelated; seed 0 is a seed like any other.
+
+    >>> derive(0, "init") != derive(0, "augment") and derive(0, "init") == derive(0, "init")
+    True
+    """
+    text = "/".join(str(part) for part in (seed, *purpose))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
+def generator(seed: int, *purpose: str | int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A ``torch.Generator`` of its own for (seed, purpose).
+
+    >>> a, b = generator(3, "batches"), generator(3, "batches")
+    >>> bool((torch.rand(5, generator=a) == torch.rand(5, generator=b)).all())
+    True
+    """
+    return torch.Generator(device=device).manual_seed(derive(seed, *purpose))

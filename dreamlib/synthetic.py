@@ -1,0 +1,210 @@
+"""The distilled set: stored canvases, how they decode into training images, and the file that carries them."""
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from dreamlib.files import write_atomically
+
+FORMAT = "dreamlib-set-1"
+BOUND = 128  # decoded images per class that the 'bound' rule never exceeds (IDC's released setting)
+DECODE_RULES = ("single", "bound")
+
+
+def formation(ipc: int, factor: int, rule: str = "single", bound: int = BOUND) -> tuple[int, ...]:
+    """The factor each of a class's ``ipc`` canvases is cut by.
+
+    'single' cuts every canvas by ``factor``. 'bound' (IDC, for large f and ipc) cuts as many canvases as it can by
+    ``factor``, the next by factor − 1 and so on, so that a class never decodes to more than ``bound`` images.
+
+    >>> formation(3, 2), formation(40, 3, "bound")[8:14]
+    ((2, 2, 2), (3, 2, 2, 2, 2, 1))
+    """
+    if rule not in DECODE_RULES:
+        raise ValueError(f"decode must be one of {', '.join(DECODE_RULES)}; got '{rule}'")
+    if rule == "single":
+        return (factor,) * ipc
+    factors: list[int] = []
+    for f in range(factor, 0, -1):
+        left = ipc - len(factors)
+        # Every canvas left yields at least one image; the room beyond that pays for cutting some of them finer.
+        room = bound - sum(g * g for g in factors) - left
+        factors += [f] * (left if f == 1 else min(left, max(0, room // (f * f))))
+    return tuple(factors)
+
+
+def decode(canvases: Tensor, factor: int) -> Tensor:
+    """Cut each canvas into factor² crops (row-major), each enlarged to the canvas's size (multi-formation, IDC §4).
+
+    (N, C, H, W) → (N·factor², C, H, W), the crops of one canvas in a row; differentiable. A side that ``factor`` does
+    not divide is padded with 0.5 at the bottom and right.
+
+    >>> decode(torch.arange(16.).view(1, 1, 4, 4), 4)[6].unique().item()
+    6.0
+    """
+    if factor == 1:
+        return canvases
+    n, c, h, w = canvases.shape
+    crop_h, crop_w = math.ceil(h / factor), math.ceil(w / factor)
+    padded = F.pad(canvases, (0, crop_w * factor - w, 0, crop_h * factor - h), value=0.5)
+    crops = padded.view(n, c, factor, crop_h, factor, crop_w).permute(0, 2, 4, 1, 3, 5)  # (N, f, f, C, h, w)
+    crops = crops.reshape(n * factor**2, c, crop_h, crop_w)
+    return F.interpolate(crops, size=(h, w), mode="bilinear", align_corners=False)
+
+
+@dataclass
+class SyntheticSet:
+    """K·ipc stored canvases with labels; what a distillation run changes and what a user takes away.
+
+    ``canvases`` (K·ipc, C, H, W) in [0, 1] ordered by class, ``labels`` (K·ipc,). ``soft_labels``, when a method stores
+    them, is (K·ipc·f², K) probabilities, one row per decoded image. ``extras`` holds learned scalars such as a step
+    size. ``info`` is the metadata written into the file.
+    """
+
+    canvases: Tensor
+    labels: Tensor
+    num_classes: int
+    factor: int = 1
+    rule: str = "single"
+    soft_labels: Tensor | None = None
+    extras: dict[str, Tensor] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ipc(self) -> int:
+        """Stored images per class."""
+        return len(self.canvases) // self.num_classes
+
+    @property
+    def factors(self) -> tuple[int, ...]:
+        """The factor of each canvas of one class."""
+        return formation(self.ipc, self.factor, self.rule)
+
+    @property
+    def stored_floats(self) -> int:
+        """Numbers the set stores: pixels, plus soft labels and learned scalars where there are any.
+
+        >>> SyntheticSet(torch.zeros(10, 1, 28, 28), torch.arange(10), 10, factor=2).stored_floats
+        7840
+        """
+        soft = 0 if self.soft_labels is None else self.soft_labels.numel()
+        return self.canvases.numel() + soft + sum(t.numel() for t in self.extras.values())
+
+    def rows_of_class(self, label: int) -> slice:
+        """Where one class's canvases lie."""
+        return slice(label * self.ipc, (label + 1) * self.ipc)
+
+    def decode_class(self, label: int) -> Tensor:
+        """One class's training images (n, C, H, W), differentiable with respect to the canvases."""
+        canvases, parts, start = self.canvases[self.rows_of_class(label)], [], 0
+        factors = self.factors
+        for f in sorted(set(factors), reverse=True):  # formation() lists large factors first
+            count = factors.count(f)
+            parts.append(decode(canvases[start : start + count], f))
+            start += count
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def decode(self) -> tuple[Tensor, Tensor]:
+        """All training images (M, C, H, W) and labels (M,), class by class; M = K·ipc·f² under the 'single' rule."""
+        images = [self.decode_class(label) for label in range(self.num_classes)]
+        labels = [torch.full((len(x),), c, dtype=torch.long) for c, x in enumerate(images)]
+        return torch.cat(images), torch.cat(labels).to(self.canvases.device)
+
+    def metadata(self) -> dict[str, Any]:
+        """What the file says of itself."""
+        return {
+            **self.info,
+            "format": FORMAT,
+            "num_classes": self.num_classes,
+            "ipc": self.ipc,
+            "factor": self.factor,
+            "decode": self.rule,
+            "label_kind": "hard" if self.soft_labels is None else "soft",
+            "stored_floats": self.stored_floats,
+        }
+
+    def save(self, path: str | Path) -> str:
+        """Write one safetensors file atomically; returns its SHA-256. The same set gives the same bytes."""
+        tensors = {"canvases": self.canvases.detach().float(), "labels": self.labels}
+        if self.soft_labels is not None:
+            tensors["soft_labels"] = self.soft_labels.detach().float()
+        tensors |= {f"extra.{name}": t.detach().float() for name, t in self.extras.items()}
+        tensors = {name: t.cpu().contiguous() for name, t in tensors.items()}
+        # One metadata key only: safetensors does not keep the order of several, and the bytes must not vary.
+        payload = save(tensors, metadata={"dreamlib": json.dumps(self.metadata(), sort_keys=True)})
+        write_atomically(path, payload)
+        return hashlib.sha256(payload).hexdigest()
+
+    @classmethod
+    def open(cls, path: str | Path) -> "SyntheticSet":
+        """Read a file written by ``save``; raises FileNotFoundError or ValueError that say what to do."""
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"no distilled set at {path}; make it with `dvc repro`, or check the path")
+        try:
+            with safe_open(path, "pt") as file:
+                info = json.loads((file.metadata() or {})["dreamlib"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            if info["format"] != FORMAT:
+                raise KeyError(info["format"])
+        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"{path} is not a whole distilled set of format {FORMAT} ({error}); restore it with `git checkout` "
+                "or make it again with `dvc repro`"
+            ) from error
+        extras = {name.removeprefix("extra."): t for name, t in tensors.items() if name.startswith("extra.")}
+        soft = tensors.get("soft_labels")
+        rule, factor = info["decode"], info["factor"]
+        return cls(tensors["canvases"], tensors["labels"], info["num_classes"], factor, rule, soft, extras, info)
+
+    def to(self, device: torch.device | str) -> "SyntheticSet":
+        """The set on another device."""
+        soft = None if self.soft_labels is None else self.soft_labels.to(device)
+        extras = {name: t.to(device) for name, t in self.extras.items()}
+        moved = {"canvases": self.canvases.to(device), "labels": self.labels.to(device)}
+        return replace(self, **moved, soft_labels=soft, extras=extras)
+
+
+class DecodedDataset(Dataset[tuple[Tensor, Tensor]]):
+    """A distilled set as an ordinary map-style data set of (image, label) pairs.
+
+    ``images`` (M, C, H, W) and ``labels``, (M,) class numbers or (M, K) probabilities for soft-label sets; ``set`` is
+    what they were decoded from. Images are normalised as the networks expect unless ``normalise=False``.
+    """
+
+    def __init__(self, source: SyntheticSet, normalise: bool = True) -> None:
+        self.set = source
+        images, hard = source.decode()
+        if normalise:
+            if "mean" not in source.info:
+                raise ValueError("the set carries no normalisation statistics; pass normalise=False")
+            shape = (1, -1, 1, 1)
+            images = (images - torch.tensor(source.info["mean"]).view(shape)) / torch.tensor(source.info["std"]).view(
+                shape
+            )
+        self.images = images
+        self.labels = hard if source.soft_labels is None else source.soft_labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
+        return self.images[row], self.labels[row]
+
+
+def load(path: str | Path, normalise: bool = True) -> DecodedDataset:
+    """Decoded images and labels of a distilled set's file, ready for a ``DataLoader``.
+
+    Raises FileNotFoundError or ValueError with the remedy when the file is missing, torn or foreign.
+    """
+    return DecodedDataset(SyntheticSet.open(path), normalise)

@@ -1,0 +1,138 @@
+"""Training a network on labelled images and asking it for predictions; used on real and on decoded images alike."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dreamlib.augment import Augmentation, cutmix
+from dreamlib.compute import Compute
+from dreamlib.seeding import generator
+from dreamlib.types import DatasetInfo
+
+PREDICT_BATCH = 256  # bounds the memory of predictions and embeddings; results do not depend on it
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """SGD with what is done to each batch; the learning rate is constant unless ``fit`` decays it."""
+
+    batch: int = 64
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    augmentation: Augmentation = Augmentation(())
+    cutmix: float = 0.0
+
+
+def augmentation_for(info: DatasetInfo, ops: str, mode: str = "idc") -> Augmentation:
+    """The named augmentation, without mirror images where they change the class (a mirrored digit is another sign).
+
+    >>> digits = DatasetInfo("toy", ("0", "1"), 1, 8, (0.0,), (1.0,), flip=False)
+    >>> augmentation_for(digits, "flip_crop").ops
+    ('crop',)
+    """
+    augmentation = Augmentation.parse(ops, mode=mode)
+    return (
+        augmentation if info.flip else replace(augmentation, ops=tuple(op for op in augmentation.ops if op != "flip"))
+    )
+
+
+class Trainer:
+    """A network with its optimiser; ``step`` is one SGD step on images in [0, 1].
+
+    One augmentation draw per image; CutMix with probability ``settings.cutmix`` (β = 1).
+    """
+
+    def __init__(self, network: nn.Module, info: DatasetInfo, settings: TrainSettings, compute: Compute) -> None:
+        self.network, self.info, self.settings, self.compute = network, info, settings, compute
+        self.optimizer = torch.optim.SGD(
+            network.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+        )
+
+    def step(self, images: Tensor, labels: Tensor, rng: torch.Generator) -> Tensor:
+        """One step on (N, C, H, W) images and their labels; returns the loss before it, detached."""
+        self.network.train()
+        with torch.no_grad():
+            x = self.info.normalise(images)
+            x = self.settings.augmentation.apply(x, self.settings.augmentation.draw(len(x), tuple(x.shape[1:]), rng))
+            x, a, b, lam = cutmix(x, labels, rng, probability=self.settings.cutmix)
+            x = self.compute.cast(x)
+        logits = self.network(x)
+        loss = F.cross_entropy(logits, a)
+        if lam != 1.0:
+            loss = lam * loss + (1 - lam) * F.cross_entropy(logits, b)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+
+def decayed_lr(lr: float, epoch: int, epochs: int) -> float:
+    """IDC's schedule: × 0.2 from epoch 2·epochs // 3 on, × 0.2 again from 5·epochs // 6 on (epochs count from 0).
+
+    >>> [round(decayed_lr(0.01, e, 1000), 6) for e in (0, 665, 666, 832, 833)]
+    [0.01, 0.01, 0.002, 0.002, 0.0004]
+    """
+    return lr * 0.2 ** sum(epoch >= milestone for milestone in (2 * epochs // 3, 5 * epochs // 6))
+
+
+def fit(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    info: DatasetInfo,
+    settings: TrainSettings,
+    compute: Compute,
+    *,
+    epochs: int,
+    seed: int,
+    schedule: Callable[[float, int, int], float] = decayed_lr,
+    on_epoch: Callable[[], object] | None = None,
+) -> float:
+    """Train ``network`` for ``epochs`` passes over shuffled batches; returns the last epoch's mean loss.
+
+    ``images`` (N, C, H, W) in [0, 1]; the last batch of an epoch may be smaller. Everything random comes from ``seed``.
+    """
+    trainer, mean = Trainer(network, info, settings, compute), float("nan")
+    for epoch in range(epochs):
+        for group in trainer.optimizer.param_groups:
+            group["lr"] = schedule(settings.lr, epoch, epochs)
+        rng = generator(seed, "fit", epoch)
+        order = torch.randperm(len(labels), generator=rng).to(labels.device)
+        losses = [trainer.step(images[rows], labels[rows], rng) for rows in order.split(settings.batch)]
+        mean = torch.stack(losses).mean() if epoch == epochs - 1 else mean
+        if on_epoch:
+            on_epoch()
+    return float(mean)
+
+
+@torch.no_grad()
+def in_batches(function: Callable[[Tensor], Tensor], images: Tensor, info: DatasetInfo, compute: Compute) -> Tensor:
+    """``function`` of normalised images (N, C, H, W), a bounded batch at a time; rows concatenated, float32 or wider."""
+    parts = [function(compute.cast(info.normalise(batch))) for batch in images.split(PREDICT_BATCH)]
+    out = torch.cat(parts)
+    return out.float() if out.dtype == torch.bfloat16 else out
+
+
+def predict(network: nn.Module, images: Tensor, info: DatasetInfo, compute: Compute) -> Tensor:
+    """Logits (N, K) in evaluation mode."""
+    network.eval()
+    return in_batches(network, images, info, compute)
+
+
+def embed(network: nn.Module, images: Tensor, info: DatasetInfo, compute: Compute) -> Tensor:
+    """Features (N, D): the flattened output of the network's last block, in evaluation mode."""
+    network.eval()
+    return in_batches(network.features, images, info, compute)
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Fraction of rows whose largest logit is the label's.
+
+    >>> accuracy(torch.tensor([[0., 1.], [1., 0.], [0., 1.]]), torch.tensor([1, 0, 0]))
+    0.6666666666666666
+    """
+    return int((logits.argmax(1) == labels).sum()) / len(labels)

@@ -1,0 +1,265 @@
+"""Readers against files in their real formats, written here byte by byte; contracts over everything registered."""
+
+import gzip
+import hashlib
+import io
+import pickle
+import random
+import struct
+import tarfile
+import warnings
+
+import numpy as np
+import pytest
+import scipy.io
+import torch
+from PIL import Image
+
+from dreamlib._torchvision import torchvision
+from dreamlib.datasets import DATASETS, DataError, create, info
+from dreamlib.registry import UnknownNameError
+
+SPLITS = ("train", "test")
+
+
+def toy_bytes(classes, channels, side, per_class):
+    """{split: (images (N, C, H, W) bytes, labels (N,))} with every class in both splits, in shuffled order."""
+    rng = np.random.default_rng(classes)
+    made = {}
+    for split in SPLITS:
+        labels = rng.permutation(np.repeat(np.arange(classes), per_class[split]))
+        made[split] = rng.integers(0, 256, (len(labels), channels, side, side), dtype=np.uint8), labels
+    return made
+
+
+def md5(content):
+    return hashlib.md5(content).hexdigest()
+
+
+def write_idx(folder, monkeypatch, reader):
+    toys = toy_bytes(10, 1, 28, {"train": 3, "test": 2})
+    resources = []
+    for split, prefix in (("train", "train"), ("test", "t10k")):
+        images, labels = toys[split]
+        for kind, array in (("images-idx3", images[:, 0]), ("labels-idx1", labels.astype(np.uint8))):
+            header = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+            packed = gzip.compress(header + array.tobytes())
+            (folder / f"{prefix}-{kind}-ubyte.gz").write_bytes(packed)
+            resources.append((f"{prefix}-{kind}-ubyte.gz", md5(packed)))
+    monkeypatch.setattr(reader, "resources", resources)
+    return toys
+
+
+def write_svhn(folder, monkeypatch):
+    toys = toy_bytes(10, 3, 32, {"train": 3, "test": 2})
+    listed = {}
+    for split in SPLITS:
+        images, labels = toys[split]
+        file = folder / f"{split}_32x32.mat"
+        digit_zero_is_ten = np.where(labels == 0, 10, labels).astype(np.uint8)[:, None]
+        scipy.io.savemat(file, {"X": images.transpose(2, 3, 1, 0), "y": digit_zero_is_ten})
+        listed[split] = ["http://nowhere.invalid/" + file.name, file.name, md5(file.read_bytes())]
+    monkeypatch.setattr(torchvision.datasets.SVHN, "split_list", listed)
+    return toys
+
+
+class Python2Pickler(pickle.Pickler):
+    """Pickles dtypes as Python 2 did when CIFAR was published: flags as integers."""
+
+    def reducer_override(self, obj):
+        if isinstance(obj, np.dtype):
+            return np.dtype, (obj.str[1:], 0, 1), (3, "|", None, None, None, -1, -1, 0)
+        return NotImplemented
+
+
+def python2_pickle(value):
+    stream = io.BytesIO()
+    Python2Pickler(stream, protocol=2).dump(value)
+    return stream.getvalue().replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+
+
+def write_cifar(folder, monkeypatch, reader):
+    fine = "100" in reader.base_folder
+    toys = toy_bytes(100 if fine else 10, 3, 32, {"train": 5, "test": 2})
+    key = "fine_labels" if fine else "labels"
+    contents = {}
+    for split, listed in (("train", reader.train_list), ("test", reader.test_list)):
+        for (name, _), rows in zip(listed, np.array_split(np.arange(len(toys[split][1])), len(listed)), strict=True):
+            images, labels = (part[rows] for part in toys[split])
+            contents[name] = python2_pickle({"data": images.reshape(len(rows), -1), key: labels.tolist()})
+    contents[reader.meta["filename"]] = pickle.dumps({reader.meta["key"]: ["any"]}, protocol=2)
+    with tarfile.open(folder / reader.filename, "w:gz") as tar:
+        for name, content in contents.items():
+            member = tarfile.TarInfo(f"{reader.base_folder}/{name}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    monkeypatch.setattr(reader, "tgz_md5", md5((folder / reader.filename).read_bytes()))
+    monkeypatch.setattr(reader, "meta", reader.meta | {"md5": md5(contents[reader.meta["filename"]])})
+    for part in ("train_list", "test_list"):
+        monkeypatch.setattr(reader, part, [[name, md5(contents[name])] for name, _ in getattr(reader, part)])
+    return toys
+
+
+def write_folder(folder):
+    """PNGs named by their row; the classes are letters. The reader's order is class by class."""
+    toys = toy_bytes(4, 3, 32, {"train": 3, "test": 2})
+    for split, (images, labels) in toys.items():
+        order = np.argsort(labels, kind="stable")
+        toys[split] = images[order], labels[order]
+        for row, (image, label) in enumerate(zip(*toys[split], strict=True)):
+            place = folder / split / "abcd"[label]
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.transpose(1, 2, 0)).save(place / f"{row:03}.png")
+    return toys
+
+
+WRITERS = {
+    "mnist": lambda folder, patch: write_idx(folder, patch, torchvision.datasets.MNIST),
+    "fashion_mnist": lambda folder, patch: write_idx(folder, patch, torchvision.datasets.FashionMNIST),
+    "svhn": write_svhn,
+    "cifar10": lambda folder, patch: write_cifar(folder, patch, torchvision.datasets.CIFAR10),
+    "cifar100": lambda folder, patch: write_cifar(folder, patch, torchvision.datasets.CIFAR100),
+    "folder": lambda folder, patch: write_folder(folder),
+}
+
+
+@pytest.fixture
+def on_disk(tmp_path, monkeypatch):
+    """Call it with a name: (data set, what its files hold)."""
+
+    def write(name):
+        if name == "digits":
+            create(name).fetch(tmp_path)
+            return create(name), None
+        if name not in WRITERS:
+            pytest.skip(f"no tiny files for '{name}': add a writer to WRITERS to test its reader")
+        (tmp_path / name).mkdir()
+        toys = WRITERS[name](tmp_path / name, monkeypatch)
+        return create(name, {"path": str(tmp_path / name)} if name == "folder" else None), toys
+
+    return write
+
+
+@pytest.mark.parametrize("name", sorted(WRITERS))
+def test_the_reader_returns_what_the_files_hold_in_file_order(name, on_disk, tmp_path):
+    dataset, toys = on_disk(name)
+    for split in SPLITS:
+        images, labels = toys[split]
+        read = dataset.load(split, tmp_path)
+        assert torch.equal(read.images, torch.tensor(images.astype(np.float32) / np.float32(255)))
+        assert read.labels.tolist() == labels.tolist()
+
+
+@pytest.mark.parametrize("name", DATASETS.names())
+def test_fake_and_real_agree_in_shape_range_type_and_labels(name, on_disk, tmp_path):
+    dataset, _ = on_disk(name)
+    known = dataset.info
+    for split in SPLITS:
+        real, fake = dataset.load(split, tmp_path), dataset.fake(split, 2, torch.Generator().manual_seed(0))
+        for images in (real.images, fake.images):
+            assert images.shape[1:] == (known.channels, known.size, known.size)
+            assert images.dtype == torch.float32
+            assert images.is_contiguous()
+            assert images.min() >= 0
+            assert 0.5 < images.max() <= 1
+        for data in (real, fake):
+            assert data.labels.dtype == torch.int64
+            assert data.num_classes == known.num_classes
+            assert data.labels.unique().tolist() == list(range(known.num_classes))
+        assert fake.labels.bincount().unique().tolist() == [2]
+    assert known.name == name == type(dataset).name
+    assert len(known.mean) == len(known.std) == known.channels
+    assert min(known.std) > 0
+
+
+@pytest.mark.parametrize("name", DATASETS.names())
+def test_fake_is_seeded_and_its_classes_differ(name, on_disk):
+    dataset, _ = on_disk(name)
+    once, again, other = (dataset.fake("train", 4, torch.Generator().manual_seed(seed)).images for seed in (1, 1, 2))
+    assert torch.equal(once, again)
+    assert not torch.equal(once, other)
+    k = dataset.info.num_classes
+    means = once.unflatten(0, (4, k)).mean(0).flatten(1)  # (K, D)
+    test = other.flatten(1)
+    nearest = torch.cdist(test, means).argmin(1)
+    assert (nearest == torch.arange(k).repeat(4)).float().mean() > 2 / k
+
+
+@pytest.mark.parametrize("name", DATASETS.names())
+def test_only_train_and_test_are_published(name, on_disk, tmp_path):
+    dataset, _ = on_disk(name)
+    with pytest.raises(UnknownNameError, match=r"unknown split 'tset': did you mean 'test'"):
+        dataset.load("tset", tmp_path)
+    with pytest.raises(UnknownNameError, match="unknown split 'validation'"):
+        dataset.fake("validation", 1, torch.Generator())
+
+
+@pytest.mark.parametrize("name", DATASETS.names())
+def test_reading_leaves_data_folder_and_global_generators_alone(name, on_disk, tmp_path):
+    dataset, _ = on_disk(name)
+    files = sorted(tmp_path.rglob("*"))
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
+    dataset.load("train", tmp_path)
+    dataset.fake("train", 1, torch.Generator().manual_seed(0))
+    dataset.fetch(tmp_path)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1] == np.random.get_state()[1].tolist()  # noqa: NPY002
+    assert before[2] == random.getstate()
+    assert sorted(tmp_path.rglob("*")) == files
+
+
+@pytest.mark.parametrize("name", sorted(WRITERS.keys() - {"folder"}))
+def test_a_changed_or_missing_file_is_refused_with_the_remedy(name, on_disk, tmp_path):
+    dataset, _ = on_disk(name)
+    file = dataset.paths(tmp_path)[-1]
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+    with pytest.raises(DataError, match=rf"{file.name}.*{md5(whole[:-1])}.*{md5(whole)}.*Delete it and run") as refused:
+        dataset.load("train", tmp_path)
+    assert f"python -m dreamlib.datasets {name} --data-dir {tmp_path}" in str(refused.value)
+    file.unlink()
+    with pytest.raises(DataError, match=rf"{file.name} is missing: run `") as refused:
+        dataset.load("train", tmp_path)
+    assert ("make data" in str(refused.value)) == (name == "fashion_mnist")
+
+
+def test_digits_statistics_and_fixed_split(on_disk, tmp_path):
+    dataset, _ = on_disk("digits")
+    train, test = (dataset.load(split, tmp_path) for split in SPLITS)
+    assert dataset.info.mean == (round(train.images.mean().item(), 4),)
+    assert dataset.info.std == (round(train.images.std(correction=0).item(), 4),)
+    from sklearn.datasets import load_digits  # the independent reader
+
+    bundled = load_digits()
+    for label in range(10):
+        rows = np.flatnonzero(bundled.target == label)
+        cut = len(rows) - len(rows) // 5
+        for part, wanted in ((train, rows[:cut]), (test, rows[cut:])):
+            found = part.images[part.of_class(label), 0].numpy()
+            assert np.array_equal(found, (bundled.images[wanted] / 16).astype(np.float32))
+
+
+def test_cifar_is_read_without_the_warning_that_some_numpy_releases_give(on_disk, tmp_path, monkeypatch):
+    dataset, _ = on_disk("cifar10")
+    load = pickle.load
+
+    def warn_and_load(*args, **kwargs):
+        text = "dtype(): align should be passed as Python or NumPy boolean but got `align=0`."
+        warnings.warn(text, np.exceptions.VisibleDeprecationWarning, stacklevel=1)
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(torchvision.datasets.cifar.pickle, "load", warn_and_load)
+    assert len(dataset.load("test", tmp_path)) == 20
+
+
+def test_normalisation_and_flips_are_those_of_the_literature():
+    facts = {name: info(name) for name in DATASETS if name != "folder"}
+    assert facts["mnist"].mean + facts["mnist"].std == (0.1307, 0.3081)
+    assert facts["fashion_mnist"].mean + facts["fashion_mnist"].std == (0.2861, 0.3530)
+    assert facts["svhn"].mean + facts["svhn"].std == (0.4377, 0.4438, 0.4728, 0.1980, 0.2010, 0.1970)
+    assert facts["cifar10"].mean + facts["cifar10"].std == (0.4914, 0.4822, 0.4465, 0.2023, 0.1994, 0.2010)
+    assert (facts["cifar100"].mean, facts["cifar100"].std) == (facts["cifar10"].mean, facts["cifar10"].std)
+    flips = {name for name, known in facts.items() if known.flip}
+    assert flips >= {"fashion_mnist", "cifar10", "cifar100"}
+    assert not flips & {"mnist", "svhn", "digits"}
+    assert len(set(facts["cifar100"].classes)) == 100
