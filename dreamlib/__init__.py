@@ -6,7 +6,7 @@ import os
 # It is read once, when torch loads, so it is set here, before any module of the library can import torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from dreamlib.synthetic import DecodedDataset, SyntheticSet, load  # noqa: E402
+from dreamlib.synthetic import DecodedDataset, SyntheticSet, load
 
 __all__ = ["DecodedDataset", "SyntheticSet", "load"]
 __version__ = "0.1.0"

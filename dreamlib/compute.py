@@ -15,15 +15,20 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torc
 class Compute:
     """A resolved place to compute; ``dtype`` is the format of activations, parameters stay float32.
 
+    ``compile`` asks for compiled inner functions (see ``dreamlib.kernels``).
+
     >>> Compute.resolve("cpu", "float32", threads=0).dtype
     torch.float32
     """
 
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
+    compile: bool = False
 
     @classmethod
-    def resolve(cls, device: str = "auto", precision: str = "float32", threads: int = 0) -> "Compute":
+    def resolve(
+        cls, device: str = "auto", precision: str = "float32", threads: int = 0, compile: bool = False
+    ) -> "Compute":
         """Pick the device ('auto': CUDA when there is one) and set the number of CPU threads (0: leave as is).
 
         Raises ValueError for a device this machine lacks.
@@ -34,7 +39,7 @@ class Compute:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"compute.device is '{device}' but torch sees no CUDA device; use 'auto' or 'cpu'")
-        return cls(torch.device(device), _DTYPES[precision])
+        return cls(torch.device(device), _DTYPES[precision], compile)
 
     def place(self, network: nn.Module) -> nn.Module:
         """The network on the device, channels-last: the layout its convolutions run fastest in."""
@@ -51,6 +56,7 @@ class Compute:
         return {
             "device": f"{self.device.type} ({name})",
             "precision": str(self.dtype).removeprefix("torch."),
+            "compiled": self.compile,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "python": platform.python_version(),

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dreamlib import objectives
 from dreamlib.checkpoint import Checkpoint
 from dreamlib.compute import Compute
+from dreamlib.kernels import Kernels
 from dreamlib.networks import build
 from dreamlib.objectives import MatchState
 from dreamlib.params import DistillParams
@@ -99,26 +100,33 @@ class Distiller:
         self.objective = objectives.make(s.objective, s.options)
         self.synthetic = self.start.to(self.compute.device)
         self.synthetic.canvases = self.synthetic.canvases.clone().requires_grad_(True)
+        learned = self.objective.learned(self.synthetic)
+        self.synthetic.extras = {name: value.clone().requires_grad_(True) for name, value in learned.items()}
         self.data = self.data.to(self.compute.device)
         self.sampler = make_sampler(self.data, s, self.seed)
         self.augmentation = augmentation_for(self.info, s.augmentation, s.augmentation_mode)
         self.lr = effective_image_lr(s, self.synthetic.ipc, self.info)
         self.optimizer = self._image_optimizer()
         self.total = s.outer_iterations * s.inner_iterations
+        self.kernels: Kernels | None = None  # made with the first network, kept for all
         self.iteration = 0
         self.history: list[tuple[int, float]] = []
         self.snapshots: dict[int, Tensor] = {}
         self._keep = snapshot_iterations(self.total, s.snapshots)
 
     def _image_optimizer(self) -> torch.optim.Optimizer:
-        s, pixels = self.settings, [self.synthetic.canvases]
+        s = self.settings
+        groups = [{"params": [self.synthetic.canvases], "lr": self.lr}]
+        if self.synthetic.extras:
+            groups.append({"params": list(self.synthetic.extras.values()), "lr": s.learned_lr})
         if s.image_optimizer == "adam":
-            return torch.optim.Adam(pixels, self.lr, betas=(0.5, 0.999))
-        if s.image_update == "per_class":
-            return torch.optim.SGD(pixels, self.lr, momentum=s.image_momentum)
-        # The released code steps one shared momentum buffer once a class, so that a class's gradient g goes on moving
-        # it while the others take their turn: lr·g/(1 − momentum) in all. One plain step does the same to 2^-K.
-        return torch.optim.SGD(pixels, self.lr / (1 - s.image_momentum))
+            return torch.optim.Adam(groups, betas=(0.5, 0.999))
+        if s.image_update == "collapsed":
+            # The released code steps one shared momentum buffer once a class, so that a class's gradient g goes on
+            # moving it while the others take their turn: lr·g/(1 − momentum) in all. One plain step does it to 2^-K.
+            groups[0]["lr"] = self.lr / (1 - s.image_momentum)
+            return torch.optim.SGD(groups)
+        return torch.optim.SGD(groups, momentum=s.image_momentum)
 
     def run(self, checkpoint: Checkpoint | None = None, label: str = "distil") -> DistillResult:
         """All iterations, from the checkpoint where there is one; a progress bar shows rate, loss and time left.
@@ -139,6 +147,7 @@ class Distiller:
                     checkpoint.save(self.state())
                     last = time.monotonic()
         self.synthetic.canvases = self.synthetic.canvases.detach()
+        self.synthetic.extras = {name: value.detach() for name, value in self.synthetic.extras.items()}
         return DistillResult(self.synthetic.to("cpu"), self.history, self.snapshots, self.seconds)
 
     def step(self) -> None:
@@ -162,7 +171,7 @@ class Distiller:
         self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - began
 
     def _embed(self, images: Tensor) -> Tensor:
-        return embed(self.model, images, self.info, self.compute)
+        return embed(self.model, images, self.info, self.kernels)
 
     def _begin_outer(self) -> None:
         self._fresh_network()
@@ -172,6 +181,8 @@ class Distiller:
         s, (name, options) = self.settings, self.network
         outer = self.iteration // s.inner_iterations
         self.model = self.compute.place(build(name, self.info, generator(self.seed, "network", outer), options))
+        if self.kernels is None:
+            self.kernels = Kernels(self.model, self.compute)
         how = TrainSettings(
             s.network_batch,
             s.network_lr,
@@ -180,7 +191,7 @@ class Distiller:
             augmentation_for(self.info, s.network_augmentation, s.augmentation_mode),
             s.cutmix,
         )
-        self.trainer = Trainer(self.model, self.info, how, self.compute)
+        self.trainer = Trainer(self.model, self.info, how, self.kernels)
 
     def _train(self, steps: int, purpose: str = "train") -> None:
         if self.settings.train_on == "none" or steps == 0:
@@ -198,23 +209,23 @@ class Distiller:
 
     def _match(self) -> None:
         state = MatchState(
-            self.synthetic, self.model, self.sampler, self.info, self.compute, self.augmentation,
+            self.synthetic, self.model, self.kernels, self.sampler, self.info, self.augmentation,
             self.seed, self.iteration, self.settings.synthetic_batch,
         )  # fmt: skip
         self.optimizer.zero_grad(set_to_none=True)
-        losses = []
+        losses, leaves = [], [self.synthetic.canvases, *self.synthetic.extras.values()]
         for label, loss in self.objective.losses(state):
             if not bool(loss.isfinite()):
                 raise DistillationDivergedError(
                     f"the matching loss of class {label} ({self.info.classes[label]}) is {float(loss)} at inner iteration "
                     f"{self.iteration}, with image_lr {self.lr:g}: lower image_lr (or network_lr) and run again"
                 )
-            loss.backward(inputs=[self.synthetic.canvases])
+            loss.backward(inputs=leaves)
             losses.append(float(loss.detach()))
             if self.settings.image_update == "per_class":
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=False)
-        if self.settings.image_update == "batched":
+        if self.settings.image_update != "per_class":
             self.optimizer.step()
         self.history.append((self.iteration, sum(losses) / len(losses)))
 
@@ -227,6 +238,7 @@ class Distiller:
         return {
             "iteration": self.iteration,
             "canvases": self.synthetic.canvases.detach(),
+            "extras": {name: value.detach() for name, value in self.synthetic.extras.items()},
             "image_optimizer": self.optimizer.state_dict(),
             "network": self.model.state_dict(),
             "network_optimizer": self.trainer.optimizer.state_dict(),
@@ -240,6 +252,8 @@ class Distiller:
         self.iteration = saved["iteration"]
         with torch.no_grad():
             self.synthetic.canvases.copy_(saved["canvases"])
+            for name, value in saved["extras"].items():
+                self.synthetic.extras[name].copy_(value)
         self.optimizer.load_state_dict(saved["image_optimizer"])
         self._fresh_network()
         self.model.load_state_dict(saved["network"])

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dreamlib import datasets
 from dreamlib.compute import Compute
+from dreamlib.kernels import Kernels
 from dreamlib.networks import build
 from dreamlib.params import DataParams, EvaluationParams
 from dreamlib.progress import progress
@@ -73,34 +74,20 @@ def evaluate(
     images, hard = placed.decode()
     labels = hard if placed.soft_labels is None else placed.soft_labels
     against = against.to(compute.device)
-    results = []
+    name, options = network
+    results, kernels = [], None
     with progress(networks * epochs, label, unit="epoch") as bar:
         for index in range(networks):
-            results.append(
-                _one(
-                    images, labels, against, info, how, network, compute, epochs, derive(seed, "evaluation", index), bar
-                )
-            )
+            own = derive(seed, "evaluation", index)
+            model = compute.place(build(name, info, generator(own, "network"), options))
+            kernels = kernels or Kernels(model, compute)
+            fit(
+                model, images, labels, info, train_settings(info, how), kernels,
+                epochs=epochs, seed=own, on_epoch=bar.update,
+            )  # fmt: skip
+            results.append(accuracy(predict(model, against.images, info, kernels), against.labels))
             bar.set_postfix(accuracy=f"{results[-1]:.4f}")
     return Evaluation(tuple(results), split, epochs)
-
-
-def _one(
-    images: Tensor,
-    labels: Tensor,
-    against: LabeledImages,
-    info: DatasetInfo,
-    how: EvaluationParams,
-    network: tuple[str, dict[str, Any]],
-    compute: Compute,
-    epochs: int,
-    seed: int,
-    bar: Any,
-) -> float:
-    name, options = network
-    model = compute.place(build(name, info, generator(seed, "network"), options))
-    fit(model, images, labels, info, train_settings(info, how), compute, epochs=epochs, seed=seed, on_epoch=bar.update)
-    return accuracy(predict(model, against.images, info, compute), against.labels)
 
 
 def curve(

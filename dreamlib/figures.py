@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from dreamlib._torchvision import torchvision  # noqa: F401 (declares the operators torchvision.utils expects)
+from dreamlib._torchvision import torchvision
 
 # Colours told apart by readers with any colour vision (Okabe and Ito).
 COLORS = {

@@ -35,6 +35,7 @@ class ComputeParams(Strict):
     device: str = "auto"
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     threads: Natural = 0
+    compile: bool = False
 
 
 class DataParams(Strict):
@@ -65,7 +66,10 @@ class DistillParams(Strict):
     """One distillation, whole: what is matched, from where, against which images, for how long.
 
     DREAM and IDC differ in ``init`` and ``sampler`` alone. ``image_lr`` is multiplied by ipc/10 · (side/32)² when
-    ``image_lr_rule`` is 'scaled' (side/28 for MNIST; IDC and DREAM), used as it is when 'fixed'.
+    ``image_lr_rule`` is 'scaled' (side/28 for MNIST; IDC and DREAM), used as it is when 'fixed'. ``image_update`` says when
+    pixels step: 'per_class', after every class on one shared momentum buffer (the released code); 'collapsed', once an
+    iteration with the plain step that equals it; 'batched', once with momentum. ``learned_lr`` is the step size of
+    whatever an objective learns besides pixels.
     """
 
     objective: str = "gradient"
@@ -88,7 +92,8 @@ class DistillParams(Strict):
     image_lr: Rate = 5e-3
     image_lr_rule: Literal["fixed", "scaled"] = "fixed"
     image_momentum: Fraction = 0.5
-    image_update: Literal["per_class", "batched"] = "batched"
+    image_update: Literal["per_class", "collapsed", "batched"] = "batched"
+    learned_lr: Rate = 1e-5
     augmentation: str = "color_crop_cutout"
     augmentation_mode: Literal["idc", "dsa"] = "idc"
     train_on: Literal["real", "synthetic", "none"] = "real"
@@ -107,8 +112,8 @@ class DistillParams(Strict):
     def _consistent(self) -> "DistillParams":
         if self.sampler == "representative" and self.real_batch % self.per_cluster:
             raise ValueError(f"per_cluster = {self.per_cluster} must divide real_batch = {self.real_batch}")
-        if self.image_optimizer == "adam" and self.image_update == "per_class":
-            raise ValueError("image_update = per_class is defined for sgd only; use batched with adam")
+        if self.image_optimizer == "adam" and self.image_update != "batched":
+            raise ValueError(f"image_update = {self.image_update} is defined for sgd only; use batched with adam")
         if self.sampler == "representative" and 0 < self.pool < self.real_batch:
             raise ValueError(
                 f"pool = {self.pool} is smaller than real_batch = {self.real_batch}; raise it, or 0 for all"

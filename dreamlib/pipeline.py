@@ -29,6 +29,7 @@ from dreamlib.initialize import (
     noise,
     random_rows,
 )
+from dreamlib.kernels import Kernels
 from dreamlib.networks import NETWORKS, build
 from dreamlib.objectives import make as make_objective
 from dreamlib.params import DistillParams, ParameterError, Params, digest, find_root, read_params
@@ -78,7 +79,7 @@ class Project:
     def compute(self) -> Compute:
         """The device and format params.yaml asks for."""
         c = self.params.compute
-        return Compute.resolve(c.device, c.precision, c.threads)
+        return Compute.resolve(c.device, c.precision, c.threads, c.compile)
 
     @cached_property
     def info(self) -> DatasetInfo:
@@ -128,14 +129,15 @@ class Project:
         name, options = self.network
         rng = generator(seed, "clustering-network")
         model = self.compute.place(build(name, self.info, rng, options))
+        kernels = Kernels(model, self.compute)
         if how.features == "trained":
             data = self.split("train").to(self.compute.device)
             train = TrainSettings(batch=128, augmentation=augmentation_for(self.info, "flip_color_crop_cutout"))
             fit(
-                model, data.images, data.labels, self.info, train, self.compute,
+                model, data.images, data.labels, self.info, train, kernels,
                 epochs=how.epochs, seed=derive(seed, "clustering-training"), schedule=lambda lr, _epoch, _epochs: lr,
             )  # fmt: skip
-        return lambda images: embed(model, images, self.info, self.compute)
+        return lambda images: embed(model, images, self.info, kernels)
 
 
 def check_names(params: Params) -> None:

@@ -9,7 +9,6 @@ from dreamlib.compute import Compute, peak_memory_bytes
 from dreamlib.files import write_json
 from dreamlib.params import find_root
 
-
 RUNS = Path(".dream") / "runs"  # times of this machine's runs: outside version control, since they never repeat
 
 

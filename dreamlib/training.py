@@ -1,14 +1,14 @@
 """Training a network on labelled images and asking it for predictions; used on real and on decoded images alike."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dreamlib.augment import Augmentation, cutmix
 from dreamlib.compute import Compute
+from dreamlib.kernels import Kernels, weights_of
 from dreamlib.seeding import generator
 from dreamlib.types import DatasetInfo
 
@@ -23,7 +23,7 @@ class TrainSettings:
     lr: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    augmentation: Augmentation = Augmentation(())
+    augmentation: Augmentation = field(default_factory=lambda: Augmentation(()))
     cutmix: float = 0.0
 
 
@@ -46,24 +46,20 @@ class Trainer:
     One augmentation draw per image; CutMix with probability ``settings.cutmix`` (β = 1).
     """
 
-    def __init__(self, network: nn.Module, info: DatasetInfo, settings: TrainSettings, compute: Compute) -> None:
-        self.network, self.info, self.settings, self.compute = network, info, settings, compute
+    def __init__(self, network: nn.Module, info: DatasetInfo, settings: TrainSettings, kernels: Kernels) -> None:
+        self.network, self.info, self.settings, self.kernels = network, info, settings, kernels
         self.optimizer = torch.optim.SGD(
             network.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
         )
 
     def step(self, images: Tensor, labels: Tensor, rng: torch.Generator) -> Tensor:
         """One step on (N, C, H, W) images and their labels; returns the loss before it, detached."""
-        self.network.train()
         with torch.no_grad():
             x = self.info.normalise(images)
             x = self.settings.augmentation.apply(x, self.settings.augmentation.draw(len(x), tuple(x.shape[1:]), rng))
             x, a, b, lam = cutmix(x, labels, rng, probability=self.settings.cutmix)
-            x = self.compute.cast(x)
-        logits = self.network(x)
-        loss = F.cross_entropy(logits, a)
-        if lam != 1.0:
-            loss = lam * loss + (1 - lam) * F.cross_entropy(logits, b)
+            x = self.kernels.compute.cast(x)
+        loss = self.kernels.training_loss(weights_of(self.network), x, a, b, torch.tensor(lam, device=x.device))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -85,7 +81,7 @@ def fit(
     labels: Tensor,
     info: DatasetInfo,
     settings: TrainSettings,
-    compute: Compute,
+    kernels: Kernels,
     *,
     epochs: int,
     seed: int,
@@ -96,7 +92,7 @@ def fit(
 
     ``images`` (N, C, H, W) in [0, 1]; the last batch of an epoch may be smaller. Everything random comes from ``seed``.
     """
-    trainer, mean = Trainer(network, info, settings, compute), float("nan")
+    trainer, mean = Trainer(network, info, settings, kernels), float("nan")
     for epoch in range(epochs):
         for group in trainer.optimizer.param_groups:
             group["lr"] = schedule(settings.lr, epoch, epochs)
@@ -111,22 +107,31 @@ def fit(
 
 @torch.no_grad()
 def in_batches(function: Callable[[Tensor], Tensor], images: Tensor, info: DatasetInfo, compute: Compute) -> Tensor:
-    """``function`` of normalised images (N, C, H, W), a bounded batch at a time; rows concatenated, float32 or wider."""
-    parts = [function(compute.cast(info.normalise(batch))) for batch in images.split(PREDICT_BATCH)]
+    """``function`` of normalised images (N, C, H, W), a bounded batch at a time; rows concatenated, float32 or wider.
+
+    The last batch is filled up to the full size, so that one compiled shape serves all.
+    """
+    parts = []
+    for batch in images.split(PREDICT_BATCH):
+        x = compute.cast(info.normalise(batch))
+        if len(images) > PREDICT_BATCH > len(x):
+            x = torch.cat([x, x.new_zeros(PREDICT_BATCH - len(x), *x.shape[1:])])
+            x = compute.cast(x)
+        parts.append(function(x)[: len(batch)])
     out = torch.cat(parts)
     return out.float() if out.dtype == torch.bfloat16 else out
 
 
-def predict(network: nn.Module, images: Tensor, info: DatasetInfo, compute: Compute) -> Tensor:
+def predict(network: nn.Module, images: Tensor, info: DatasetInfo, kernels: Kernels) -> Tensor:
     """Logits (N, K) in evaluation mode."""
-    network.eval()
-    return in_batches(network, images, info, compute)
+    weights = weights_of(network)
+    return in_batches(lambda x: kernels.logits(weights, x), images, info, kernels.compute)
 
 
-def embed(network: nn.Module, images: Tensor, info: DatasetInfo, compute: Compute) -> Tensor:
+def embed(network: nn.Module, images: Tensor, info: DatasetInfo, kernels: Kernels) -> Tensor:
     """Features (N, D): the flattened output of the network's last block, in evaluation mode."""
-    network.eval()
-    return in_batches(network.features, images, info, compute)
+    weights = weights_of(network)
+    return in_batches(lambda x: kernels.features(weights, x), images, info, kernels.compute)
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:

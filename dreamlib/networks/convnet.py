@@ -58,6 +58,8 @@ class ConvNet(nn.Module):
     as good a gradient for less time. Logits come back as float32 from half-precision input, else in the input's dtype.
     """
 
+    compiles = True  # worth the seconds torch.compile takes (dreamlib.kernels)
+
     def __init__(self, blocks: nn.Sequential, classifier: Linear) -> None:
         super().__init__()
         self.blocks = blocks

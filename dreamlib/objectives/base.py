@@ -3,13 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from dreamlib.augment import Augmentation, AugmentationDraw
-from dreamlib.compute import Compute
+from dreamlib.kernels import Kernels
 from dreamlib.registry import Registry
 from dreamlib.sampling import Sampler
 from dreamlib.seeding import generator
@@ -29,9 +28,9 @@ class MatchState:
 
     synthetic: SyntheticSet
     network: nn.Module
+    kernels: Kernels
     sampler: Sampler
     info: DatasetInfo
-    compute: Compute
     augmentation: Augmentation
     seed: int
     iteration: int
@@ -47,7 +46,7 @@ class MatchState:
 
     def prepare(self, images: Tensor, draw: AugmentationDraw) -> Tensor:
         """Pixels in [0, 1] → what the network sees: normalised, augmented, in the working format."""
-        return self.compute.cast(self.augmentation.apply(self.info.normalise(images), draw))
+        return self.kernels.compute.cast(self.augmentation.apply(self.info.normalise(images), draw))
 
     def real_images(self, label: int) -> Tensor:
         """This iteration's real batch of one class, (n, C, H, W) in [0, 1], without gradient."""
@@ -73,7 +72,13 @@ class Objective(ABC):
     the network, the real data or any global state.
     """
 
-    needs_network: ClassVar[bool] = True
+    def learned(self, start: SyntheticSet) -> dict[str, Tensor]:
+        """Starting values of whatever is learned besides pixels (a step size, label logits), by name; none by default.
+
+        During distillation they are leaves in ``state.synthetic.extras``; they are saved with the set and counted in its
+        stored floats.
+        """
+        return {}
 
     @abstractmethod
     def losses(self, state: MatchState) -> Iterator[tuple[int, Tensor]]:

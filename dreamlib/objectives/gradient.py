@@ -4,10 +4,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from dreamlib.kernels import Weights, weights_of
 from dreamlib.objectives.base import OBJECTIVES, MatchState, Objective
 from dreamlib.registry import Registry, unknown
 
@@ -18,6 +17,7 @@ DISTANCES: Registry[Callable[[Tensor, Tensor], Tensor]] = Registry("distance")
 def squared(real: Tensor, synthetic: Tensor) -> Tensor:
     """Sum of squared differences, not normalised (IDC's 'mse').
 
+    >>> import torch
     >>> squared(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 2.0])).item()
     4.0
     """
@@ -28,6 +28,7 @@ def squared(real: Tensor, synthetic: Tensor) -> Tensor:
 def absolute(real: Tensor, synthetic: Tensor) -> Tensor:
     """Sum of absolute differences, not normalised (IDC's 'l1').
 
+    >>> import torch
     >>> absolute(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 1.0])).item()
     3.0
     """
@@ -40,6 +41,7 @@ def row_cosine(real: Tensor, synthetic: Tensor) -> Tensor:
 
     The 1e-6 under the fraction keeps a row without gradient from dividing by zero.
 
+    >>> import torch
     >>> row_cosine(torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[0.0, 3.0], [0.0, 1.0]])).item()
     1.0...
     """
@@ -47,13 +49,16 @@ def row_cosine(real: Tensor, synthetic: Tensor) -> Tensor:
     return (1 - (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-6)).sum()
 
 
-def matched_parameters(network: nn.Module, layers: str) -> list[nn.Parameter]:
-    """The weights whose gradients are compared: 'conv' (IDC, DREAM) or 'conv_linear' (DC, DSA); never biases or norms."""
+def matched_weights(network: nn.Module, layers: str) -> tuple[Weights, Weights]:
+    """The weights whose gradients are compared, and all others; 'conv' (IDC, DREAM) or 'conv_linear' (DC, DSA).
+
+    Biases and norms (1-D) are never compared. Raises ValueError for a network without such a weight.
+    """
     smallest = {"conv": 4, "conv_linear": 2}[layers]
-    found = [p for p in network.parameters() if p.ndim >= smallest]
-    if not found:
+    parameters = {name: p.detach() for name, p in network.named_parameters() if p.ndim >= smallest}
+    if not parameters:
         raise ValueError(f"the network has no {layers} weight to match; set options.layers: conv_linear")
-    return found
+    return parameters, {name: w.detach() for name, w in weights_of(network).items() if name not in parameters}
 
 
 @OBJECTIVES.register("gradient")
@@ -75,19 +80,11 @@ class GradientMatching(Objective):
 
     def losses(self, state: MatchState) -> Iterator[tuple[int, Tensor]]:
         """See ``Objective.losses``."""
-        state.network.train()
-        weights, distance = matched_parameters(state.network, self.layers), DISTANCES[self.distance]
+        matched, fixed = matched_weights(state.network, self.layers)
+        distance, kernels = DISTANCES[self.distance], state.kernels
         for label in range(state.info.num_classes):
             draw = state.draw(label)
-            real = weight_gradients(state, state.prepare(state.real_images(label), draw), label, weights)
-            synthetic = state.prepare(state.synthetic_images(label), draw)
-            ours = weight_gradients(state, synthetic, label, weights, differentiable=True)
-            yield label, torch.stack([distance(r, s) for r, s in zip(real, ours, strict=True)]).sum()
-
-
-def weight_gradients(
-    state: MatchState, images: Tensor, label: int, weights: list[nn.Parameter], differentiable: bool = False
-) -> tuple[Tensor, ...]:
-    """∂(mean cross-entropy of prepared ``images`` of one class)/∂weights, one tensor per weight."""
-    loss = F.cross_entropy(state.network(images), state.targets(label, len(images)))
-    return torch.autograd.grad(loss, weights, create_graph=differentiable)
+            real = state.prepare(state.real_images(label), draw)
+            target = kernels.weight_gradient(matched, fixed, real, state.targets(label, len(real)))
+            ours = state.prepare(state.synthetic_images(label), draw)
+            yield label, kernels.match(distance, ours, state.targets(label, len(ours)), matched, fixed, target)
