@@ -13,7 +13,7 @@ from torch import Tensor
 from dreamlib.distill import DistillResult
 from dreamlib.initialize import ClassClusters
 from dreamlib.params import digest
-from dreamlib.pipeline import Project, Setting
+from dreamlib.project import Project, Setting
 from dreamlib.provenance import code_hash
 from dreamlib.seeding import generator
 

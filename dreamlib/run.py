@@ -136,7 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     from papermill.exceptions import PapermillExecutionError
 
-    from dreamlib.pipeline import Project, preflight
+    from dreamlib.project import Project, preflight
 
     try:
         preflight(Project.open())

@@ -1,68 +1,9 @@
-"""The evaluation and summary stages: from sets to accuracies, from accuracies to the tables of the report."""
-
-import time
-from typing import Any
+"""The summary: from the evaluations of all settings to the tables of the report."""
 
 import pandas as pd
 
-from dreamlib.evaluate import Evaluation, curve, evaluate, test_split
 from dreamlib.files import read_json, write_atomically, write_json
-from dreamlib.params import EvaluationParams
-from dreamlib.pipeline import Project, Setting, read_set, read_snapshots
-
-
-def run_evaluation(project: Project, setting: Setting) -> tuple[Evaluation, pd.DataFrame]:
-    """Evaluate one set on the test images, and its snapshots on the validation images.
-
-    Writes results/evaluation/<name>.json (metrics) and results/curves/<name>.csv (iteration, accuracy, std).
-    """
-    project.require(setting.method, setting.ipc, setting.seed)
-    how, began = project.params.evaluation(setting.ipc), time.perf_counter()
-    synthetic = read_set(project, setting)
-    common: dict[str, Any] = {"how": how, "network": project.network, "compute": project.compute, "seed": setting.seed}
-    test = test_split(project.params.dataset, project.params.data, project.root)
-    done = evaluate(synthetic, test, project.info, **common, split="test", label=setting.name)
-    evaluated = time.perf_counter() - began
-    rows = _curve_rows(project, setting, synthetic, how, common)
-    write_json(
-        project.root / "results" / "evaluation" / f"{setting.name}.json", _metrics(setting, done, how, synthetic)
-    )
-    path = project.root / "results" / "curves" / f"{setting.name}.csv"
-    write_atomically(path, rows.to_csv(index=False).encode())
-    seconds = {"evaluation": evaluated, "curve": time.perf_counter() - began - evaluated}
-    project.note(f"evaluation-{setting.name}", seconds)
-    return done, rows
-
-
-def _curve_rows(
-    project: Project, setting: Setting, synthetic: Any, how: EvaluationParams, common: dict[str, Any]
-) -> pd.DataFrame:
-    columns = ["iteration", "accuracy", "std", "networks"]
-    snapshots = read_snapshots(project, setting)
-    if how.curve_networks == 0 or len(snapshots) < 2 or project.params.data.validation_per_class == 0:
-        return pd.DataFrame(columns=columns)
-    validation = project.split("validation")
-    points = curve(synthetic, snapshots, validation, project.info, **common)
-    rows = [(iteration, e.mean, e.std, len(e.accuracies)) for iteration, e in points]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _metrics(setting: Setting, done: Evaluation, how: EvaluationParams, synthetic: Any) -> dict[str, Any]:
-    return {
-        "accuracy": done.mean,
-        "std": done.std,
-        "accuracies": list(done.accuracies),
-        "networks": len(done.accuracies),
-        "epochs": done.epochs,
-        "protocol": how.protocol,
-        "split": done.split,
-        "method": setting.method,
-        "ipc": setting.ipc,
-        "seed": setting.seed,
-        "factor": synthetic.factor,
-        "label_kind": "hard" if synthetic.soft_labels is None else "soft",
-        "stored_floats": synthetic.stored_floats,
-    }
+from dreamlib.project import Project, Setting
 
 
 def evaluations(project: Project) -> pd.DataFrame:
@@ -120,8 +61,17 @@ def write_summary(project: Project) -> pd.DataFrame:
 
 def markdown(table: pd.DataFrame) -> str:
     """The summary as a Markdown table in percent, as the README shows it."""
-    head = "| ipc | method | test accuracy (%) | networks × seeds | factor | training images | stored floats | iterations |"
-    lines = [head, "|---|---|---|---|---|---|---|---|"]
+    columns = (
+        "ipc",
+        "method",
+        "test accuracy (%)",
+        "networks × seeds",
+        "factor",
+        "training images",
+        "stored floats",
+        "iterations",
+    )
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for r in table.itertuples():
         score = f"{100 * r.accuracy:.1f} ± {100 * r.std:.1f}"
         counts = f"{r.networks // r.seeds} × {r.seeds}"
@@ -130,3 +80,36 @@ def markdown(table: pd.DataFrame) -> str:
             f"| {r.iterations} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def curves(project: Project) -> pd.DataFrame:
+    """Validation accuracy along the way of every distilled setting: ipc, method, iteration, accuracy, std over seeds.
+
+    The standard deviation is over seeds × networks where there are several, else missing.
+    """
+    parts = []
+    for setting in settings(project):
+        path = project.root / "results" / "curves" / f"{setting.name}.csv"
+        part = pd.read_csv(path)
+        parts.append(part.assign(method=setting.method, ipc=setting.ipc, seed=setting.seed))
+    every = pd.concat([part for part in parts if len(part)] or parts)
+    grouped = every.groupby(["ipc", "method", "iteration"], sort=False)["accuracy"]
+    return grouped.agg(["mean", "std"]).rename(columns={"mean": "accuracy"}).reset_index()
+
+
+def headline(project: Project, table: pd.DataFrame) -> str:
+    """The result in two sentences of Markdown, read from the table."""
+    sentences = []
+    for ipc, part in table.groupby("ipc", sort=False):
+        ranked = part.sort_values("accuracy", ascending=False)
+        listed = ", ".join(f"{r.method} {100 * r.accuracy:.1f} ± {100 * r.std:.1f}" for r in ranked.itertuples())
+        sentences.append(f"**ipc {ipc}:** {listed}")
+    p = project.params
+    return f"Test accuracy in percent on {p.dataset}, budget `{p.budget}`, best first. " + "; ".join(sentences) + "."
+
+
+def published_table(project: Project) -> pd.DataFrame:
+    """Published accuracies (%) for the data set and the ipc in use, from notebooks/published.csv; empty where none is."""
+    every = pd.read_csv(project.root / "notebooks" / "published.csv")
+    chosen = every[(every.dataset == project.params.dataset) & every.ipc.isin(project.params.ipc)]
+    return chosen.pivot_table(index=["method", "source"], columns="ipc", values="accuracy", sort=False)

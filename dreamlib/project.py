@@ -1,0 +1,148 @@
+"""The project at hand: its root, validated parameters, the data they name, and one point of the DVC matrix."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dreamlib import datasets
+from dreamlib.compute import Compute
+from dreamlib.datasets import DATASETS
+from dreamlib.initialize import INITS, check_budget
+from dreamlib.kernels import Kernels
+from dreamlib.networks import NETWORKS, build
+from dreamlib.objectives import make as make_objective
+from dreamlib.params import ParameterError, Params, find_root, read_params
+from dreamlib.provenance import note_run
+from dreamlib.registry import unknown
+from dreamlib.sampling import SAMPLERS, Embed
+from dreamlib.seeding import derive, generator
+from dreamlib.training import TrainSettings, augmentation_for, embed, fit
+from dreamlib.types import DatasetInfo, LabeledImages
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One point of the DVC matrix, and the name its files carry."""
+
+    method: str
+    ipc: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """As in results/sets/<name>.safetensors.
+
+        >>> Setting("dream", 1, 0).name
+        'dream-ipc1-seed0'
+        """
+        return f"{self.method}-ipc{self.ipc}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Project:
+    """The project's root and validated parameters, with the data they name; where every notebook begins."""
+
+    root: Path
+    params: Params
+
+    @classmethod
+    def open(cls, root: str | Path | None = None) -> "Project":
+        """The project around the current directory; raises ParameterError for whatever is wrong with params.yaml."""
+        root = Path(root) if root else find_root()
+        project = cls(root, read_params(root))
+        check_names(project.params)
+        return project
+
+    @cached_property
+    def compute(self) -> Compute:
+        """The device and format params.yaml asks for."""
+        c = self.params.compute
+        return Compute.resolve(c.device, c.precision, c.threads, c.compile)
+
+    @cached_property
+    def info(self) -> DatasetInfo:
+        """The data set's classes, shape and statistics."""
+        return datasets.info(self.params.dataset, self.params.data.options)
+
+    @cached_property
+    def data_hash(self) -> str:
+        """The data set's hash, over its files."""
+        p = self.params
+        return datasets.data_hash(p.dataset, self.root / p.data.directory, p.data.options)
+
+    @property
+    def network(self) -> tuple[str, dict[str, Any]]:
+        """The matched network: name and options."""
+        return self.params.network.name, self.params.network.options
+
+    def split(self, name: str, seed: int = 0) -> LabeledImages:
+        """The 'train' or 'validation' images. One split for all runs (seed 0): runs then differ by their own seed only.
+
+        Raises ValueError for 'test', which only ``dreamlib.evaluate`` reads.
+        """
+        if name not in ("train", "validation"):
+            raise ValueError(f"split '{name}' is not read here; the test images belong to dreamlib.evaluate alone")
+        p = self.params
+        return datasets.load_split(
+            p.dataset, name, self.root / p.data.directory, p.data.validation_per_class, seed, p.data.options
+        )
+
+    def require(self, method: str | None, ipc: int, seed: int) -> None:
+        """Refuse a coordinate that params.yaml does not list; raises ParameterError naming what it lists."""
+        given = {"methods": method, "ipc": ipc, "seeds": seed}
+        for key, value in given.items():
+            listed = getattr(self.params, key)
+            if value is not None and value not in listed:
+                raise ParameterError(f"{key}: {value!r} is not in params.yaml, which lists {listed}; add it there")
+
+    def note(self, name: str, seconds: dict[str, float]) -> None:
+        """Keep this run's times (see ``provenance.note_run``)."""
+        note_run(name, self.compute, seconds, self.root)
+
+    def embedder(self, seed: int) -> Embed:
+        """The feature map the clustering stage works in: pixels, an untrained or a briefly trained network."""
+        how = self.params.clustering()
+        if how.features == "pixels":
+            return lambda images: images.flatten(1)
+        name, options = self.network
+        rng = generator(seed, "clustering-network")
+        model = self.compute.place(build(name, self.info, rng, options))
+        kernels = Kernels(model, self.compute)
+        if how.features == "trained":
+            data = self.split("train").to(self.compute.device)
+            train = TrainSettings(batch=128, augmentation=augmentation_for(self.info, "flip_color_crop_cutout"))
+            fit(
+                model, data.images, data.labels, self.info, train, kernels,
+                epochs=how.epochs, seed=derive(seed, "clustering-training"), schedule=lambda lr, _epoch, _epochs: lr,
+            )  # fmt: skip
+        return lambda images: embed(model, images, self.info, kernels)
+
+
+def check_names(params: Params) -> None:
+    """Every component params.yaml names exists, with the options it gives; raises UnknownNameError or ParameterError."""
+    if params.dataset not in DATASETS:
+        raise unknown("data set", params.dataset, DATASETS.names())
+    if params.network.name not in NETWORKS:
+        raise unknown("network", params.network.name, NETWORKS.names())
+    for method in params.methods:
+        for ipc in params.ipc:
+            how = params.distillation(method, ipc)
+            for kind, registry in (("init", INITS), ("sampler", SAMPLERS)):
+                registry[getattr(how, kind)]
+            make_objective(how.objective, how.options)
+
+
+def preflight(project: Project) -> None:
+    """Everything that could only fail late, tried first: data present and whole, each setting possible with it.
+
+    Raises ParameterError, ValueError or DataError with the value, the limit and the remedy.
+    """
+    train, p = project.split("train"), project.params
+    build(p.network.name, project.info, torch.Generator(), p.network.options)
+    for method in p.methods:
+        for ipc in p.ipc:
+            how = p.distillation(method, ipc)
+            check_budget(train, project.info, ipc, how.factor, how.decode)

@@ -1,0 +1,124 @@
+"""What a run cost and whether it came out like the committed one: ``python -m dreamlib.record write|compare|readme``."""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from dreamlib.files import read_json, write_atomically, write_json
+from dreamlib.params import find_root
+from dreamlib.provenance import RUNS
+
+RECORD = Path("results") / "record.json"
+BEGIN, END = "<!-- results: written by `make record` -->", "<!-- end of results -->"
+
+
+def collect(root: Path) -> dict[str, Any]:
+    """What this machine's last run of every stage took, by stage instance."""
+    return {path.stem: read_json(path) for path in sorted((root / RUNS).glob("*.json"))}
+
+
+def cost_table(record: dict[str, Any]) -> pd.DataFrame:
+    """Seconds, peak memory, device of every recorded stage instance."""
+    rows = [
+        (
+            name,
+            sum(entry["seconds"].values()),
+            ", ".join(f"{k} {v:.0f} s" for k, v in entry["seconds"].items()),
+            entry["peak_memory_bytes"] / 2**20,
+            entry["device"],
+        )
+        for name, entry in record.items()
+    ]
+    return pd.DataFrame(rows, columns=["stage", "seconds", "of which", "peak memory (MiB)", "device"]).round(0)
+
+
+def record_table(root: Path) -> pd.DataFrame:
+    """The committed record as a table; empty where none has been written."""
+    return cost_table(read_json(root / RECORD) if (root / RECORD).is_file() else {})
+
+
+def committed(root: Path, path: str) -> bytes | None:
+    """A file as the last commit has it, or None."""
+    shown = subprocess.run(["git", "show", f"HEAD:{path}"], cwd=root, capture_output=True, check=False)
+    return shown.stdout if shown.returncode == 0 else None
+
+
+def compare(root: Path) -> tuple[pd.DataFrame, bool]:
+    """Every setting's set and accuracy beside the last commit's, and whether all accuracies lie within the spread.
+
+    'within' means: no further from the committed mean than two standard deviations of the two together, at least one
+    percentage point (three networks estimate a spread poorly).
+    """
+    rows = []
+    for path in sorted((root / "results" / "evaluation").glob("*.json")):
+        old, new = committed(root, path.relative_to(root).as_posix()), read_json(path)
+        if old is None:
+            rows.append((path.stem, "not committed", new["accuracy"], None, "nothing to compare"))
+            continue
+        recorded = _parsed(old)
+        set_path = f"results/sets/{path.stem}.safetensors"
+        same = committed(root, set_path) == (root / set_path).read_bytes()
+        allowed = max(0.01, 2 * (recorded["std"] ** 2 + new["std"] ** 2) ** 0.5)
+        within = abs(recorded["accuracy"] - new["accuracy"]) <= allowed
+        verdict = "within the spread" if within else f"OUTSIDE ± {100 * allowed:.1f} points"
+        rows.append((path.stem, "same bits" if same else "other bits", new["accuracy"], recorded["accuracy"], verdict))
+    table = pd.DataFrame(rows, columns=["setting", "distilled set", "accuracy", "recorded", "verdict"])
+    return table, not table["verdict"].str.startswith("OUTSIDE").any()
+
+
+def _parsed(content: bytes) -> dict[str, Any]:
+    import json
+
+    return json.loads(content)
+
+
+def readme_text(root: Path) -> str:
+    """README.md with the result table between its markers replaced by results/summary.md."""
+    text = (root / "README.md").read_text()
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"README.md lost its markers; put '{BEGIN}' and '{END}' around the result table")
+    before, rest = text.split(BEGIN)
+    table = (root / "results" / "summary.md").read_text()
+    return f"{before}{BEGIN}\n{table}{END}{rest.split(END)[1]}"
+
+
+def _write(root: Path) -> int:
+    found = collect(root)
+    if not found:
+        print(f"error: no run is noted in {RUNS}; run `make repro` first", file=sys.stderr)
+        return 1
+    write_json(root / RECORD, found)
+    print(f"{RECORD}: {len(found)} stages")
+    return 0
+
+
+def _compare(root: Path) -> int:
+    table, good = compare(root)
+    shown = table.assign(**{c: (100 * table[c].astype(float)).round(1) for c in ("accuracy", "recorded")})
+    print("\nThis run beside the committed record (accuracies in percent):\n")
+    print(shown.to_string(index=False))
+    costs = cost_table(collect(root))
+    print(f"\nStages took {costs['seconds'].sum():.0f} s; largest memory {costs['peak memory (MiB)'].max():.0f} MiB.")
+    print("Read the report: reports/04_figures.ipynb, or run `make report` and open reports/html/index.html")
+    return 0 if good else 1
+
+
+def _readme(root: Path) -> int:
+    write_atomically(root / "README.md", readme_text(root).encode())
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status: 1 when an accuracy lies outside the recorded spread."""
+    actions = {"write": _write, "compare": _compare, "readme": _readme}
+    parser = argparse.ArgumentParser(prog="python -m dreamlib.record", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("action", choices=sorted(actions))
+    return actions[parser.parse_args(arguments).action](find_root())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

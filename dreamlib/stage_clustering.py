@@ -1,0 +1,71 @@
+"""The clustering stage: every class's representatives, and how well they cover it."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from dreamlib.coverage import coverage_means, coverage_table
+from dreamlib.files import write_atomically, write_json
+from dreamlib.initialize import ClassClusters, cluster_class, images_needed
+from dreamlib.params import Params
+from dreamlib.project import Project, Setting
+from dreamlib.types import LabeledImages
+
+
+def cluster_counts(params: Params, ipc: int) -> list[int]:
+    """How many clusters a class the listed methods need at ``ipc``: one a canvas crop, for each factor in use."""
+    how = [params.distillation(method, ipc) for method in params.methods]
+    return sorted({images_needed(ipc, h.factor, h.decode) for h in how if h.init == "kmeans"})
+
+
+@dataclass(frozen=True)
+class ClusteringResult:
+    """Per cluster count, every class's clustering; and how well batches of the matching step's size cover a class."""
+
+    data: LabeledImages
+    clusters: dict[int, list[ClassClusters]]
+    coverage: pd.DataFrame
+
+
+def run_clustering(project: Project, ipc: int, seed: int) -> ClusteringResult:
+    """Cluster every class of the training images; compare representative with random batches.
+
+    Writes results/clusters/ipc<ipc>-seed<seed>.safetensors (the representatives' rows, (K, count) for each count) and
+    the coverage table beside it as .csv, its means as .json.
+    """
+    project.require(None, ipc, seed)
+    began, how, embedder = time.perf_counter(), project.params.clustering(), project.embedder(seed)
+    data = project.split("train").to(project.compute.device)
+    classes = range(data.num_classes)
+    clusters = {
+        count: [cluster_class(data, c, count, seed, embedder, how.pool, how.max_iterations) for c in classes]
+        for count in cluster_counts(project.params, ipc)
+    }
+    batch = max(project.params.distillation(m, ipc).real_batch for m in project.params.methods)
+    table = coverage_table(clusters[max(clusters)], project.info, batch, seed) if clusters else pd.DataFrame()
+    path = clusters_path(project, ipc, seed)
+    rows = {f"rows_{n}": torch.stack([c.representatives.cpu() for c in found]) for n, found in clusters.items()}
+    write_atomically(path, save(rows))
+    write_atomically(path.with_suffix(".csv"), table.to_csv(index=False).encode())
+    write_json(path.with_suffix(".json"), coverage_means(table))
+    project.note(f"clustering-ipc{ipc}-seed{seed}", {"total": time.perf_counter() - began})
+    return ClusteringResult(data, clusters, table)
+
+
+def clusters_path(project: Project, ipc: int, seed: int) -> Path:
+    """Where the clustering stage leaves the representatives."""
+    return project.root / "results" / "clusters" / f"ipc{ipc}-seed{seed}.safetensors"
+
+
+def representatives(project: Project, setting: Setting, count: int) -> Tensor:
+    """The rows (K, count) the clustering stage chose; raises FileNotFoundError naming the stage when it has not run."""
+    path = clusters_path(project, setting.ipc, setting.seed)
+    stored = load_file(path) if path.is_file() else {}
+    if f"rows_{count}" not in stored:
+        raise FileNotFoundError(f"{path} holds no clustering into {count}; make it with `dvc repro clustering`")
+    return stored[f"rows_{count}"]

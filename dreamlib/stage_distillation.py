@@ -1,0 +1,109 @@
+"""The distillation stage: one setting from its starting canvases to its file."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from dreamlib.checkpoint import Checkpoint
+from dreamlib.distill import Distiller, DistillResult
+from dreamlib.files import write_atomically, write_json
+from dreamlib.initialize import check_budget, fill, images_needed, noise, random_rows
+from dreamlib.params import DistillParams, digest
+from dreamlib.project import Project, Setting
+from dreamlib.provenance import code_hash
+from dreamlib.stage_clustering import representatives
+from dreamlib.synthetic import SyntheticSet
+from dreamlib.types import LabeledImages
+
+
+def starting_set(project: Project, setting: Setting, how: DistillParams, data: LabeledImages) -> SyntheticSet:
+    """The canvases before distillation, by the method's ``init``."""
+    check_budget(data, project.info, setting.ipc, how.factor, how.decode)
+    count = images_needed(setting.ipc, how.factor, how.decode)
+    make: dict[str, Callable[[], SyntheticSet]] = {
+        "noise": lambda: noise(data, project.info, setting.ipc, how.factor, how.decode, setting.seed),
+        "random": lambda: _filled(random_rows(data, count, setting.seed)),
+        "kmeans": lambda: _filled(representatives(project, setting, count)),
+    }
+
+    def _filled(rows: Tensor) -> SyntheticSet:
+        return fill(data, rows, setting.ipc, how.factor, how.decode, how.shrink)
+
+    return make[how.init]()
+
+
+def parameter_hash(project: Project, setting: Setting) -> str:
+    """A hash of every parameter that shapes a distilled set."""
+    p = project.params
+    how = p.distillation(setting.method, setting.ipc).model_dump(exclude={"checkpoint_every_s"})
+    return digest(p.dataset, setting.name, how, p.clustering(), p.network, p.data, p.compute)
+
+
+def run_distillation(project: Project, setting: Setting) -> DistillResult:
+    """Distil one setting, resuming where a killed run stopped, and write its set, snapshots, history and metrics.
+
+    results/sets/<name>.safetensors is the set; results/distillation/<name>.{json,csv} its metrics and loss history;
+    results/snapshots/<name>.safetensors the canvases along the way.
+    """
+    project.require(setting.method, setting.ipc, setting.seed)
+    how = project.params.distillation(setting.method, setting.ipc)
+    data = project.split("train")
+    start = starting_set(project, setting, how, data)
+    hashes = {"parameter_hash": parameter_hash(project, setting), "data_hash": project.data_hash}
+    key = digest(hashes, code_hash("distillation", project.root))
+    checkpoint = Checkpoint(project.root / ".dream" / "checkpoints", f"{setting.name}-{key}")
+    run = Distiller(start, data, project.info, how, project.network, project.compute, setting.seed)
+    result = run.run(checkpoint, setting.name)
+    result.synthetic.info = describe(project, setting) | hashes
+    _write_distillation(project, setting, result)
+    checkpoint.delete()
+    project.note(f"distillation-{setting.name}", result.seconds)
+    return result
+
+
+def describe(project: Project, setting: Setting) -> dict[str, Any]:
+    """What a set's file says of where it comes from, besides its hashes."""
+    info = project.info
+    return {
+        "dataset": info.name,
+        "classes": list(info.classes),
+        "mean": list(info.mean),
+        "std": list(info.std),
+        "method": setting.method,
+        "seed": setting.seed,
+        "budget": project.params.budget,
+    }
+
+
+def _write_distillation(project: Project, setting: Setting, result: DistillResult) -> None:
+    results, name = project.root / "results", setting.name
+    snapshots = {f"{iteration:07d}": canvases for iteration, canvases in result.snapshots.items()}
+    write_atomically(results / "snapshots" / f"{name}.safetensors", save(snapshots))
+    history = pd.DataFrame(result.history, columns=["iteration", "loss"])
+    write_atomically(results / "distillation" / f"{name}.csv", history.to_csv(index=False).encode())
+    sha256 = result.synthetic.save(results / "sets" / f"{name}.safetensors")
+    metrics = {
+        "iterations": len(result.history),
+        "first_loss": result.history[0][1] if result.history else None,
+        "last_loss": result.history[-1][1] if result.history else None,
+        "stored_floats": result.synthetic.stored_floats,
+        "training_images": len(result.synthetic.decode()[1]),
+        "sha256": sha256,
+    }
+    write_json(results / "distillation" / f"{name}.json", metrics)
+
+
+def read_snapshots(project: Project, setting: Setting) -> dict[int, Tensor]:
+    """Iteration → canvases, as the distillation stage kept them."""
+    path = project.root / "results" / "snapshots" / f"{setting.name}.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; make it with `dvc repro distillation`")
+    return {int(key): canvases for key, canvases in sorted(load_file(path).items())}
+
+
+def read_set(project: Project, setting: Setting) -> SyntheticSet:
+    """The distilled set of one setting."""
+    return SyntheticSet.open(project.root / "results" / "sets" / f"{setting.name}.safetensors")
