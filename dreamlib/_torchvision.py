@@ -1,8 +1,8 @@
 """Make ``import torchvision`` work beside a CPU build of torch; import this module before torchvision, always.
 
-torchvision's wheel from the package registry links CUDA libraries. Where they are absent its compiled part does not load and
-the import stops at ``operator torchvision::nms does not exist``, although the readers, transforms and models used here
-are pure Python. Declaring the two operator names is enough for those.
+torchvision's wheel from the package registry links CUDA libraries. Without them its compiled part does not load
+and the import stops at ``operator torchvision::nms does not exist``, although the readers, transforms and models used
+here are pure Python. Declaring the two operator names is enough for those.
 """
 
 import ctypes

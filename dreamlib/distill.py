@@ -31,7 +31,7 @@ class DistillationDivergedError(RuntimeError):
 class DistillResult:
     """A distilled set with how it came about.
 
-    ``history`` has one row per inner iteration: iteration, mean loss over classes. ``snapshots`` maps iteration → canvases.
+    ``history`` has one row per inner iteration: iteration, mean loss over classes. ``snapshots``: iteration → canvases.
     ``seconds`` is split by what was done and is this process's alone; a resumed run counts what came after.
     """
 
@@ -217,8 +217,8 @@ class Distiller:
         for label, loss in self.objective.losses(state):
             if not bool(loss.isfinite()):
                 raise DistillationDivergedError(
-                    f"the matching loss of class {label} ({self.info.classes[label]}) is {float(loss)} at inner iteration "
-                    f"{self.iteration}, with image_lr {self.lr:g}: lower image_lr (or network_lr) and run again"
+                    f"the matching loss of class {label} ({self.info.classes[label]}) is {float(loss)} at inner "
+                    f"iteration {self.iteration}, with image_lr {self.lr:g}: lower image_lr and run again"
                 )
             loss.backward(inputs=leaves)
             losses.append(float(loss.detach()))

@@ -22,7 +22,7 @@ from dreamlib.types import DatasetInfo, LabeledImages
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Last-epoch accuracies (fractions) of networks trained on one set, one a network, with what they were counted on."""
+    """Last-epoch accuracies (fractions), one per network trained on the set, with what they were counted on."""
 
     accuracies: tuple[float, ...]
     split: str
@@ -64,7 +64,7 @@ def evaluate(
     epochs: int | None = None,
     label: str = "evaluate",
 ) -> Evaluation:
-    """Train ``networks`` fresh networks on the decoded set by the protocol; accuracy on ``against`` after the last epoch.
+    """Train ``networks`` fresh networks on the decoded set; accuracy on ``against`` after the last epoch.
 
     Network i starts from the seed derived from (seed, i) alone, so every set meets the same initial networks. Nothing
     is chosen on ``against``: it is looked at once, after training. Soft labels are used where the set stores them.

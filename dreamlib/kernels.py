@@ -40,8 +40,8 @@ class Kernels:
     """Loss, predictions and weight gradients of one architecture.
 
     ``template`` gives the structure; its own weights are never used. With ``compute.compile``, networks that say they
-    compile well (``compiles``) are compiled by ``torch.compile``, once per batch shape; otherwise the same functions run as
-    they are. Compiled and uncompiled results differ by rounding only.
+    compile well (``compiles``) are compiled by ``torch.compile``, once per batch shape; otherwise the same functions
+    run as they are. Compiled and uncompiled results differ by rounding only.
     """
 
     def __init__(self, template: nn.Module, compute: Compute) -> None:

@@ -51,7 +51,7 @@ def _random_rows(batch: int, n: int, k: int, rng: torch.Generator) -> Tensor:
 
 
 def _refill_empty(distances: Tensor, assignment: Tensor, k: int) -> Tensor:
-    """Give every empty cluster the point that lies worst in its own cluster of two or more; changes few rows, rarely."""
+    """Give every empty cluster the point that lies worst in its own cluster of two or more."""
     counts = torch.zeros(assignment.shape[0], k, dtype=torch.long, device=assignment.device)
     counts.scatter_add_(1, assignment, torch.ones_like(assignment))
     if bool((counts > 0).all()):

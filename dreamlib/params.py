@@ -66,10 +66,10 @@ class DistillParams(Strict):
     """One distillation, whole: what is matched, from where, against which images, for how long.
 
     DREAM and IDC differ in ``init`` and ``sampler`` alone. ``image_lr`` is multiplied by ipc/10 · (side/32)² when
-    ``image_lr_rule`` is 'scaled' (side/28 for MNIST; IDC and DREAM), used as it is when 'fixed'. ``image_update`` says when
-    pixels step: 'per_class', after every class on one shared momentum buffer (the released code); 'collapsed', once an
-    iteration with the plain step that equals it; 'batched', once with momentum. ``learned_lr`` is the step size of
-    whatever an objective learns besides pixels.
+    ``image_lr_rule`` is 'scaled' (side/28 for MNIST; IDC and DREAM), used as it is when 'fixed'. ``image_update`` says
+    when pixels step: 'per_class', after every class on one shared momentum buffer (the released code); 'collapsed',
+    once an iteration with the plain step that equals it; 'batched', once with momentum. ``learned_lr`` is the step size
+    of whatever an objective learns besides pixels.
     """
 
     objective: str = "gradient"

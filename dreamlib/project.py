@@ -122,7 +122,7 @@ class Project:
 
 
 def check_names(params: Params) -> None:
-    """Every component params.yaml names exists, with the options it gives; raises UnknownNameError or ParameterError."""
+    """Every component params.yaml names exists with the options it gives; raises UnknownNameError or ParameterError."""
     if params.dataset not in DATASETS:
         raise unknown("data set", params.dataset, DATASETS.names())
     if params.network.name not in NETWORKS:

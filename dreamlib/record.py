@@ -1,4 +1,4 @@
-"""What a run cost and whether it came out like the committed one: ``python -m dreamlib.record write|compare|readme``."""
+"""What a run cost, and whether it came out like the committed one: ``python -m dreamlib.record ACTION``."""
 
 import argparse
 import subprocess

@@ -1,4 +1,4 @@
-"""The launcher: one notebook, its coordinate, its executed copy. ``python -m dreamlib.run NOTEBOOK OUTPUT [key=value …]``.
+"""The launcher of one notebook: ``python -m dreamlib.run NOTEBOOK OUTPUT [key=value …]``.
 
 Papermill runs the notebook; around it the launcher refuses what papermill would only warn of, shows the kernel's
 progress on standard error, and strips from the executed copy whatever differs from run to run.
@@ -103,6 +103,18 @@ def _shown_progress() -> Iterator[None]:
             del os.environ[PROGRESS_FILE]
 
 
+def prepare_kernel(root: Path) -> None:
+    """Give kernels a configuration of the project's own, and a place for compiled code that later stages find again.
+
+    A user's IPython start-up files would otherwise run inside every stage. Both folders lie under .dream/.
+    """
+    profile = root / ".dream" / "ipython" / "profile_default"
+    config = b"c = get_config()  # noqa: F821\nc.IPKernelApp.log_level = 'ERROR'\n"
+    write_atomically(profile / "ipython_kernel_config.py", config)
+    os.environ["IPYTHONDIR"] = str(profile.parent)
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(root / ".dream" / "compiled"))
+
+
 def run(notebook: Path, output: Path, parameters: dict[str, Any]) -> None:
     """Execute ``notebook`` with ``parameters`` and leave its normalised copy at ``output``, traceback included.
 
@@ -113,7 +125,8 @@ def run(notebook: Path, output: Path, parameters: dict[str, Any]) -> None:
     root = find_root()
     refuse_unknown(nbformat.read(notebook, as_version=4), parameters, notebook.name)
     output.parent.mkdir(parents=True, exist_ok=True)
-    executed = output.with_name(f".{output.name}.tmp")
+    executed = output.with_name(f".{output.stem}.running.ipynb")
+    prepare_kernel(root)
     try:
         with _shown_progress():
             papermill.execute_notebook(

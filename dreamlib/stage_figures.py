@@ -109,7 +109,7 @@ def headline(project: Project, table: pd.DataFrame) -> str:
 
 
 def published_table(project: Project) -> pd.DataFrame:
-    """Published accuracies (%) for the data set and the ipc in use, from notebooks/published.csv; empty where none is."""
+    """Published accuracies (%) for the data set and the ipc in use, from notebooks/published.csv; may be empty."""
     every = pd.read_csv(project.root / "notebooks" / "published.csv")
     chosen = every[(every.dataset == project.params.dataset) & every.ipc.isin(project.params.ipc)]
     return chosen.pivot_table(index=["method", "source"], columns="ipc", values="accuracy", sort=False)

@@ -1,0 +1,54 @@
+# Two commands do everything: `make repro` and `make test`. Each sets up what it needs first.
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+# Stages run `python`: the environment's must come first on PATH.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+export OMP_WAIT_POLICY := PASSIVE
+export PYTHONDONTWRITEBYTECODE := 1
+
+.PHONY: help setup data repro test check lint clean-notebooks lab report record
+
+help:            ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
+
+$(VENV)/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+setup: $(VENV)/.done   ## create .venv with the pinned packages
+
+data: setup      ## fetch the data and check every file against its published hash
+	$(BIN)/python -m dreamlib.datasets
+
+repro: data      ## reproduce the default pipeline from the data up, then compare with the committed record
+	$(BIN)/dvc repro --force
+	$(BIN)/python -m dreamlib.record compare
+
+test: setup      ## run the tests (needs no network: scikit-learn brings the digits)
+	$(BIN)/python -m dreamlib.datasets digits
+	$(BIN)/python -m pytest
+
+lint: setup      ## ruff over code and notebooks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+check: lint      ## linters, clean notebooks, and whether dvc.lock matches code and parameters
+	$(BIN)/python -m dreamlib.notebooks check
+	$(BIN)/dvc repro --allow-missing --dry | tee /dev/stderr | grep -q "up to date"
+
+clean-notebooks: setup   ## strip outputs and editor metadata from notebooks/
+	$(BIN)/python -m dreamlib.notebooks clean
+
+lab: setup       ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab notebooks
+
+report: setup    ## make HTML of the executed notebooks, with an index: reports/html/index.html
+	$(BIN)/python -m dreamlib.notebooks html
+
+record: setup    ## maintainers: keep this run's times in results/record.json and its table in the README
+	$(BIN)/python -m dreamlib.record write
+	$(BIN)/dvc repro figures
+	$(BIN)/python -m dreamlib.record readme

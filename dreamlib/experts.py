@@ -1,0 +1,188 @@
+"""Expert trajectories: networks trained on the real images, their weights kept after every epoch (MTT's buffers)."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from dreamlib.compute import Compute
+from dreamlib.files import write_atomically
+from dreamlib.kernels import Kernels, Weights
+from dreamlib.networks import build
+from dreamlib.params import digest
+from dreamlib.progress import progress
+from dreamlib.seeding import derive, generator
+from dreamlib.training import TrainSettings, augmentation_for, fit
+from dreamlib.types import DatasetInfo, LabeledImages
+
+FORMAT = "dreamlib-expert-1"
+
+
+class ExpertError(RuntimeError):
+    """Expert trajectories that are missing, torn, or of another network; the message says how to make them."""
+
+
+@dataclass(frozen=True)
+class ExpertSettings:
+    """``count`` networks trained for ``epochs`` epochs of plain SGD; the defaults are MTT's.
+
+    ``augmentation`` and ``mode`` as in ``augmentation_for``; one draw an image.
+    """
+
+    count: int = 100
+    epochs: int = 50
+    batch: int = 256
+    lr: float = 0.01
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    augmentation: str = "flip_color_crop_scale_rotate_cutout"
+    mode: str = "dsa"
+
+    def training(self, info: DatasetInfo) -> TrainSettings:
+        """As settings of ``fit``."""
+        augmentation = augmentation_for(info, self.augmentation, self.mode)
+        return TrainSettings(self.batch, self.lr, self.momentum, self.weight_decay, augmentation)
+
+
+def data_fingerprint(data: LabeledImages) -> str:
+    """SHA-256 over the images and labels themselves."""
+    content = hashlib.sha256()
+    for tensor in (data.images, data.labels):
+        content.update(tensor.detach().cpu().contiguous().numpy())
+    return content.hexdigest()
+
+
+def expert_path(folder: str | Path, index: int) -> Path:
+    """Where one expert lies.
+
+    >>> expert_path("experts", 7).as_posix()
+    'experts/expert-007.safetensors'
+    """
+    return Path(folder) / f"expert-{index:03d}.safetensors"
+
+
+def train_experts(
+    folder: str | Path,
+    data: LabeledImages,
+    info: DatasetInfo,
+    network: tuple[str, dict[str, Any]],
+    settings: ExpertSettings,
+    compute: Compute,
+    *,
+    seed: int,
+    code_hash: str = "",
+) -> list[Path]:
+    """Train whatever experts are not in ``folder`` yet; returns the files, one an expert.
+
+    A file carries the key of what made it (settings, network, data, format, seed, ``code_hash``) and is used again only
+    where the key is the same. Files are written whole or not at all, each when its expert is done, so a killed run goes
+    on with the next; those of experts beyond ``count`` are removed. Expert i depends on (seed, i) alone.
+
+    Raises ValueError for fewer than one expert or epoch.
+    """
+    if settings.count < 1 or settings.epochs < 1:
+        raise ValueError(f"count = {settings.count} and epochs = {settings.epochs} of the experts must be at least 1")
+    made_by = (asdict(settings) | {"count": None}, network, info.name, data_fingerprint(data), str(compute.dtype))
+    placed, kernels, paths = data.to(compute.device), None, []
+    with progress(settings.count * settings.epochs, "experts", unit="epoch") as bar:
+        for index in range(settings.count):
+            path, own = expert_path(folder, index), derive(seed, "expert", index)
+            key = digest(*made_by, own, code_hash, FORMAT)
+            paths.append(path)
+            if _key_of(path) == key:
+                bar.update(settings.epochs)
+                continue
+            model = compute.place(build(network[0], info, generator(own, "network"), network[1]))
+            kernels = kernels or Kernels(model, compute)
+            weights = _trajectory(model, placed, info, settings, kernels, own, bar.update)
+            about = {"format": FORMAT, "key": key, "dataset": info.name, "network": list(network)}
+            write_atomically(path, save(weights, metadata={"dreamlib": json.dumps(about, sort_keys=True)}))
+    for path in set(Path(folder).glob("expert-*.safetensors")) - set(paths):
+        path.unlink()
+    return paths
+
+
+def _trajectory(
+    model: nn.Module,
+    data: LabeledImages,
+    info: DatasetInfo,
+    settings: ExpertSettings,
+    kernels: Kernels,
+    seed: int,
+    on_epoch: Callable[[], object],
+) -> Weights:
+    """Each parameter after 0, 1, … epochs: name → (epochs + 1, …)."""
+    kept: dict[str, list[Tensor]] = {name: [] for name, _ in model.named_parameters()}
+
+    def keep() -> None:
+        for name, p in model.named_parameters():
+            kept[name].append(p.detach().cpu().clone(memory_format=torch.contiguous_format))
+
+    def after_epoch() -> None:
+        keep()
+        on_epoch()
+
+    keep()
+    fit(
+        model, data.images, data.labels, info, settings.training(info), kernels,
+        epochs=settings.epochs, seed=seed, schedule=lambda lr, _epoch, _epochs: lr, on_epoch=after_epoch,
+    )  # fmt: skip
+    return {name: torch.stack(values) for name, values in kept.items()}
+
+
+def _about(path: Path) -> dict[str, Any]:
+    with safe_open(path, "pt") as file:
+        about = json.loads((file.metadata() or {})["dreamlib"])
+    if about["format"] != FORMAT:
+        raise KeyError(about["format"])
+    return about
+
+
+def _key_of(path: Path) -> str | None:
+    """The key of a whole expert file; None when there is none or it cannot be read."""
+    try:
+        return _about(path)["key"]
+    except (OSError, SafetensorError, KeyError, json.JSONDecodeError):
+        return None
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A folder of trajectories; ``weights`` reads one expert's weights after one epoch, and nothing else."""
+
+    paths: tuple[Path, ...]
+    epochs: int
+
+    @classmethod
+    def open(cls, folder: str | Path, network: nn.Module, info: DatasetInfo) -> "Experts":
+        """The experts in ``folder``, checked against the network that is to follow them.
+
+        Raises ExpertError when there is none, or when they are of another data set or network.
+        """
+        paths = tuple(sorted(Path(folder).glob("expert-*.safetensors")))
+        again = "make them with `dvc repro experts` (or dreamlib.experts.train_experts)"
+        if not paths:
+            raise ExpertError(f"no expert trajectories in {folder}: {again}")
+        try:
+            about = _about(paths[0])
+            with safe_open(paths[0], "pt") as file:
+                found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            raise ExpertError(f"{paths[0]} is no whole expert trajectory ({error}): delete it and {again}") from error
+        if about["dataset"] != info.name:
+            raise ExpertError(f"the experts in {folder} have seen {about['dataset']}, not {info.name}: {again}")
+        if {name: list(p.shape) for name, p in network.named_parameters()} != {n: s[1:] for n, s in found.items()}:
+            raise ExpertError(f"the experts in {folder} are {about['network']}, not the network in use: {again}")
+        return cls(paths, next(iter(found.values()))[0] - 1)
+
+    def weights(self, expert: int, epoch: int, device: torch.device | str = "cpu") -> Weights:
+        """Parameters by name after ``epoch`` epochs, 0 ≤ epoch ≤ ``epochs``."""
+        with safe_open(self.paths[expert], "pt") as file:
+            return {name: file.get_slice(name)[epoch].to(device) for name in file.keys()}  # noqa: SIM118

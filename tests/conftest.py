@@ -1,0 +1,81 @@
+"""What the tests of the core share: toy images, a tiny network, digits, and a watch over the global generators."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from dreamlib.compute import Compute
+from dreamlib.datasets import create, load_split
+from dreamlib.networks import build
+from dreamlib.types import DatasetInfo, LabeledImages
+
+
+@pytest.fixture(scope="session")
+def rng():
+    """seed → a generator of its own."""
+    return lambda seed=0: torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="session")
+def toy_info():
+    """(classes, channels, size, name) → a data set's description with asymmetric statistics."""
+
+    def make(classes=3, channels=1, size=8, name="toy"):
+        mean, std = (0.4, 0.5, 0.3)[:channels], (0.25, 0.3, 0.2)[:channels]
+        return DatasetInfo(name, tuple("abcdefghijkl"[:classes]), channels, size, mean, std, flip=False)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def toy_data():
+    """Images a class: noise on a class-specific ramp, classes in turn, so that file order is not class order."""
+
+    def make(per_class=12, classes=3, channels=1, size=8, seed=0, dtype=torch.float32):
+        generator = torch.Generator().manual_seed(seed)
+        labels = torch.arange(classes).repeat(per_class)
+        ramp = torch.linspace(0, 1, size) * ((labels + 1) / classes).view(-1, 1, 1, 1)
+        noise = torch.rand(len(labels), channels, size, size, generator=generator, dtype=torch.float64)
+        return LabeledImages((0.5 * noise + 0.5 * ramp).to(dtype), labels, classes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny(toy_info):
+    """A width-8 ConvNet for a data set, in float64 when asked."""
+
+    def make(info=None, seed=0, double=False, **options):
+        network = build("convnet", info or toy_info(), torch.Generator().manual_seed(seed), {"width": 8, **options})
+        return network.double() if double else network
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def float64():
+    """The CPU, in float64: the arbiter."""
+    return Compute(torch.device("cpu"), torch.float64)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """The real digits' training images, 20 a class kept aside."""
+    folder = tmp_path_factory.mktemp("data")
+    create("digits").fetch(folder)
+    return load_split("digits", "train", folder, validation_per_class=20, seed=0)
+
+
+def _global_state():
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002 (the legacy global generator is what is watched)
+    return random.getstate(), (kind, keys.tolist(), *rest), torch.get_rng_state().tolist()
+
+
+@pytest.fixture
+def global_generators_untouched():
+    """Fails the test if it drew from, or seeded, a global generator."""
+    before = _global_state()
+    yield
+    assert _global_state() == before

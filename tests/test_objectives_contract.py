@@ -1,0 +1,117 @@
+"""Every objective keeps one contract, and the whole distiller runs with each."""
+
+import copy
+
+import pytest
+import torch
+
+from dreamlib import objectives
+from dreamlib.augment import Augmentation
+from dreamlib.compute import Compute
+from dreamlib.distill import Distiller
+from dreamlib.experts import ExpertSettings, train_experts
+from dreamlib.initialize import fill, random_rows
+from dreamlib.kernels import Kernels
+from dreamlib.objectives import OBJECTIVES, MatchState
+from dreamlib.params import DistillParams
+from dreamlib.sampling import RandomSampler
+
+NETWORK = ("convnet", {"width": 8})
+SMALL = {  # options that make a setting small; the rest is default
+    "gradient": [{}, {"distance": "cosine", "layers": "conv_linear"}],
+    "distribution": [{}],
+    "trajectory": [{"synthetic_steps": 3, "max_start": 1, "step_size": 0.05}],
+    "unrolled": [
+        {"steps": 2, "passes": 2, "real_batch": 32},
+        {"steps": 1, "passes": 3, "window": 2, "real_batch": 0, "learn_labels": True},
+    ],
+}
+CASES = [pytest.param(name, small, id=f"{name}-{i}") for name in SMALL for i, small in enumerate(SMALL[name])]
+
+
+@pytest.fixture(scope="session")
+def experts(digits, toy_info, tmp_path_factory):
+    """Two experts of three epochs on digits."""
+    folder, info = tmp_path_factory.mktemp("experts"), toy_info(classes=10, name="digits")
+    settings = ExpertSettings(count=2, epochs=3, batch=128)
+    train_experts(folder, digits, info, NETWORK, settings, Compute(), seed=0)
+    return folder
+
+
+def options(name, small, experts):
+    return small | ({"experts": str(experts)} if name == "trajectory" else {})
+
+
+def make_state(objective, data, info, network, *, ipc=2, factor=1, compute=None, **changes):
+    """A matching state with leaves for the canvases and for whatever the objective learns."""
+    synthetic = fill(data, random_rows(data, ipc * factor**2, 0), ipc, factor, "single")
+    synthetic.canvases = synthetic.canvases.clone().requires_grad_(True)
+    learned = objective.learned(synthetic)
+    synthetic.extras = {key: value.clone().requires_grad_(True) for key, value in learned.items()}
+    given = {"augmentation": Augmentation.parse("color_crop_cutout", mode="dsa"), "seed": 0, "iteration": 3, **changes}
+    sampler, kernels = RandomSampler(data, 16, given["seed"]), Kernels(network, compute or Compute())
+    return MatchState(synthetic, network, kernels, sampler, info, synthetic_batch=128, **given)
+
+
+def losses_and_gradients(objective, state):
+    """The losses as yielded, and the gradients of their sum, one by one as the distiller does."""
+    leaves, losses = {"canvases": state.synthetic.canvases, **state.synthetic.extras}, []
+    for label, loss in objective.losses(state):
+        loss.backward(inputs=list(leaves.values()))
+        losses.append((label, loss.detach()))
+    return losses, {name: leaf.grad for name, leaf in leaves.items()}
+
+
+def test_every_registered_objective_is_tested_here():
+    assert sorted(SMALL) == OBJECTIVES.names()
+
+
+@pytest.mark.parametrize(("name", "small"), CASES)
+def test_finite_deterministic_and_nothing_else_is_changed(
+    name, small, digits, toy_info, tiny, experts, global_generators_untouched
+):
+    info = toy_info(classes=10, name="digits")
+    # A batch norm's running statistics are the part of a network that is easily changed by accident.
+    norm = "instance" if name == "gradient" else "batch"
+    network, objective = tiny(info, norm=norm), objectives.make(name, options(name, small, experts))
+    before, images = copy.deepcopy(network.state_dict()), digits.images.clone()
+    runs = [losses_and_gradients(objective, make_state(objective, digits, info, network, factor=2)) for _ in range(2)]
+    (losses, gradients), (again, gradients_again) = runs
+    assert losses == again
+    assert all(loss.isfinite() and loss.ndim == 0 and -1 <= label < 10 for label, loss in losses)
+    for key, gradient in gradients.items():
+        assert gradient.isfinite().all()
+        assert torch.equal(gradient, gradients_again[key])
+        assert gradient.abs().sum() > 0
+    assert (gradients["canvases"].flatten(1).abs().sum(1) > 0).all()  # every canvas is reached
+    assert torch.equal(images, digits.images)
+    for key, value in network.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    assert all(p.grad is None for p in network.parameters())
+    other, _ = losses_and_gradients(objective, make_state(objective, digits, info, network, factor=2, seed=1))
+    assert other != losses
+
+
+@pytest.mark.parametrize(("name", "small"), CASES)
+def test_the_whole_distiller_runs(name, small, digits, toy_info, experts, global_generators_untouched):
+    info = toy_info(classes=10, name="digits")
+    settings = DistillParams(
+        objective=name, options=options(name, small, experts), factor=1, real_batch=16, outer_iterations=2,
+        inner_iterations=2, image_lr=0.05, image_momentum=0.5, learned_lr=1e-3, augmentation="color_crop_cutout",
+        augmentation_mode="dsa", train_on="none", network_steps=0,
+    )  # fmt: skip
+    start = fill(digits, random_rows(digits, 2, 0), 2, 1, "single")
+    runs = [Distiller(start, digits, info, settings, NETWORK, Compute(), seed=0) for _ in range(2)]
+    done, half = runs[0].run(), runs[1]
+    assert len(done.history) == 4
+    assert not torch.equal(done.synthetic.canvases, start.canvases)
+    assert 0 <= done.synthetic.canvases.min() <= done.synthetic.canvases.max() <= 1
+    half.step()
+    saved = copy.deepcopy(half.state())
+    resumed = Distiller(start, digits, info, settings, NETWORK, Compute(), seed=0)
+    resumed.load_state(saved)
+    result = resumed.run()
+    assert result.history == done.history
+    for key, value in done.synthetic.extras.items():
+        assert torch.equal(value, result.synthetic.extras[key])
+        assert not torch.equal(value, runs[0].objective.learned(start)[key])

@@ -1,0 +1,48 @@
+"""Distribution matching against numpy."""
+
+import numpy as np
+import pytest
+import torch
+from test_objectives_contract import losses_and_gradients, make_state
+
+from dreamlib import objectives
+from dreamlib.augment import Augmentation
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_loss_and_gradient_are_those_of_numpys_means(factor, toy_info, toy_data, tiny, float64):
+    info, data = toy_info(), toy_data(dtype=torch.float64)
+    network, objective = tiny(info, double=True), objectives.make("distribution", {})
+    state = make_state(
+        objective, data, info, network, factor=factor, compute=float64, augmentation=Augmentation.parse("none")
+    )
+    found, gradients = losses_and_gradients(objective, state)
+
+    def features(images):
+        normalised = (images.detach().numpy() - info.mean[0]) / info.std[0]
+        return network.features(torch.from_numpy(normalised)).detach().numpy()
+
+    wanted = []
+    for label in range(3):
+        real, ours = features(state.real_images(label)), features(state.synthetic.decode_class(label))
+        wanted.append(((np.mean(real, 0) - np.mean(ours, 0)) ** 2).sum())
+    assert [label for label, _ in found] == [0, 1, 2]
+    np.testing.assert_allclose([float(loss) for _, loss in found], wanted, rtol=1e-10)
+
+    # One pixel of class 1, moved by hand: central differences of the sum over classes.
+    def total(shift):
+        with torch.no_grad():
+            state.synthetic.canvases[2, 0, 3, 4] += shift
+            value = sum(float(loss) for _, loss in objective.losses(state))
+            state.synthetic.canvases[2, 0, 3, 4] -= shift
+        return value
+
+    numeric = (total(1e-5) - total(-1e-5)) / 2e-5
+    assert float(gradients["canvases"][2, 0, 3, 4]) == pytest.approx(numeric, rel=1e-6)
+
+
+def test_equal_sets_are_at_distance_zero_under_any_augmentation(toy_info, toy_data, tiny):
+    info, data = toy_info(), toy_data(per_class=4)
+    objective = objectives.make("distribution", {})
+    state = make_state(objective, data, info, tiny(info), ipc=4)  # the canvases are all of the class's images
+    assert all(float(loss.detach()) < 1e-9 for _, loss in objective.losses(state))

@@ -1,0 +1,173 @@
+"""Unrolled SGD against torch.optim, its derivatives against finite differences, bounded memory against unbounded."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_objectives_contract import losses_and_gradients, make_state
+
+from dreamlib import objectives
+from dreamlib.augment import Augmentation
+from dreamlib.objectives.inner import InnerSGD, parameters_of
+
+SMALL = {"steps": 2, "passes": 2, "step_size": 0.3, "real_batch": 24}
+
+
+@pytest.fixture
+def unrolled_state(toy_info, toy_data, tiny, float64):
+    """Objective and state in float64, with a smooth network: finite differences stumble over the kinks of a ReLU."""
+
+    def make(factor=2, augmentation="none", **options):
+        info, objective = toy_info(), objectives.make("unrolled", SMALL | options)
+        network = tiny(info, double=True, activation="silu")
+        data = toy_data(dtype=torch.float64)
+        how = Augmentation.parse(augmentation)
+        return objective, make_state(objective, data, info, network, factor=factor, compute=float64, augmentation=how)
+
+    return make
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+def test_steps_are_those_of_torch_sgd(recompute, tiny, rng):
+    network = tiny(double=True)
+    x, rates = torch.randn(4, 6, 1, 8, 8, generator=rng(), dtype=torch.float64), torch.tensor([0.1, 0.5, 0.2, 0.9])
+    y, soft = torch.tensor([0, 1, 2, 0, 1, 2]), torch.rand(6, 3, generator=rng(1), dtype=torch.float64).softmax(1)
+    sgd, weights = InnerSGD(network, recompute), parameters_of(network)
+    weights = {name: value.clone() for name, value in weights.items()}
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    for step, lr in enumerate(rates.double().requires_grad_()):
+        labels = soft if step % 2 else y
+        weights = sgd.step(weights, x[step], labels, lr)
+        optimizer.param_groups[0]["lr"] = float(lr)
+        optimizer.zero_grad()
+        F.cross_entropy(network(x[step]), labels).backward()
+        optimizer.step()
+        for name, p in network.named_parameters():
+            torch.testing.assert_close(weights[name], p, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+def test_hyper_gradients_are_those_of_finite_differences(recompute, unrolled_state, rng):
+    objective, state = unrolled_state(recompute=recompute, learn_labels=True, augmentation="color_crop_cutout")
+    _, gradients = losses_and_gradients(objective, state)
+    leaves = {"canvases": state.synthetic.canvases, **state.synthetic.extras}
+    assert set(leaves) == {"canvases", "step_sizes", "label_logits"}
+
+    def loss_at(leaf, direction, shift):
+        with torch.no_grad():
+            leaf += shift * direction
+            value = float(next(objective.losses(state))[1])
+            leaf -= shift * direction
+        return value
+
+    for seed, (name, leaf) in enumerate(leaves.items()):
+        one = torch.zeros_like(leaf).flatten()
+        one[-3] = 1.0  # one number alone, and all in a random direction
+        for direction in (one.view_as(leaf), torch.randn(leaf.shape, generator=rng(seed), dtype=torch.float64)):
+            numeric = (loss_at(leaf, direction, 1e-5) - loss_at(leaf, direction, -1e-5)) / 2e-5
+            assert numeric != 0
+            assert float((gradients[name] * direction).sum()) == pytest.approx(numeric, rel=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_window_differentiates_the_last_steps_alone(seed, unrolled_state):
+    """Against the same training written with torch.optim up to the window and plain autograd inside it."""
+    objective, state = unrolled_state(window=2, passes=3)
+    state.seed = seed
+    state.sampler.seed = seed
+    ((_, loss),), gradients = losses_and_gradients(objective, state)
+    reached = gradients["step_sizes"].nonzero().flatten().tolist()
+    assert len(reached) == 2
+    assert reached[1] == reached[0] + 1
+    network, images = state.network, state.synthetic.canvases.detach().clone().requires_grad_()
+    state.synthetic.canvases = images
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.3)
+    parameters = dict(network.named_parameters())
+    for step in range(reached[1] + 1):
+        decoded, labels = state.synthetic.decode()
+        keep = torch.arange(len(labels)).view(3, 8)[:, step % 2 :: 2].flatten()
+        x = (decoded[keep] - 0.4) / 0.25
+        if step < reached[0]:
+            optimizer.zero_grad()
+            F.cross_entropy(network(x.detach()), labels[keep]).backward()
+            optimizer.step()
+        else:
+            inner = F.cross_entropy(torch.func.functional_call(network, parameters, (x,)), labels[keep])
+            moved = torch.autograd.grad(inner, list(parameters.values()), create_graph=True)
+            parameters = {n: p - 0.3 * g for (n, p), g in zip(parameters.items(), moved, strict=True)}
+    real, target = objective._real(state)
+    outer = F.cross_entropy(torch.func.functional_call(network, parameters, (real,)), target)
+    torch.testing.assert_close(loss, outer.detach())
+    torch.testing.assert_close(gradients["canvases"], torch.autograd.grad(outer, images)[0])
+
+
+def test_a_window_over_everything_is_the_whole(unrolled_state):
+    (_, whole), (_, windowed) = (losses_and_gradients(*unrolled_state(window=w)) for w in (None, 4))
+    torch.testing.assert_close(whole, windowed, rtol=0, atol=0)
+
+
+def saved_bytes(loss):
+    """Bytes of distinct tensors that the graph behind ``loss`` keeps for its backward pass."""
+    seen, kept, queue = set(), {}, [loss.grad_fn]
+    while queue:
+        node = queue.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        queue += [parent for parent, _ in node.next_functions]
+        values = [getattr(node, name) for name in dir(node) if name.startswith("_saved_")]
+        for value in [*values, *getattr(node, "saved_tensors", ())]:
+            for tensor in value if isinstance(value, (tuple, list)) else [value]:
+                if isinstance(tensor, torch.Tensor):
+                    kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("options", [{}, {"learn_labels": True}, {"window": 3}], ids=str)
+def test_bounded_memory_gives_the_unbounded_result(options, unrolled_state):
+    options = {"passes": 4, "steps": 1} | options
+    results = []
+    for recompute in (True, False):
+        objective, state = unrolled_state(recompute=recompute, augmentation="color_crop", **options)
+        results.append((*losses_and_gradients(objective, state), saved_bytes(next(objective.losses(state))[1])))
+    (loss, gradients, bounded), (loss_again, gradients_again, unbounded) = results
+    torch.testing.assert_close(loss, loss_again, rtol=1e-12, atol=0)
+    torch.testing.assert_close(gradients, gradients_again, rtol=1e-9, atol=1e-15)
+    assert bounded < unbounded / 3
+
+
+def test_rates_stay_positive_and_are_given_away_as_used(unrolled_state):
+    objective, state = unrolled_state(learn_labels=True)
+    state.synthetic.extras["step_sizes"].data[0] = -50.0
+    given = objective.finish(state.synthetic)
+    assert 0 < given.extras["step_sizes"][0] < 1e-20
+    torch.testing.assert_close(given.extras["step_sizes"][1:], torch.full((3,), 0.3, dtype=torch.float64))
+    assert set(given.extras) == {"step_sizes"}
+    torch.testing.assert_close(given.soft_labels.max(1).values, torch.full((24,), 0.9, dtype=torch.float64))
+    assert given.stored_floats == 6 * 64 + 24 * 3 + 4
+
+
+def test_pixels_and_rates_learn(unrolled_state):
+    """A few steps of Adam on one fixed real batch lower its loss: the sign of every gradient is right."""
+    objective, state = unrolled_state(learn_labels=True, step_size=0.05)
+    leaves = [state.synthetic.canvases, *state.synthetic.extras.values()]
+    optimizer, losses = torch.optim.Adam(leaves, lr=0.03), []
+    for _ in range(6):
+        optimizer.zero_grad()
+        ((_, loss),) = objective.losses(state)
+        loss.backward(inputs=leaves)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.95 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps = 0 must be at least 1"),
+        ({"window": 5}, "between 1 and steps · passes = 4"),
+        ({"step_size": 0.0}, "step_size = 0.0 must be above 0"),
+    ],
+)
+def test_options_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        objectives.make("unrolled", SMALL | options)

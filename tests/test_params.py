@@ -1,0 +1,300 @@
+"""params.yaml at the door: every mistake is one line with what is wrong and the way out, nothing passes unread."""
+
+import copy
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from dreamlib.params import ParameterError, digest, find_root, read_params
+
+ROOT = Path(__file__).parents[1]
+LONGEST = 900  # characters; a line that lists all known keys is long, one that prints whole sections is too long
+
+
+def values():
+    return YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
+
+
+def put(tree, path, value):
+    *way, last = path.split(".")
+    for key in way:
+        tree = tree.setdefault(key, {})
+    tree[last] = value
+
+
+@pytest.fixture
+def reading(tmp_path):
+    """Changes at dotted paths → the parameters read from a file with those changes."""
+
+    def read(changes=None, **simple):
+        tree = copy.deepcopy(values())
+        for path, value in {**(changes or {}), **simple}.items():
+            put(tree, path, value)
+        with open(tmp_path / "params.yaml", "w", encoding="utf-8") as file:
+            YAML(typ="safe", pure=True).dump(tree, file)
+        return read_params(tmp_path)
+
+    return read
+
+
+def refused(call):
+    with pytest.raises(ValueError, match=r".+") as caught:  # ParameterError and UnknownNameError are ValueErrors
+        call()
+    message = str(caught.value)
+    assert "\n" not in message, "an error is one line"
+    assert len(message) < LONGEST
+    return message
+
+
+def test_the_projects_own_file_is_valid_for_every_budget_and_data_set(reading):
+    for budget in values()["budgets"]:
+        for dataset in ("fashion_mnist", "digits", "mnist", "svhn", "cifar10", "cifar100"):
+            reading(budget=budget, dataset=dataset, ipc=[1, 10, 50])
+
+
+QUICK = "budgets.quick.distillation"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "nearest"),
+    [
+        ("dataste", "digits", "dataset"),
+        ("compute.precison", "float32", "precision"),
+        ("data.validation_per_clas", 3, "validation_per_class"),
+        ("network.nmae", "convnet", "name"),
+        (f"{QUICK}.image_rl", 0.1, "image_lr"),
+        ("budgets.quick.evaluation.epoch", 3, "epochs"),
+        ("budgets.quick.clustering.feature", "pixels", "features"),
+        ("method.dream.samplr", "random", "sampler"),
+        ("method.dream.quik", {"factor": 1}, "quick"),
+        ("budgets.quick.evalution", {"epochs": 3}, "evaluation"),
+        ("budgets.quick.by_datset", {"digits": {}}, "by_dataset"),
+        ("budgets.paper.by_dataset.fashion_mnist.distilation", {"factor": 1}, "distillation"),
+    ],
+)
+def test_an_unknown_key_is_named_with_its_nearest_match(reading, path, value, nearest):
+    budget = path.split(".")[1] if path.startswith("budgets") else "quick"
+    message = refused(lambda: reading({path: value}, dataset="fashion_mnist", budget=budget))
+    assert path.rsplit(".", 1)[1 if "." in path else 0] in message
+    assert f"did you mean '{nearest}'" in message
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (f"{QUICK}.factor", 0, "greater than or equal to 1, got 0"),
+        (f"{QUICK}.image_lr", -1.0, "greater than 0, got -1"),
+        (f"{QUICK}.image_lr", float("nan"), "nan"),
+        (f"{QUICK}.image_lr", float("inf"), "inf"),
+        (f"{QUICK}.image_momentum", 1.5, "less than.* 1, got 1.5"),
+        (f"{QUICK}.image_optimizer", "agd", "'sgd' or 'adam', got 'agd'"),
+        (f"{QUICK}.real_batch", 1.5, "integer.*got"),
+        (f"{QUICK}.inner_iterations", "many", "integer.*'many'"),
+        ("ipc", [0], "greater than or equal to 1, got 0"),
+        ("ipc", [], "at least 1"),
+        ("ipc", "ten", "list.*'ten'"),
+        ("seeds", [-1], "greater than or equal to 0, got -1"),
+        ("compute.threads", -2, "greater than or equal to 0, got -2"),
+        ("compute.precision", "float16", "'float32', 'bfloat16' or 'float64', got 'float16'"),
+        ("data.validation_per_class", -1, "greater than or equal to 0, got -1"),
+    ],
+)
+def test_out_of_range_names_the_key_the_value_and_the_limit(reading, path, value, said):
+    message = refused(lambda: reading({path: value}))
+    assert path.rsplit(".", 1)[-1] in message
+    import re
+
+    assert re.search(said, message), message
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({f"{QUICK}.per_cluster": 3}, ("per_cluster = 3", "divide", "real_batch = 64")),
+        ({f"{QUICK}.pool": 10}, ("pool = 10", "real_batch = 64", "0 for all")),
+        ({f"{QUICK}.image_update": "per_class"}, ("image_update = per_class", "sgd", "batched")),
+    ],
+)
+def test_settings_that_contradict_each_other(reading, changes, words):
+    message = refused(lambda: reading(changes, methods=["dream"], budget="quick"))
+    assert all(word in message for word in words)
+    assert "{" not in message, "the whole section is not part of the message"
+
+
+def test_momentum_one_never_reaches_the_division_by_one_minus_momentum(reading):
+    sgd = {f"{QUICK}.image_optimizer": "sgd", f"{QUICK}.image_update": "collapsed", f"{QUICK}.image_momentum": 1.0}
+    assert "image_momentum" in refused(lambda: reading(sgd, budget="quick"))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (f"{QUICK}.options", "mse"),
+        (QUICK, [1]),
+        ("budgets.quick", 3),
+        ("method.dream", "idc"),
+        ("method.dream.quick", 3),
+        ("budgets.quick.by_dataset", 3),
+        ("network.options", "width"),
+        (f"{QUICK}.image_lr", {"ten": 0.1}),
+        (f"{QUICK}.image_lr", {}),
+    ],
+)
+def test_a_value_where_a_section_belongs_and_the_reverse(reading, path, value):
+    message = refused(lambda: reading({path: value}, budget="quick"))
+    assert any(part in message for part in path.split(".")[-2:])
+
+
+def test_a_missing_section_is_named(tmp_path):
+    tree = values()
+    del tree["dataset"]
+    with open(tmp_path / "params.yaml", "w", encoding="utf-8") as file:
+        YAML(typ="safe", pure=True).dump(tree, file)
+    assert "dataset: Field required" in refused(lambda: read_params(tmp_path))
+
+
+def test_a_missing_file_names_the_remedy(tmp_path):
+    assert "git checkout" in refused(lambda: read_params(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("a: [1\nb: 2\n", "line 2"), ("ipc: 1\nipc: 2\n", "ipc"), ("a: b: c\n", "line 1"), ("\tx: 1\n", "line 1")],
+)
+def test_bad_yaml_names_file_and_line(tmp_path, text, said):
+    (tmp_path / "params.yaml").write_text(text)
+    message = refused(lambda: read_params(tmp_path))
+    assert "params.yaml is not valid YAML" in message
+    assert said in message
+
+
+@pytest.mark.parametrize(("text", "kind"), [("", "NoneType"), ("- 1\n", "list"), ("hello\n", "str")])
+def test_yaml_that_is_no_mapping(tmp_path, text, kind):
+    (tmp_path / "params.yaml").write_text(text)
+    assert f"must hold sections, got {kind}" in refused(lambda: read_params(tmp_path))
+
+
+def test_names_that_nothing_answers_to(reading):
+    assert "did you mean 'dream'" in refused(lambda: reading(methods=["draem"]))
+    assert "did you mean 'paper'" in refused(lambda: reading(budget="papr"))
+
+
+@pytest.mark.parametrize(("key", "twice"), [("ipc", [1, 10, 1]), ("methods", ["dream", "dream"]), ("seeds", [0, 0])])
+def test_a_value_listed_twice_is_refused(reading, key, twice):
+    message = refused(lambda: reading({key: twice}))
+    assert key in message
+    assert "twice" in message
+
+
+def test_a_method_may_not_be_named_like_a_budget(reading):
+    assert "'paper' names both a method and a budget" in refused(lambda: reading({"method.paper": {"init": "noise"}}))
+
+
+# ---- layers ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_mapping_from_ipc_takes_the_largest_entry_not_above(reading):
+    params = reading({f"{QUICK}.image_lr": {1: 0.1, 10: 0.2}, f"{QUICK}.options": {"distance": {1: "l1", 20: "mse"}}},
+                     budget="quick", ipc=[1, 9, 10, 50])  # fmt: skip
+    got = [(h.image_lr, h.options["distance"]) for h in (params.distillation("idc", i) for i in (1, 9, 10, 50))]
+    assert got == [(0.1, "l1"), (0.1, "l1"), (0.2, "l1"), (0.2, "mse")]
+
+
+def test_a_mapping_that_starts_too_high_says_what_to_add(reading):
+    message = refused(lambda: reading({f"{QUICK}.image_lr": {10: 0.1}}, budget="quick", ipc=[5]))
+    assert "image_lr says nothing for ipc 5" in message
+    assert "'5:'" in message
+
+
+def test_later_layers_win_in_the_order_that_is_documented(reading):
+    """budget < its block for the data set < the method's own block < the method's block named after the budget."""
+    base = {"budgets": {"quick": {"distillation": {}}, "paper": {"distillation": {}}}, "method": {"m": {}},
+            "methods": ["m"], "dataset": "digits", "budget": "quick"}  # fmt: skip
+    layers = [
+        ("budgets.quick.distillation.interval", 2),
+        ("budgets.quick.by_dataset.digits.distillation.interval", 3),
+        ("method.m.interval", 4),
+        ("method.m.quick.interval", 5),
+    ]
+    elsewhere = {"budgets.paper.distillation.interval": 90, "method.m.paper.interval": 91,
+                 "budgets.quick.by_dataset.mnist.distillation.interval": 92}  # fmt: skip
+    assert reading({**base, **elsewhere}).distillation("m", 1).interval == 10  # the default
+    for depth, (_, value) in enumerate(layers, start=1):
+        params = reading({**base, **elsewhere, **dict(layers[:depth])})
+        assert params.distillation("m", 1).interval == value
+
+
+def test_options_merge_key_by_key(reading):
+    changes = {
+        "budgets.quick.distillation.options": {"distance": "mse", "layers": "conv"},
+        "method.idc.options": {"distance": "l1"},
+    }
+    params = reading(changes, budget="quick")
+    assert params.distillation("idc", 1).options == {"distance": "l1", "layers": "conv"}
+
+
+# ---- the published setting ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ipc", [1, 10, 50])
+@pytest.mark.parametrize(
+    ("dataset", "distance", "lr", "steps"),
+    [("fashion_mnist", "l1", 1e-4, 4), ("mnist", "l1", 1e-4, None),
+     ("svhn", "mse", 5e-3, 16), ("cifar10", "mse", 5e-3, 16)],
+)  # fmt: skip
+def test_the_paper_budget_is_the_papers(reading, ipc, dataset, distance, lr, steps):
+    """METHODS.md, section 1."""
+    params = reading(budget="paper", dataset=dataset, ipc=[ipc], methods=["idc", "dream"])
+    for method, init, sampler in (("idc", "random", "random"), ("dream", "kmeans", "representative")):
+        how = params.distillation(method, ipc)
+        assert (how.init, how.sampler) == (init, sampler)
+        assert (how.outer_iterations, how.inner_iterations, how.factor) == (2000, 100, 2)
+        assert (how.real_batch, how.interval, how.per_cluster, how.pool, how.synthetic_batch) == (128, 10, 1, 0, 128)
+        assert (how.objective, how.options.get("layers", "conv")) == ("gradient", "conv")
+        assert how.options["distance"] == distance
+        assert (how.image_optimizer, how.image_momentum, how.image_update) == ("sgd", 0.5, "per_class")
+        assert (how.image_lr, how.image_lr_rule) == (lr, "scaled")
+        assert steps is None or how.network_steps == steps
+        assert (how.train_on, how.network_batch, how.network_lr) == ("real", 128, 0.01)
+        assert (how.network_momentum, how.network_weight_decay, how.cutmix) == (0.9, 5e-4, 0.5)
+        assert (how.augmentation, how.augmentation_mode) == ("color_crop_cutout", "idc")
+    judged = params.evaluation(ipc)
+    assert (judged.epochs, judged.lr, judged.momentum, judged.weight_decay) == (1000, 0.01, 0.9, 5e-4)
+    assert (judged.batch, judged.cutmix, judged.augmentation) == (64, 0.5, "flip_color_crop_scale_rotate")
+
+
+@pytest.mark.parametrize("budget", list(values()["budgets"]))
+def test_idc_and_dream_differ_in_start_and_sampler_alone(reading, budget):
+    params = reading(budget=budget, methods=["idc", "dream"], ipc=[1, 10, 50])
+    for ipc in (1, 10, 50):
+        idc, dream = (params.distillation(method, ipc).model_dump() for method in ("idc", "dream"))
+        assert {key for key in idc if idc[key] != dream[key]} == {"init", "sampler"}
+
+
+# ---- odds and ends --------------------------------------------------------------------------------------------------
+
+
+def test_parameters_never_change(reading):
+    with pytest.raises(ValueError, match="frozen"):
+        reading().distillation("idc", 1).factor = 3
+
+
+def test_the_root_is_found_from_below_and_missed_with_a_remedy(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "dvc.yaml").touch()
+    assert find_root(tmp_path / "a" / "b") == tmp_path.resolve()
+    (tmp_path / "dvc.yaml").unlink()
+    with pytest.raises(FileNotFoundError, match="run from inside the project"):
+        find_root(tmp_path / "a" / "b")
+
+
+def test_digests_see_every_parameter_and_no_order(reading):
+    how = reading(budget="quick").distillation("idc", 1)
+    assert digest(how) == digest(how.model_copy())
+    assert digest(how) != digest(how.model_copy(update={"image_lr": how.image_lr * (1 + 1e-12)}))
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+
+
+def test_unknown_names_are_parameter_errors_too():
+    assert issubclass(ParameterError, ValueError)

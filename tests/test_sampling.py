@@ -1,0 +1,162 @@
+"""Mini-batches: of their class, no image twice, re-clustered when due, and the same after a restart."""
+
+import pytest
+import torch
+
+from dreamlib.sampling import SAMPLERS, RandomSampler, RepresentativeSampler
+from dreamlib.types import LabeledImages
+
+
+def pixels(images):
+    return images.flatten(1)
+
+
+def drift(iteration):
+    """An embedding that changes with the network, so that clusterings of different iterations differ."""
+    weights = torch.randn(64, 5, generator=torch.Generator().manual_seed(iteration))
+    return lambda images: images.flatten(1) @ weights
+
+
+def batches(sampler, iteration, embed=pixels):
+    sampler.prepare(iteration, embed)
+    return [sampler.rows(label, iteration) for label in range(sampler.data.num_classes)]
+
+
+@pytest.mark.parametrize("name", SAMPLERS.names())
+@pytest.mark.parametrize("batch", [1, 6, 12])
+def test_rows_are_of_the_class_and_never_twice(name, batch, toy_data, global_generators_untouched):
+    data = toy_data(per_class=12)
+    sampler = SAMPLERS[name](data, batch, seed=3)
+    for iteration in range(12):
+        for label, rows in enumerate(batches(sampler, iteration, drift(iteration))):
+            assert len(rows) == len(set(rows.tolist())) == batch
+            assert data.labels[rows].tolist() == [label] * batch
+
+
+@pytest.mark.parametrize("name", SAMPLERS.names())
+def test_a_small_class_gives_all_it_has(name):
+    labels = torch.tensor([0, 1, 1, 0, 1, 1, 1, 0, 1, 1, 1])
+    data = LabeledImages(torch.rand(11, 1, 8, 8, generator=torch.Generator().manual_seed(0)), labels, 2)
+    small, large = batches(SAMPLERS[name](data, 5, seed=0), 0)
+    assert sorted(small.tolist()) == [0, 3, 7]
+    assert len(set(large.tolist())) == 5
+
+
+@pytest.mark.parametrize("name", SAMPLERS.names())
+def test_a_class_without_images_is_named(name):
+    data = LabeledImages(torch.rand(4, 1, 8, 8), torch.tensor([0, 0, 2, 2]), 3)
+    with pytest.raises(ValueError, match=r"classes \[1\] have no training image"):
+        SAMPLERS[name](data, 2, seed=0)
+
+
+@pytest.mark.parametrize("name", SAMPLERS.names())
+def test_the_seed_decides(name, toy_data):
+    data = toy_data(per_class=30)
+    options = {} if name == "random" else {"pool": 15}  # a full class clusters much alike whatever the seed
+    draw = lambda seed: torch.stack(batches(SAMPLERS[name](data, 6, seed=seed, **options), 0))  # noqa: E731
+    assert torch.equal(draw(0), draw(0))
+    assert not torch.equal(draw(0), draw(1))
+
+
+def test_random_batches_differ_by_iteration_and_class_and_cover_everything(toy_data):
+    data = toy_data(per_class=12)
+    sampler = RandomSampler(data, 6, seed=0)
+    drawn = [sampler.rows(0, iteration) for iteration in range(400)]
+    assert len({tuple(rows.tolist()) for rows in drawn}) > 390
+    hits = torch.bincount(torch.cat(drawn), minlength=36)[data.of_class(0)]
+    assert bool(((hits - 200).abs() < 50).all())  # binomial(400, 1/2): 5 standard deviations
+    places = [[data.of_class(c).tolist().index(int(row)) for row in sampler.rows(c, 0)] for c in (0, 1)]
+    assert places[0] != places[1]
+
+
+def test_random_rows_need_no_memory(toy_data):
+    data, fresh = toy_data(), RandomSampler
+    used = fresh(data, 4, seed=0)
+    history = [used.rows(1, iteration).tolist() for iteration in range(5)]
+    assert fresh(data, 4, seed=0).rows(1, 3).tolist() == history[3]
+
+
+@pytest.mark.parametrize("interval", [1, 3, 10])
+def test_clusters_exactly_every_interval(interval, toy_data):
+    calls = []
+
+    def embed(images):
+        calls.append(len(images))
+        return images.flatten(1)
+
+    sampler, when = RepresentativeSampler(toy_data(per_class=12), 6, seed=0, interval=interval), []
+    for iteration in range(25):
+        before = len(calls)
+        sampler.prepare(iteration, embed)
+        if len(calls) > before:
+            when.append(iteration)
+            assert calls[before:] == [12, 12, 12]  # one class at a time, all of it
+    assert when == list(range(0, 25, interval))
+
+
+def test_batches_stand_still_in_between(toy_data):
+    sampler = RepresentativeSampler(toy_data(per_class=20), 5, seed=0, interval=4)
+    seen = [torch.stack(batches(sampler, iteration, drift(iteration))) for iteration in range(8)]
+    assert all(torch.equal(seen[i], seen[4 * (i // 4)]) for i in range(8))
+    assert not torch.equal(seen[0], seen[4])
+
+
+def test_a_fresh_sampler_goes_on_as_the_old_one_would(toy_data):
+    data = toy_data(per_class=20)
+    old = RepresentativeSampler(data, 5, seed=0, interval=4, pool=15)
+    whole = [torch.stack(batches(old, i, drift(i))) for i in range(12)]
+    at_boundary = RepresentativeSampler(data, 5, seed=0, interval=4, pool=15)
+    assert all(torch.equal(torch.stack(batches(at_boundary, i, drift(i))), whole[i]) for i in range(8, 12))
+    between = RepresentativeSampler(data, 5, seed=0, chosen=whole[5], interval=4, pool=15)
+    assert all(torch.equal(torch.stack(batches(between, i, drift(i))), whole[i]) for i in range(6, 12))
+
+
+def planted(clusters=8, members=9, seed=0):
+    """One class of ``clusters`` tight, far groups of images of very unequal size, the first group the largest."""
+    rng = torch.Generator().manual_seed(seed)
+    centers = torch.rand(clusters, 1, 8, 8, generator=rng)
+    group = torch.tensor([0] * 100 + [c for c in range(1, clusters) for _ in range(members)])
+    images = centers[group] + 0.001 * torch.randn(len(group), 1, 8, 8, generator=rng)
+    return LabeledImages(images, torch.zeros(len(group), dtype=torch.long), 1), group
+
+
+def test_a_representative_batch_covers_groups_that_random_batches_miss():
+    data, group = planted()
+    hit = {name: [] for name in SAMPLERS.names()}
+    for seed in range(10):
+        for name in hit:
+            options = {} if name == "random" else {"start": "k-means++"}
+            hit[name].append(len(set(group[batches(SAMPLERS[name](data, 8, seed, **options), 0)[0]].tolist())))
+    assert hit["representative"] == [8] * 10
+    assert sum(hit["random"]) / 10 < 5.5  # three of five images are in the large group
+
+
+def test_per_cluster_takes_that_many_of_each_group():
+    data, group = planted()
+    rows = batches(RepresentativeSampler(data, 24, 0, per_cluster=3, start="k-means++"), 0)[0]
+    assert torch.bincount(group[rows]).tolist() == [3] * 8
+    assert group[rows].view(8, 3).unique(dim=1).shape == (8, 1)  # cluster by cluster
+
+
+def test_pool_bounds_what_is_embedded(toy_data):
+    data, seen = toy_data(per_class=30), []
+
+    def embed(images):
+        seen.append(images)
+        return images.flatten(1)
+
+    sampler = RepresentativeSampler(data, 6, seed=0, interval=1, pool=10)
+    for iteration in range(2):
+        sampler.prepare(iteration, embed)
+    assert [len(images) for images in seen] == [10] * 6
+    assert not torch.equal(seen[0], seen[3])  # another pool each time
+
+
+def test_per_cluster_that_does_not_divide_names_one_that_does(toy_data):
+    with pytest.raises(ValueError, match=r"per_cluster = 5 must divide real_batch = 12; try 4"):
+        RepresentativeSampler(toy_data(), 12, seed=0, per_cluster=5)
+
+
+def test_rows_before_prepare_is_an_error(toy_data):
+    with pytest.raises(RuntimeError, match="prepare"):
+        RepresentativeSampler(toy_data(), 4, seed=0).rows(0, 0)
