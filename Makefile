@@ -6,7 +6,8 @@ BIN    := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export OMP_WAIT_POLICY := PASSIVE
-export PYTHONDONTWRITEBYTECODE := 1
+# Compiled bytecode is kept: without it every stage spends seconds compiling the libraries it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup data repro test check lint clean-notebooks lab report record
 

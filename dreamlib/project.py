@@ -50,11 +50,16 @@ class Project:
 
     @classmethod
     def open(cls, root: str | Path | None = None) -> "Project":
-        """The project around the current directory; raises ParameterError for whatever is wrong with params.yaml."""
+        """The project around the current directory, checked whole: see ``check_names`` and ``preflight``."""
         root = Path(root) if root else find_root()
         project = cls(root, read_params(root))
         check_names(project.params)
+        preflight(project)
         return project
+
+    @cached_property
+    def _splits(self) -> dict[str, LabeledImages]:
+        return {}
 
     @cached_property
     def compute(self) -> Compute:
@@ -78,7 +83,7 @@ class Project:
         """The matched network: name and options."""
         return self.params.network.name, self.params.network.options
 
-    def split(self, name: str, seed: int = 0) -> LabeledImages:
+    def split(self, name: str) -> LabeledImages:
         """The 'train' or 'validation' images. One split for all runs (seed 0): runs then differ by their own seed only.
 
         Raises ValueError for 'test', which only ``dreamlib.evaluate`` reads.
@@ -86,9 +91,11 @@ class Project:
         if name not in ("train", "validation"):
             raise ValueError(f"split '{name}' is not read here; the test images belong to dreamlib.evaluate alone")
         p = self.params
-        return datasets.load_split(
-            p.dataset, name, self.root / p.data.directory, p.data.validation_per_class, seed, p.data.options
-        )
+        if name not in self._splits:
+            self._splits[name] = datasets.load_split(
+                p.dataset, name, self.root / p.data.directory, p.data.validation_per_class, 0, p.data.options
+            )
+        return self._splits[name]
 
     def require(self, method: str | None, ipc: int, seed: int) -> None:
         """Refuse a coordinate that params.yaml does not list; raises ParameterError naming what it lists."""

@@ -18,7 +18,7 @@ from typing import Any
 import nbformat
 
 from dreamlib.files import write_atomically
-from dreamlib.params import ParameterError, find_root
+from dreamlib.params import ParameterError, find_root, read_params
 from dreamlib.progress import PROGRESS_FILE
 from dreamlib.registry import unknown
 
@@ -115,10 +115,21 @@ def prepare_kernel(root: Path) -> None:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(root / ".dream" / "compiled"))
 
 
-def run(notebook: Path, output: Path, parameters: dict[str, Any]) -> None:
-    """Execute ``notebook`` with ``parameters`` and leave its normalised copy at ``output``, traceback included.
+def failed_copy(root: Path, output: Path) -> Path:
+    """Where a failing notebook's copy goes."""
+    return root / ".dream" / "failed" / output.name
 
-    Raises what the notebook raised; ParameterError or UnknownNameError before anything runs.
+
+def _keep(executed: Path, target: Path) -> None:
+    text = nbformat.writes(normalise(nbformat.read(executed, as_version=4))) + "\n"
+    write_atomically(target, text.encode())
+
+
+def run(notebook: Path, output: Path, parameters: dict[str, Any]) -> None:
+    """Execute ``notebook`` with ``parameters`` and leave its normalised copy at ``output``.
+
+    A notebook that fails leaves nothing there; its copy with the traceback goes to .dream/failed/. Raises papermill's
+    PapermillExecutionError then; ParameterError or UnknownNameError before anything runs.
     """
     import papermill
 
@@ -133,11 +144,12 @@ def run(notebook: Path, output: Path, parameters: dict[str, Any]) -> None:
                 str(notebook), str(executed), parameters, kernel_name="python3", cwd=str(root),
                 progress_bar=False, log_output=False,
             )  # fmt: skip
+        _keep(executed, output)
+    except papermill.PapermillExecutionError:
+        _keep(executed, failed_copy(root, output))
+        raise
     finally:
-        if executed.is_file():
-            text = nbformat.writes(normalise(nbformat.read(executed, as_version=4))) + "\n"
-            write_atomically(output, text.encode())
-            executed.unlink()
+        executed.unlink(missing_ok=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -149,13 +161,12 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     from papermill.exceptions import PapermillExecutionError
 
-    from dreamlib.project import Project, preflight
-
     try:
-        preflight(Project.open())
+        read_params()
         run(given.notebook, given.output, parse(given.parameters))
     except PapermillExecutionError as error:
-        print(f"error: {given.notebook}: {error.ename}: {error.evalue}\n(traceback: {given.output})", file=sys.stderr)
+        where = failed_copy(find_root(), given.output)
+        print(f"error: {given.notebook}: {error.ename}: {error.evalue} (traceback: {where})", file=sys.stderr)
         return 1
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

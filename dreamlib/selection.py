@@ -78,5 +78,5 @@ def select(data: LabeledImages, count: int, rule: str, seed: int, embed: Embed, 
     choose, chosen = SELECTIONS[rule], []
     for label in range(data.num_classes):
         members = class_pool(data, label, pool, generator(seed, "init-selection", label, count))
-        chosen.append(members[choose(embed(data.images[members]), count)])
+        chosen.append(members[choose(embed(data.images[members]), count).to(members.device)])
     return torch.stack(chosen)

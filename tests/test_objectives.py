@@ -1,4 +1,4 @@
-"""Gradient matching against finite differences of a plain loop; the contract every objective keeps."""
+"""Gradient matching against a plain loop and its finite differences; distances by hand."""
 
 import pytest
 import torch
@@ -7,14 +7,11 @@ import torch.nn.functional as F
 from dreamlib.augment import Augmentation
 from dreamlib.compute import Compute
 from dreamlib.kernels import Kernels
-from dreamlib.objectives import OBJECTIVES, MatchState, make
+from dreamlib.objectives import MatchState, make
 from dreamlib.objectives.gradient import DISTANCES, absolute, matched_weights, row_cosine, squared
 from dreamlib.registry import UnknownNameError
 from dreamlib.sampling import RandomSampler
 from dreamlib.synthetic import SyntheticSet
-from dreamlib.types import LabeledImages
-
-CPU = Compute()
 
 
 @pytest.fixture
@@ -172,7 +169,8 @@ def test_a_set_that_matches_its_real_batch_has_no_distance(state_of):
         images = state.sampler.data.images[rows].clone().requires_grad_()
         state.synthetic = SyntheticSet(images, torch.arange(3).repeat_interleave(5), 3, factor=1)
         losses = [loss.item() for _, loss in make("gradient", {"distance": distance}).losses(state)]
-        assert losses == pytest.approx([0.0] * 3, abs=1e-4 if distance == "cosine" else 1e-18)
+        # DC's 1e-6 under the fraction leaves the cosine of small gradients a little short of 1
+        assert losses == pytest.approx([0.0] * 3, abs=5e-3 if distance == "cosine" else 1e-18)
 
 
 def test_synthetic_batch_takes_a_random_part_of_the_decoded_images(state_of):
@@ -196,76 +194,20 @@ def test_options_are_checked():
         make("gradinet", {})
 
 
-# ---- the contract, for every objective there is ---------------------------------------------------------------------
-
-
-def ready(objective, state):
-    """The state with whatever the objective learns besides pixels, as the distillation loop sets it up."""
-    learned = objective.learned(state.synthetic)
-    state.synthetic.extras = {name: value.clone().requires_grad_(True) for name, value in learned.items()}
-    return [state.synthetic.canvases, *state.synthetic.extras.values()]
-
-
-def walked(objective, state):
-    """All (class, loss) values and the summed gradients of every leaf, as the distillation loop computes them."""
-    leaves, values = ready(objective, state), []
-    for leaf in leaves:
-        leaf.grad = None
-    for label, loss in objective.losses(state):
-        assert loss.ndim == 0
-        assert bool(loss.isfinite())
-        loss.backward(inputs=leaves)
-        values.append((label, loss.item()))
-    return values, [leaf.grad for leaf in leaves]
-
-
-@pytest.mark.parametrize("name", OBJECTIVES.names())
-def test_every_objective_is_finite_and_its_gradient_reaches_every_canvas(name, state_of):
-    state = state_of(CPU, augmentation="color_crop_cutout")
-    values, (pixels, *others) = walked(make(name, {}), state)
-    assert values, "at least one loss"
-    assert all(0 <= label < 3 for label, _ in values)
-    assert bool(pixels.isfinite().all())
-    assert bool((pixels.abs().amax((1, 2, 3)) > 0).all())
-    for gradient in others:
-        assert gradient is not None
-        assert bool(gradient.isfinite().all())
-
-
-@pytest.mark.parametrize("name", OBJECTIVES.names())
-def test_every_objective_repeats_bit_for_bit_and_follows_the_seed(name, state_of):
-    runs = []
-    for seed in (0, 0, 1):
-        state = state_of(CPU, augmentation="color_crop_cutout")
-        state.seed = seed
-        runs.append(walked(make(name, {}), state))
-    (first, pixels), (again, same), (other, _) = ((values, gradients[0]) for values, gradients in runs)
-    assert first == again
-    assert torch.equal(pixels, same)
-    assert first != other
+# ---- what gradient matching may not touch (tests/test_objectives_contract.py asks the same of every objective) -------
 
 
 @pytest.mark.parametrize("norm", ["instance", "batch"])
-@pytest.mark.parametrize("name", OBJECTIVES.names())
-def test_every_objective_leaves_network_data_canvases_and_generators_as_they_were(
-    name, norm, state_of, global_generators_untouched
-):
-    state = state_of(CPU, augmentation="color_crop_cutout", norm=norm)
-    data: LabeledImages = state.sampler.data
-    leaves = ready(make(name, {}), state)
-    watched = {**state.network.state_dict(), "images": data.images, "labels": data.labels}
-    watched |= {f"leaf {i}": leaf for i, leaf in enumerate(leaves)}
+def test_network_data_canvases_and_generators_stay_as_they_were(norm, state_of, global_generators_untouched):
+    """A batch norm's running statistics are part of the network: matching may not move them."""
+    state = state_of(Compute(), augmentation="color_crop_cutout", norm=norm)
+    watched = dict(state.network.state_dict())
+    watched |= {"images": state.sampler.data.images, "labels": state.sampler.data.labels}
+    watched["canvases"] = state.synthetic.canvases
     before = {key: value.detach().clone() for key, value in watched.items()}
-    mode = [module.training for module in state.network.modules()]
-    walked(make(name, {}), state)
+    modes = [module.training for module in state.network.modules()]
+    for _, loss in make("gradient", {}).losses(state):
+        loss.backward(inputs=[state.synthetic.canvases])
     assert {key for key, value in watched.items() if not torch.equal(value.detach(), before[key])} == set()
-    assert [module.training for module in state.network.modules()] == mode
+    assert [module.training for module in state.network.modules()] == modes
     assert all(p.grad is None for p in state.network.parameters())
-
-
-@pytest.mark.parametrize("name", OBJECTIVES.names())
-def test_every_objective_is_a_frozen_dataclass_with_a_docstring(name):
-    kind = OBJECTIVES[name]
-    assert kind.__dataclass_params__.frozen
-    assert kind.__doc__
-    assert kind() == kind()

@@ -37,7 +37,7 @@ def test_steps_are_those_of_torch_sgd(recompute, tiny, rng):
     for step, lr in enumerate(rates.double().requires_grad_()):
         labels = soft if step % 2 else y
         weights = sgd.step(weights, x[step], labels, lr)
-        optimizer.param_groups[0]["lr"] = float(lr)
+        optimizer.param_groups[0]["lr"] = float(lr.detach())
         optimizer.zero_grad()
         F.cross_entropy(network(x[step]), labels).backward()
         optimizer.step()

@@ -67,7 +67,6 @@ QUICK = "budgets.quick.distillation"
         ("budgets.quick.evaluation.epoch", 3, "epochs"),
         ("budgets.quick.clustering.feature", "pixels", "features"),
         ("method.dream.samplr", "random", "sampler"),
-        ("method.dream.quik", {"factor": 1}, "quick"),
         ("budgets.quick.evalution", {"epochs": 3}, "evaluation"),
         ("budgets.quick.by_datset", {"digits": {}}, "by_dataset"),
         ("budgets.paper.by_dataset.fashion_mnist.distilation", {"factor": 1}, "distillation"),

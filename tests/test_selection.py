@@ -15,13 +15,15 @@ def pixels(images):
 
 def test_herding_by_hand():
     # The mean is 6. First 7; then the pair of mean 5.5, (7 + 4)/2, before (7 + 1)/2 = 4 and (7 + 12)/2 = 9.5; then
-    # (11 + 6)/3 = 17/3 before (11 + 12)/3 = 23/3; then (17 + 12)/4 = 29/4 before (17 + 1)/4 = 18/4.
-    points = torch.tensor([[1.0], [4.0], [6.0 + 2.0**-6], [7.0], [12.0 - 2.0**-6]])
+    # (11 + 12)/3 = 7.67 before (11 + 1)/3 = 4.
+    assert herding(torch.tensor([[1.0], [4.0], [7.0], [12.0]]), 4).tolist() == [2, 1, 3, 0]
+    points = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0], [2.0, 2.0], [1.0, 1.5], [1.0, 0.5]])
+    assert herding(points, 2).tolist() == [4, 5]  # as near to the mean (1, 1) as each other: the lower row, its mirror
     assert herding(torch.ones(4, 2), 4).sort().values.tolist() == [0, 1, 2, 3]
 
 
 def test_k_center_by_hand():
-    # On a line, mean 3.75: 3 is nearest; 12 is 9 away; then 0 (3 from 3) beats 1 (2) and 2.5 (0.5).
+    # On a line, mean 3.75: 4 is nearest; 12 is 8 away; then 0, 4 away from 4; then 2.5, 1.5 away from 4.
     points = torch.tensor([[0.0], [1.0], [2.5], [3.0], [4.0], [12.0]])
     assert k_center(points, 4).tolist() == [4, 5, 0, 2]
     assert k_center(torch.ones(4, 2), 4).sort().values.tolist() == [0, 1, 2, 3]
@@ -53,11 +55,11 @@ def test_select_stays_in_the_class_repeats_nothing_and_repeats_itself(rule, toy_
     assert not torch.equal(pools[0], pools[2])
 
 
-def test_herding_keeps_the_mean_better_than_chance(toy_data):
-    data = toy_data(per_class=40)
-    chosen, mean = select(data, 8, "herding", 0, pixels)[0], data.images[data.of_class(0)].mean(0)
-    first = data.of_class(0)[:8]
-    assert (data.images[chosen].mean(0) - mean).norm() < 0.5 * (data.images[first].mean(0) - mean).norm()
+def test_herding_keeps_the_mean_better_than_chance(toy_data, rng):
+    features = toy_data(per_class=40).images.flatten(1)
+    mean = features.mean(0)
+    chance = [float((features[torch.randperm(120, generator=rng(s))[:8]].mean(0) - mean).norm()) for s in range(50)]
+    assert float((features[herding(features, 8)].mean(0) - mean).norm()) < min(chance)
 
 
 def test_refusals(toy_data):

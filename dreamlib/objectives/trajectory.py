@@ -66,9 +66,9 @@ class TrajectoryMatching(Objective):
     def losses(self, state: MatchState) -> Iterator[tuple[int, Tensor]]:
         """See ``Objective.losses``; one loss for all classes, given as class -1."""
         rate = state.synthetic.extras[RATE]
-        if float(rate.detach()) <= 0:
+        if (value := float(rate.detach())) <= 0:
             raise ValueError(
-                f"the learned step size fell to {float(rate):.3g} at iteration {state.iteration}: lower learned_lr, or "
+                f"the learned step size fell to {value:.3g} at iteration {state.iteration}: lower learned_lr, or "
                 "start from a larger options.step_size"
             )
         start, goal = self._ends(state)

@@ -1,0 +1,419 @@
+"""The loop: the same bits whatever interrupts it, pixels stepped as the papers step them, failures that say why."""
+
+import functools
+import itertools
+import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from dreamlib.checkpoint import Checkpoint
+from dreamlib.compute import Compute
+from dreamlib.distill import DistillationDivergedError, Distiller, effective_image_lr, snapshot_iterations
+from dreamlib.initialize import fill, random_rows
+from dreamlib.objectives import OBJECTIVES, Objective
+from dreamlib.params import DistillParams
+from dreamlib.synthetic import SyntheticSet
+from dreamlib.types import DatasetInfo, LabeledImages
+
+NETWORK = ("convnet", {"width": 8, "depth": 1})
+SMALL = {
+    "factor": 2,
+    "real_batch": 6,
+    "synthetic_batch": 5,
+    "interval": 3,
+    "outer_iterations": 3,
+    "inner_iterations": 4,
+    "network_steps": 2,
+    "network_batch": 8,
+    "image_lr": 0.02,
+    "checkpoint_every_s": 1e-9,
+}
+VARIANTS = {
+    "adam": {"image_optimizer": "adam"},
+    "per_class dream": {"image_update": "per_class", "sampler": "representative", "pool": 9},
+    "batched dsa": {"image_update": "batched", "augmentation_mode": "dsa", "pretrain_steps": 2},
+    "collapsed": {"image_update": "collapsed", "train_on": "synthetic"},
+}
+
+
+def toys(classes=3, per_class=12, dtype=torch.float32):
+    """(info, data): noise on a ramp that differs from class to class."""
+    info = DatasetInfo("toy", tuple("abcdefghijkl"[:classes]), 1, 8, (0.4,), (0.25,), flip=False)
+    labels = torch.arange(classes).repeat(per_class)
+    ramp = torch.linspace(0, 1, 8) * ((labels + 1) / classes).view(-1, 1, 1, 1)
+    noise = torch.rand(len(labels), 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return info, LabeledImages((0.5 * noise + 0.5 * ramp).to(dtype), labels, classes)
+
+
+def distiller(seed=0, classes=3, per_class=12, double=False, start=None, **changes):
+    """A small run: three classes, two canvases each, 3 × 4 iterations of a width-8 network."""
+    info, data = toys(classes, per_class, torch.float64 if double else torch.float32)
+    settings = DistillParams(**{**SMALL, **changes})
+    start = start or fill(data, random_rows(data, 2 * settings.factor**2, 0), 2, settings.factor, "single")
+    compute = Compute(dtype=torch.float64) if double else Compute()
+    return Distiller(start, data, info, settings, NETWORK, compute, seed)
+
+
+@functools.cache
+def uninterrupted(variant):
+    return distiller(**VARIANTS[variant]).run()
+
+
+def same(a, b):
+    """Whether two results are the same bits."""
+    return (
+        torch.equal(a.synthetic.canvases, b.synthetic.canvases)
+        and a.history == b.history
+        and a.snapshots.keys() == b.snapshots.keys()
+        and all(torch.equal(a.snapshots[i], b.snapshots[i]) for i in a.snapshots)
+    )
+
+
+class Killed(BaseException):
+    """Stands for whatever ends a process; nothing may catch it."""
+
+
+class KilledAfter(Checkpoint):
+    """A checkpoint that is saved ``saves`` times and then ends the run."""
+
+    def __init__(self, folder, key, saves):
+        super().__init__(folder, key)
+        self.left = saves
+
+    def save(self, state):
+        super().save(state)
+        self.left -= 1
+        if self.left == 0:
+            raise Killed
+
+
+# ---- repeatability --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_same_seed_same_bits_other_seed_other_bits(variant, global_generators_untouched):
+    first, (again, other) = uninterrupted(variant), (distiller(seed, **VARIANTS[variant]).run() for seed in (0, 1))
+    assert same(first, again)
+    assert not torch.equal(first.synthetic.canvases, other.synthetic.canvases)
+    assert [iteration for iteration, _ in first.history] == list(range(12))
+    assert all(math.isfinite(loss) for _, loss in first.history)
+
+
+def test_the_start_and_the_data_stay_as_they_were():
+    run = distiller()
+    start, images = run.start.canvases.clone(), run.data.images.clone()
+    result = run.run()
+    assert torch.equal(run.start.canvases, start)
+    assert torch.equal(run.data.images, images)
+    assert not torch.equal(result.synthetic.canvases, start)
+    assert not result.synthetic.canvases.requires_grad
+
+
+# 1 and 5 lie within an outer iteration and within an interval, 8 at a boundary of the first only.
+@pytest.mark.parametrize("stop", [1, 5, 8])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_interrupted_and_resumed_is_bit_identical(tmp_path, variant, stop):
+    with pytest.raises(Killed):
+        distiller(**VARIANTS[variant]).run(KilledAfter(tmp_path, "key", stop))
+    resumed = distiller(**VARIANTS[variant])
+    steps, step = [], resumed.step
+    resumed.step = lambda: (steps.append(resumed.iteration), step())
+    result = resumed.run(Checkpoint(tmp_path, "key"))
+    assert steps == list(range(stop, 12)), "it goes on where it stopped"
+    assert same(result, uninterrupted(variant))
+
+
+def test_two_interruptions_are_as_good_as_none(tmp_path):
+    changes = VARIANTS["per_class dream"]
+    for saves in (3, 4):
+        with pytest.raises(Killed):
+            distiller(**changes).run(KilledAfter(tmp_path, "key", saves))
+    assert same(distiller(**changes).run(Checkpoint(tmp_path, "key")), uninterrupted("per_class dream"))
+
+
+def test_a_torn_checkpoint_means_from_the_beginning(tmp_path):
+    with pytest.raises(Killed):
+        distiller(**VARIANTS["adam"]).run(KilledAfter(tmp_path, "key", 5))
+    path = tmp_path / "key.ckpt"
+    path.write_bytes(path.read_bytes()[:-100])
+    assert same(distiller(**VARIANTS["adam"]).run(Checkpoint(tmp_path, "key")), uninterrupted("adam"))
+
+
+VICTIM = {"outer_iterations": 8, "image_update": "per_class", "sampler": "representative"}
+
+
+def victim(folder, threads):
+    """What the killed process runs: slow enough to be killed on the way."""
+    torch.set_num_threads(threads)
+    run = distiller(**VICTIM)
+    step = run.step
+    run.step = lambda: (time.sleep(0.1), step())
+    run.run(Checkpoint(folder, "key"))
+
+
+def test_kill_minus_nine_then_resume_gives_the_same_bits(tmp_path):
+    code = f"import test_distill; test_distill.victim({str(tmp_path)!r}, {torch.get_num_threads()})"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    checkpoint, reached = Checkpoint(tmp_path, "key"), 0
+    try:
+        deadline = time.monotonic() + 240
+        while reached < 5 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+            reached = (checkpoint.load() or {"iteration": 0})["iteration"]
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == -signal.SIGKILL, "it was killed on the way, not done or failed"
+    assert 5 <= checkpoint.load()["iteration"] < 32
+    assert same(distiller(**VICTIM).run(checkpoint), distiller(**VICTIM).run())
+
+
+# ---- how pixels step ------------------------------------------------------------------------------------------------
+
+TEN = {"classes": 10, "double": True, "train_on": "none", "image_momentum": 0.5, "synthetic_batch": 128}
+
+
+def test_the_first_per_class_iteration_falls_short_of_the_collapsed_step_by_a_known_part():
+    """Class c of K steps by lr·g at its own turn and lr·g/2, lr·g/4, … in the K − 1 − c turns that follow.
+
+    That is 2·lr·g·(1 − 2^-(K − c)) of the collapsed step 2·lr·g, and what the momentum still gives in the c turns
+    before its next visit, lr·buffer·(1 − 2^-c) of buffer = g·2^-(K − 1 − c), leaves 2^-K of it for every class.
+    """
+    runs = {update: distiller(**TEN, image_update=update) for update in ("per_class", "collapsed")}
+    begun = runs["collapsed"].synthetic.canvases.detach().clone()
+    moved = {}
+    for update, run in runs.items():
+        run.step()
+        moved[update] = (run.synthetic.canvases.detach() - begun).view(10, 2, 1, 8, 8)
+    k, c = 10, torch.arange(10).view(10, 1, 1, 1, 1)
+    share = 1 - 2.0 ** -(k - c)
+    torch.testing.assert_close(moved["per_class"], share * moved["collapsed"], rtol=1e-9, atol=1e-15)
+    per_class = runs["per_class"]
+    buffer = per_class.optimizer.state[per_class.synthetic.canvases]["momentum_buffer"].view(10, 2, 1, 8, 8)
+    to_come = -per_class.lr * buffer * (1 - 2.0**-c)
+    whole = (1 - 2.0**-k) * moved["collapsed"]
+    torch.testing.assert_close(moved["per_class"] + to_come, whole, rtol=1e-9, atol=1e-15)
+
+
+def test_per_class_at_the_second_visit_is_the_collapsed_run_to_two_to_the_minus_k():
+    """Recorded where it counts: a class's canvases when its turn comes again."""
+    seen = {}
+    for update in ("per_class", "collapsed"):
+        run, at_turn = distiller(**TEN, image_update=update), []
+        original = run.objective.losses
+
+        def losses(state, original=original, run=run, at_turn=at_turn):
+            for label, loss in original(state):
+                rows = run.synthetic.rows_of_class(label)
+                at_turn.append(run.synthetic.canvases.detach()[rows].clone())
+                yield label, loss
+
+        object.__setattr__(run.objective, "losses", losses)
+        run.step()
+        run.step()
+        seen[update] = at_turn
+    for label in range(10):
+        begun = seen["collapsed"][label]
+        moved = {update: turns[10 + label] - begun for update, turns in seen.items()}
+        torch.testing.assert_close(moved["per_class"], (1 - 2.0**-10) * moved["collapsed"], rtol=1e-9, atol=1e-15)
+
+
+def toy_gradient(run):
+    """The first iteration's summed gradient, from the objective itself."""
+    probe = distiller(image_update="batched", double=True)
+    probe.optimizer = torch.optim.SGD([probe.synthetic.canvases], lr=1.0)
+    probe.step()
+    return run.start.canvases - probe.synthetic.canvases.detach()
+
+
+@pytest.mark.parametrize(("update", "multiple"), [("batched", 1.0), ("collapsed", 2.0)])
+def test_the_first_step_is_the_rate_times_the_gradient(update, multiple):
+    run = distiller(image_update=update, image_lr=1e-3, double=True)
+    gradient = toy_gradient(run)
+    run.step()
+    want = run.start.canvases - multiple * 1e-3 * gradient
+    torch.testing.assert_close(run.synthetic.canvases.detach(), want, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("update", ["batched", "per_class"])
+def test_pixels_are_clamped_at_the_end_of_an_outer_iteration_and_only_there(update):
+    run, outside = distiller(image_update=update, image_lr=5.0), []
+    for _ in range(8):
+        run.step()
+        canvases = run.synthetic.canvases.detach()
+        outside.append(bool((canvases < 0).any() or (canvases > 1).any()))
+    assert outside[:3] == [True] * 3
+    assert not outside[3]
+    assert outside[4:7] == [True] * 3
+    assert not outside[7]
+
+
+def test_idc_and_dream_meet_where_the_batch_is_the_whole_class():
+    """With every image of a class in every batch, which sampler chose them can only change the order of a sum."""
+    runs = {s: distiller(sampler=s, real_batch=12, double=True).run() for s in ("random", "representative")}
+    a, b = (runs[s].synthetic.canvases for s in ("random", "representative"))
+    torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
+    few = {s: distiller(sampler=s, real_batch=6, double=True).run() for s in ("random", "representative")}
+    assert not torch.allclose(*(run.synthetic.canvases for run in few.values()), atol=1e-4)
+
+
+def test_a_fresh_network_begins_every_outer_iteration():
+    run, weights = distiller(), []
+    for _ in range(12):
+        run.step()
+        weights.append(run.model.classifier.weight.detach().clone())
+    changed = [not torch.equal(a, b) for a, b in itertools.pairwise(weights)]
+    # steps 1–3 train, and the last of an outer iteration does not: its network is thrown away
+    assert changed == [True, True, False, True, True, True, False, True, True, True, False]
+
+
+def test_train_on_none_leaves_the_network_alone():
+    run, weights = distiller(train_on="none"), []
+    for _ in range(4):
+        run.step()
+        weights.append(run.model.classifier.weight.detach().clone())
+    assert all(torch.equal(weights[0], w) for w in weights)
+
+
+# ---- rates and snapshots --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("ipc", "rate"), [(1, 7.66e-6), (10, 7.66e-5), (50, 3.83e-4)])
+def test_effective_image_rate_on_fashion_mnist(ipc, rate):
+    info = DatasetInfo("fashion_mnist", ("a", "b"), 1, 28, (0.3,), (0.3,))
+    settings = DistillParams(image_lr=1e-4, image_lr_rule="scaled")
+    assert effective_image_lr(settings, ipc, info) == pytest.approx(rate, rel=1e-3)
+    assert effective_image_lr(DistillParams(image_lr=1e-4), ipc, info) == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "base", "ipc", "rate"),
+    [("mnist", 28, 1e-4, 10, 1e-4), ("cifar10", 32, 5e-3, 1, 5e-4), ("tiny", 64, 5e-3, 10, 2e-2)],
+)
+def test_effective_image_rate_elsewhere(name, size, base, ipc, rate):
+    info = DatasetInfo(name, ("a", "b"), 1, size, (0.3,), (0.3,))
+    assert effective_image_lr(DistillParams(image_lr=base, image_lr_rule="scaled"), ipc, info) == pytest.approx(rate)
+
+
+@pytest.mark.parametrize(
+    ("total", "count", "want"), [(100, 3, [0, 25, 50, 100]), (12, 4, [0, 1, 3, 6, 12]), (1, 4, [0, 1]), (0, 4, [0])]
+)
+def test_where_snapshots_are_taken(total, count, want):
+    assert snapshot_iterations(total, count) == want
+
+
+def test_snapshots_are_the_canvases_of_their_moment():
+    seen, run = {}, distiller(image_lr=5.0, snapshots=4)
+    step = run.step
+
+    def watched():
+        step()
+        seen[run.iteration] = run.synthetic.canvases.detach().clone()
+
+    run.step = watched
+    result = run.run()
+    assert sorted(result.snapshots) == [0, 1, 3, 6, 12]
+    assert torch.equal(result.snapshots[0], run.start.canvases)
+    for iteration in (1, 3, 6, 12):
+        assert torch.equal(result.snapshots[iteration], seen[iteration].clamp(0, 1))
+    assert torch.equal(result.snapshots[12], result.synthetic.canvases)
+
+
+def test_no_iterations_give_the_start_back():
+    result = distiller(outer_iterations=0).run()
+    assert result.history == []
+    assert torch.equal(result.snapshots[0], result.synthetic.canvases)
+
+
+# ---- failures -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def toy_objective():
+    """Register an objective of the given losses for one test."""
+    names = []
+
+    def register(losses, learned=lambda self, start: {}):
+        kind = type("Toy", (Objective,), {"losses": losses, "learned": learned, "__dataclass_fields__": {}})
+        OBJECTIVES.register("toy")(kind)
+        names.append("toy")
+
+    yield register
+    for name in names:
+        OBJECTIVES.remove(name)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_divergence_names_iteration_class_and_rate_and_keeps_the_last_good_checkpoint(tmp_path, toy_objective, bad):
+    def losses(self, state):
+        for label in range(3):
+            fine = state.iteration < 5 or label == 0
+            yield label, state.synthetic.canvases.square().sum() * (1.0 if fine else bad)
+
+    toy_objective(losses)
+    checkpoint, run = Checkpoint(tmp_path, "key"), distiller(objective="toy", image_lr=0.02, image_update="per_class")
+    with pytest.raises(DistillationDivergedError, match=r"class 1 \(b\).*iteration 5.*image_lr 0\.02: lower"):
+        run.run(checkpoint)
+    kept = checkpoint.load()
+    assert kept["iteration"] == 5
+    assert bool(kept["canvases"].isfinite().all())
+
+
+def test_a_step_that_breaks_the_pixels_never_becomes_the_checkpoint(tmp_path, toy_objective):
+    """The loss is finite and its gradient is not: what is kept must still be worth going on from."""
+
+    def losses(self, state):
+        x = state.synthetic.canvases
+        yield 0, (x.abs().sum() + 1).sqrt() if state.iteration < 3 else (x - x.detach()).clamp_min(0).sqrt().sum()
+
+    toy_objective(losses)
+    checkpoint = Checkpoint(tmp_path, "key")
+    with pytest.raises(DistillationDivergedError):
+        distiller(objective="toy").run(checkpoint)
+    assert bool(checkpoint.load()["canvases"].isfinite().all())
+
+
+def test_a_loss_of_all_classes_is_not_blamed_on_one(toy_objective):
+    """An objective that gives one loss for the whole set gives it as class −1."""
+
+    def losses(self, state):
+        yield -1, state.synthetic.canvases.sum() * float("nan")
+
+    toy_objective(losses)
+    with pytest.raises(DistillationDivergedError) as caught:
+        distiller(objective="toy").run()
+    assert "(c)" not in str(caught.value), "class −1 is not the last class"
+
+
+def test_what_is_learned_besides_pixels_steps_at_its_own_rate_and_is_resumed(tmp_path, toy_objective):
+    def losses(self, state):
+        yield -1, state.synthetic.extras["rate"] * 3.0 + state.synthetic.canvases.square().sum()
+
+    toy_objective(losses, learned=lambda self, start: {"rate": torch.tensor(1.0)})
+    changes = {"objective": "toy", "learned_lr": 0.01, "image_update": "collapsed"}
+    result = distiller(**changes).run()
+    assert result.synthetic.extras["rate"].item() == pytest.approx(1 - 12 * 0.01 * 3, rel=1e-5)
+    assert result.synthetic.stored_floats == 6 * 64 + 1
+    with pytest.raises(Killed):
+        distiller(**changes).run(KilledAfter(tmp_path, "key", 5))
+    resumed = distiller(**changes).run(Checkpoint(tmp_path, "key"))
+    assert same(resumed, result)
+    assert torch.equal(resumed.synthetic.extras["rate"], result.synthetic.extras["rate"])
+
+
+def test_soft_labels_of_the_start_are_kept():
+    _, data = toys()
+    start = fill(data, random_rows(data, 8, 0), 2, 2, "single")
+    soft = SyntheticSet(start.canvases, start.labels, 3, 2, soft_labels=torch.full((24, 3), 1 / 3))
+    assert torch.equal(distiller(start=soft).run().synthetic.soft_labels, soft.soft_labels)

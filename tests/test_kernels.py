@@ -1,0 +1,201 @@
+"""The hot functions against a plain autograd loop; compiled against uncompiled; half precision against float64."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dreamlib.compute import Compute
+from dreamlib.kernels import Kernels, compiler_found, weights_of
+from dreamlib.objectives.gradient import absolute, matched_weights, row_cosine, squared
+
+needs_compiler = pytest.mark.skipif(
+    not compiler_found(), reason="no C++ compiler on this machine: torch.compile cannot"
+)
+# torch.compile imports parts of torch that torch itself deprecates.
+torchs_own_warning = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+DISTANCES = [squared, absolute, row_cosine]
+
+
+def batch(count, seed, dtype=torch.float32):
+    rng = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, 1, 8, 8, generator=rng, dtype=torch.float64).to(dtype)
+    return x, torch.randint(3, (count,), generator=rng)
+
+
+def plain(network, distance, x, real, y, layers="conv"):
+    """(weight gradient of the real batch, loss, pixel gradient), by the tape: .backward() twice through the module."""
+    smallest = {"conv": 4, "conv_linear": 2}[layers]
+    weights = {name: p for name, p in network.named_parameters() if p.ndim >= smallest}
+    gradients = torch.autograd.grad(F.cross_entropy(network(real), y), list(weights.values()))
+    target = dict(zip(weights, gradients, strict=True))
+    x = x.detach().clone().requires_grad_()
+    loss = F.cross_entropy(network(x), y[: len(x)])
+    ours = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
+    value = sum(distance(target[name], g) for name, g in zip(weights, ours, strict=True))
+    return target, value.detach(), torch.autograd.grad(value, x)[0]
+
+
+def ours(kernels, network, distance, x, real, y, layers="conv"):
+    matched, fixed = matched_weights(network, layers)
+    target = kernels.weight_gradient(matched, fixed, real, y)
+    x = x.detach().clone().requires_grad_()
+    value = kernels.match(distance, x, y[: len(x)], matched, fixed, target)
+    value.backward()
+    return target, value.detach(), x.grad
+
+
+@pytest.mark.parametrize("layers", ["conv", "conv_linear"])
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize(("double", "rtol", "atol"), [(True, 1e-9, 1e-12), (False, 2e-3, 1e-5)])
+def test_gradient_and_match_equal_the_tape(tiny, double, rtol, atol, distance, layers):
+    dtype = torch.float64 if double else torch.float32
+    network = tiny(double=double)
+    kernels = Kernels(network, Compute(dtype=dtype))
+    (real, y), (x, _) = batch(6, 0, dtype), batch(4, 1, dtype)
+    want, got = (f(distance, x, real, y, layers) for f in (
+        lambda *a: plain(network, *a), lambda *a: ours(kernels, network, *a)))  # fmt: skip
+    assert set(got[0]) == set(want[0])
+    for name in want[0]:
+        torch.testing.assert_close(got[0][name], want[0][name], rtol=rtol, atol=atol)
+    torch.testing.assert_close(got[1], want[1], rtol=rtol, atol=atol)
+    torch.testing.assert_close(got[2], want[2], rtol=rtol, atol=atol * float(want[2].abs().max()) + atol)
+
+
+def test_training_loss_logits_and_features_are_the_networks(tiny):
+    network = tiny(double=True, norm="batch")
+    other = tiny(double=True, norm="batch", seed=1)
+    kernels = Kernels(other, Compute(dtype=torch.float64))
+    (x, a), b = batch(6, 0, torch.float64), torch.tensor([2, 1, 0, 2, 1, 0])
+    lam = torch.tensor(0.3, dtype=torch.float64)
+    reference = copy.deepcopy(network).train()
+    logits = reference(x)
+    want = 0.3 * F.cross_entropy(logits, a) + 0.7 * F.cross_entropy(logits, b)
+    got = kernels.training_loss(weights_of(network), x, a, b, lam)
+    torch.testing.assert_close(got, want)
+    got.backward()
+    want.backward()
+    for (name, p), q in zip(network.named_parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, msg=name)
+    with torch.no_grad():
+        torch.testing.assert_close(kernels.logits(weights_of(network), x), reference.eval()(x))
+        torch.testing.assert_close(kernels.features(weights_of(network), x), reference.features(x))
+
+
+def test_the_gradient_of_a_scaled_loss_is_scaled(tiny):
+    network = tiny(double=True)
+    kernels = Kernels(network, Compute(dtype=torch.float64))
+    (real, y), (x, _) = batch(5, 0, torch.float64), batch(5, 1, torch.float64)
+    matched, fixed = matched_weights(network, "conv")
+    target = kernels.weight_gradient(matched, fixed, real, y)
+    x.requires_grad_()
+    loss = kernels.match(squared, x, y, matched, fixed, target)
+    (once,) = torch.autograd.grad(loss, x, retain_graph=True)
+    (thrice,) = torch.autograd.grad(3 * loss, x)
+    torch.testing.assert_close(thrice, 3 * once)
+
+
+def test_no_gradient_reaches_the_networks_own_parameters(tiny):
+    network = tiny()
+    ours(Kernels(network, Compute()), network, squared, *(b for b in (batch(4, 1)[0], *batch(4, 0))))
+    assert all(p.grad is None for p in network.parameters())
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_bfloat16_stays_close_to_float64(tiny, distance):
+    """Activations in bfloat16 (8 bits of mantissa), weights in float32: norms agree to some percent."""
+    network = tiny()
+    arbiter = tiny(double=True)
+    (real, y), (x, _) = batch(32, 0, torch.float64), batch(16, 1, torch.float64)
+    want = plain(arbiter, distance, x, real, y)
+    half = Kernels(network, Compute(dtype=torch.bfloat16))
+    got = ours(half, network, distance, x.bfloat16(), real.bfloat16(), y)
+    for name, gradient in got[0].items():
+        assert gradient.dtype == torch.float32
+        assert (gradient - want[0][name]).norm() < 0.15 * want[0][name].norm()
+    assert got[1].item() == pytest.approx(want[1].item(), rel=0.05)
+    assert F.cosine_similarity(got[2].double().flatten(), want[2].flatten(), dim=0) > (
+        0.9 if distance is absolute else 0.97
+    )
+
+
+# ---- compiled -------------------------------------------------------------------------------------------------------
+
+
+@needs_compiler
+@torchs_own_warning
+def test_compiled_equals_uncompiled(tiny):
+    """One convolution and the hardest function: it holds the weight gradient and its derivative. C++ takes long."""
+    network = tiny(depth=1, norm="none")
+    fast, eager = Kernels(network, Compute(compile=True)), Kernels(network, Compute())
+    assert fast.compile
+    (real, y), (x, _) = batch(4, 0), batch(4, 1)
+    matched, fixed = matched_weights(network, "conv")
+    target, results = eager.weight_gradient(matched, fixed, real, y), []
+    # In this process: starting torch's pool of compiling processes takes longer than compiling.
+    with inductor().patch(compile_threads=1):
+        for kernels in (fast, eager):
+            pixels = x.clone().requires_grad_()
+            value = kernels.match(squared, pixels, y, matched, fixed, target)
+            value.backward()
+            results.append((value.detach(), pixels.grad))
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-5)
+
+
+def inductor():
+    from torch._inductor import config
+
+    return config
+
+
+@needs_compiler
+@torchs_own_warning
+def test_fresh_networks_are_served_without_tracing_again(tiny, monkeypatch):
+    """Traced as for the compiler, with the C++ left out: what is counted is how often torch has to begin anew."""
+    from torch._dynamo.utils import counters
+
+    real_compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, dynamic: real_compile(f, dynamic=dynamic, backend="aot_eager"))
+    kernels = Kernels(tiny(), Compute(compile=True))
+    (real, y), (x, _) = batch(6, 0), batch(6, 1)
+
+    def use(network):
+        ours(kernels, network, squared, x, real, y)
+        kernels.training_loss(weights_of(network), real, y, y, torch.tensor(0.5)).backward()
+        with torch.no_grad():
+            kernels.features(weights_of(network), real)
+
+    use(tiny())
+    before = counters["stats"]["unique_graphs"]
+    assert before >= 4
+    for seed in (1, 2, 3):
+        network = tiny(seed=seed)
+        use(network)
+        torch.optim.SGD(network.parameters(), lr=0.1).step()
+        use(network)
+    assert counters["stats"]["unique_graphs"] == before
+    ours(kernels, network, squared, x[:3], real, y)
+    assert counters["stats"]["unique_graphs"] > before, "the counter counts: another batch size is traced anew"
+
+
+def test_networks_that_do_not_ask_for_it_are_not_compiled(toy_info):
+    from dreamlib.networks import build
+
+    network = build("mlp", toy_info(), torch.Generator().manual_seed(0))
+    assert not Kernels(network, Compute(compile=True)).compile
+
+
+def test_without_a_compiler_it_runs_uncompiled_and_says_so(tiny, monkeypatch, caplog):
+    from dreamlib import kernels
+
+    monkeypatch.setattr(kernels.shutil, "which", lambda _: None)
+    compiler_found.cache_clear()
+    try:
+        assert not Kernels(tiny(), Compute(compile=True)).compile
+        Kernels(tiny(), Compute(compile=True))
+    finally:
+        compiler_found.cache_clear()
+    assert [record.message for record in caplog.records].count(caplog.records[0].message) == 1
+    assert "no C++ compiler" in caplog.text

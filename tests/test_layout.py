@@ -1,0 +1,197 @@
+"""The house rules that can be checked by reading the source: data flows one way, nothing global, nothing silent."""
+
+import ast
+import json
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LIBRARY = ROOT / "dreamlib"
+# DESIGN.md's table, with the modules it leaves unnamed. A module imports its own rank or lower ones.
+RANKS = {
+    0: "types seeding registry params files progress compute _torchvision",
+    1: "datasets networks augment kmeans kernels checkpoint",
+    2: "training synthetic sampling",
+    3: "initialize coverage selection experts objectives",
+    4: "distill",
+    5: "evaluate",
+    6: "provenance figures notebooks record",
+    7: "project",  # params.yaml and data, opened: where every stage begins
+    8: "stage_clustering report",
+    9: "stage_distillation stage_figures",
+    10: "stage_evaluation",
+    11: "run",  # the launcher
+}
+RANK = {name: rank for rank, names in RANKS.items() for name in names.split()}
+
+
+def dotted(path):
+    """dreamlib/a/b.py → dreamlib.a.b, and a package by its folder."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+SOURCES = {dotted(path): path for path in sorted(LIBRARY.rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in SOURCES.items()}
+NAMES = sorted(TREES)
+
+
+def imported(name):
+    """The library's modules that one imports, also inside functions."""
+    found = set()
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name} imports relatively; write the full name"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                found.add(whole if whole in TREES else node.module)
+    return {module for module in found if module in TREES}
+
+
+def area(name):
+    """The entry of the table a module belongs to: its own name, or its package's; None for the library's front."""
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 else None
+
+
+def test_every_module_has_a_place_and_every_place_a_module():
+    areas = {area(name) for name in NAMES} - {None}
+    assert areas - set(RANK) == set(), "give the new module a rank, here and in DESIGN.md"
+    assert set(RANK) - areas == set(), "the table names modules that are gone"
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if area(name)])
+def test_a_module_imports_its_own_rank_or_lower(name):
+    upward = {other for other in imported(name) if area(other) and RANK[area(other)] > RANK[area(name)]}
+    assert upward == set()
+    assert "dreamlib" not in imported(name), "the library's front is for its users"
+
+
+def test_imports_have_no_cycle():
+    graph = {name: imported(name) - {name} for name in NAMES}
+    try:
+        list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(f"import cycle: {' → '.join(error.args[1])}")
+
+
+def test_nothing_imports_a_notebook_a_test_or_a_benchmark():
+    for name, tree in TREES.items():
+        for node in ast.walk(tree):
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not any(m.split(".")[0] in ("tests", "notebooks", "benchmarks", "conftest") for m in modules), name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_module_says_what_it_is(name):
+    said = ast.get_docstring(TREES[name])
+    assert said
+    assert said.splitlines()[0].endswith((".", ")", "``", ":"))
+
+
+def calls(tree):
+    """(dotted name, call) for every call."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+def constants(call):
+    given = [*call.args, *(keyword.value for keyword in call.keywords)]
+    return {value.value for value in given if isinstance(value, ast.Constant)}
+
+
+def test_only_evaluate_reads_the_test_split():
+    """Data sets know their files; to the rest of the library 'test' is a word that evaluate.py alone may load by."""
+    readers, users = set(), set()
+    for name, tree in TREES.items():
+        if area(name) == "datasets":
+            continue
+        for function, call in calls(tree):
+            last = function.rsplit(".", 1)[-1]
+            if last in ("load_split", "load", "read", "split", "fake") and "test" in constants(call):
+                readers.add(name)
+            if last == "test_split":
+                users.add(name)
+    assert readers == {"dreamlib.evaluate"}
+    assert users == {"dreamlib.stage_evaluation"}
+    mentions = {
+        name
+        for name, tree in TREES.items()
+        if area(name) != "datasets" and any(isinstance(n, ast.Constant) and n.value == "test" for n in ast.walk(tree))
+    }
+    assert mentions <= {"dreamlib.evaluate", "dreamlib.stage_evaluation"}  # the stage says so in its metrics
+
+
+GLOBAL = {
+    "torch.manual_seed",
+    "torch.seed",
+    "torch.random.manual_seed",
+    "torch.cuda.manual_seed",
+    "torch.cuda.manual_seed_all",
+    "np.random.seed",
+    "numpy.random.seed",
+    "random.seed",
+    "exit",
+    "quit",
+    "os._exit",
+    "os.abort",
+    "torch.set_default_dtype",
+    "torch.set_default_device",
+    "warnings.filterwarnings",
+    "warnings.simplefilter",
+}
+
+
+def script_part(tree):
+    """The nodes below ``if __name__ == "__main__"``, where a process may end itself."""
+    guards = [n for n in tree.body if isinstance(n, ast.If) and "__main__" in ast.unparse(n.test)]
+    return {id(node) for guard in guards for node in ast.walk(guard)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_global_is_set_and_nothing_ends_the_process(name):
+    tree = TREES[name]
+    allowed = script_part(tree)
+    assert {function for function, _ in calls(tree)} & GLOBAL == set()
+    assert [c.lineno for f, c in calls(tree) if f == "sys.exit" and id(c) not in allowed] == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_error_is_swallowed(name):
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None, f"{name}:{node.lineno} is a bare except"
+            silent = all(isinstance(line, ast.Pass) for line in node.body)
+            broad = ast.unparse(node.type) in ("Exception", "BaseException")
+            assert not (silent and broad), f"{name}:{node.lineno} swallows everything"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_random_number_comes_from_a_global_generator(name):
+    """torch.rand and its kin take ``generator=``, in every call."""
+    drawing = {"rand", "randn", "randint", "randperm", "normal", "multinomial", "bernoulli"}
+    for function, call in calls(TREES[name]):
+        module, _, last = function.rpartition(".")
+        if module == "torch" and last in drawing:
+            assert "generator" in {keyword.arg for keyword in call.keywords}, f"{name}:{call.lineno}"
+        if module in ("np.random", "numpy.random", "random"):
+            assert last in ("default_rng", "Generator", "fork_rng"), f"{name}:{call.lineno}"
+
+
+def test_notebooks_define_nothing():
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        source = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+        for text in source:
+            plain = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith(("%", "!")))
+            for node in ast.walk(ast.parse(plain)):
+                kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+                assert not isinstance(node, kinds), f"{path.name} defines something: move it to dreamlib"
+        parameters = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+        assert len(parameters) == 1, f"{path.name} has {len(parameters)} cells tagged 'parameters'"

@@ -1,0 +1,252 @@
+"""The pipeline as a whole: dvc.yaml against the code, the launcher, and one real `dvc repro` on digits in a copy."""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from ruamel.yaml import YAML
+
+from dreamlib import run as launcher
+from dreamlib.datasets import create
+from dreamlib.files import read_json
+from dreamlib.notebooks import check, cleaned
+from dreamlib.params import ParameterError, find_root
+from dreamlib.project import Project
+from dreamlib.record import readme_text
+from dreamlib.registry import UnknownNameError
+
+ROOT = find_root(Path(__file__).parent)
+STAGES = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"]
+# Modules that draw, tell or launch: they cannot change a number. `figures` alone depends on those that draw.
+PRESENTATION = {"progress", "report", "figures", "record", "run"}
+COMPUTING = {"clustering": "stage_clustering", "distillation": "stage_distillation", "evaluation": "stage_evaluation"}
+
+
+def imported(path):
+    """Top-level modules of dreamlib that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "dreamlib":
+            inner = node.module.split(".")[1:]
+            found |= {inner[0]} if inner else {alias.name for alias in node.names}
+    return {
+        name for name in found if (ROOT / "dreamlib" / name).is_dir() or (ROOT / "dreamlib" / f"{name}.py").is_file()
+    }
+
+
+def objectives_in_use():
+    params = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
+    budget = params["budgets"][params["budget"]]["distillation"]
+    return {params["method"][m].get("objective", budget.get("objective")) for m in params["methods"]}
+
+
+def files_of(module):
+    path = ROOT / "dreamlib" / module
+    if module == "objectives":  # each objective is a plug-in: only those in use can change a number
+        return [path / f"{name}.py" for name in ("__init__", "base", *objectives_in_use())]
+    return sorted(path.glob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
+
+
+def closure(start):
+    seen, todo = set(), [start]
+    while todo:
+        module = todo.pop()
+        if module not in seen | PRESENTATION:
+            seen.add(module)
+            todo += [name for file in files_of(module) for name in imported(file)]
+    return seen
+
+
+@pytest.mark.parametrize("stage", COMPUTING)
+def test_a_stage_depends_on_every_module_its_numbers_come_from(stage):
+    listed = {
+        Path(dep).relative_to("dreamlib").parts[0].removesuffix(".py")
+        for dep in STAGES[stage]["deps"]
+        if dep.startswith("dreamlib")
+    }
+    assert listed == closure(COMPUTING[stage])
+
+
+def test_distillation_depends_on_the_objective_of_every_method_in_use():
+    assert {f"dreamlib/objectives/{name}.py" for name in objectives_in_use()} <= set(STAGES["distillation"]["deps"])
+
+
+@pytest.mark.parametrize("stage", COMPUTING)
+def test_a_stage_declares_the_sections_it_reads(stage):
+    declared = set(STAGES[stage]["params"])
+    always = {"dataset", "compute", "data", "network", "budget", "budgets.${budget}.by_dataset"}
+    making = {"budgets.${budget}.clustering", "budgets.${budget}.distillation"}
+    own = {
+        "clustering": making | {"methods", "method"},
+        "distillation": making | {"method.${item.method}"},
+        "evaluation": {"budgets.${budget}.evaluation"},
+    }
+    assert declared == always | own[stage]
+
+
+def test_committed_notebooks_are_clean_and_have_one_parameters_cell():
+    assert check(ROOT) == []
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        tagged = [c for c in nbformat.read(path, 4).cells if "parameters" in c.metadata.get("tags", [])]
+        assert len(tagged) == 1, path.name
+
+
+def test_cleaning_takes_out_outputs_and_editor_metadata_and_keeps_tags():
+    cell = nbformat.v4.new_code_cell("x = 1", execution_count=3, metadata={"tags": ["parameters"], "scrolled": True})
+    cell.outputs = [nbformat.v4.new_output("stream", text="hello")]
+    done = cleaned(nbformat.v4.new_notebook(cells=[cell], metadata={"widgets": {}}))
+    assert done.cells[0].outputs == [] and done.cells[0].execution_count is None
+    assert done.cells[0].metadata == {"tags": ["parameters"]} and "widgets" not in done.metadata
+
+
+def test_readme_table_is_the_one_of_the_results():
+    assert (ROOT / "README.md").read_text() == readme_text(ROOT)
+
+
+def test_readme_markers_missing_is_said(tmp_path):
+    (tmp_path / "README.md").write_text("nothing")
+    with pytest.raises(ValueError, match="markers"):
+        readme_text(tmp_path)
+
+
+def notebook_with(*cells):
+    return nbformat.v4.new_notebook(cells=list(cells))
+
+
+def test_launcher_refuses_a_parameter_the_notebook_does_not_have():
+    cell = nbformat.v4.new_code_cell("ipc: int = 1\nseed: int = 0", metadata={"tags": ["parameters"]})
+    launcher.refuse_unknown(notebook_with(cell), {"ipc": 3}, "n.ipynb")
+    with pytest.raises(UnknownNameError, match="did you mean 'ipc'"):
+        launcher.refuse_unknown(notebook_with(cell), {"ipcs": 3}, "n.ipynb")
+    with pytest.raises(ParameterError, match="exactly one cell"):
+        launcher.refuse_unknown(notebook_with(), {}, "n.ipynb")
+
+
+def test_launcher_arguments_keep_their_types():
+    assert launcher.parse(["ipc=10", "method=dream"]) == {"ipc": 10, "method": "dream"}
+    with pytest.raises(ParameterError, match="key=value"):
+        launcher.parse(["ipc"])
+
+
+def test_executed_copies_keep_content_and_lose_what_differs_from_run_to_run():
+    cell = nbformat.v4.new_code_cell("1")
+    cell.metadata = {"execution": {"iopub.status.busy": "2026"}, "papermill": {"duration": 1.2}, "tags": ["a"]}
+    stderr = nbformat.v4.new_output("stream", name="stderr", text="12 it/s")
+    cell.outputs = [stderr, nbformat.v4.new_output("execute_result", {"text/plain": "1"})]
+    done = launcher.normalise(nbformat.v4.new_notebook(cells=[cell], metadata={"papermill": {"start_time": "now"}}))
+    assert done.metadata == {} and done.cells[0].metadata == {"tags": ["a"]} and done.cells[0].id == "cell-0"
+    assert [o.output_type for o in done.cells[0].outputs] == ["execute_result"]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A copy of the project set to digits and minutes turned into seconds; the tracked results are out of reach."""
+    root = tmp_path_factory.mktemp("project")
+    for name in ("notebooks", "dreamlib"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("dvc.yaml", ".dvcignore"):
+        shutil.copy(ROOT / name, root / name)
+    (root / "reports").mkdir()
+    (root / "results").mkdir()
+    (root / "results" / "record.json").write_text("{}")
+    create("digits").fetch(root / "data")
+    yaml = YAML()
+    params = yaml.load(ROOT / "params.yaml")
+    params.update(dataset="digits", ipc=[1], methods=["random", "dream"], seeds=[0])
+    params["data"]["validation_per_class"] = 20
+    params["network"]["options"] = {"width": 16}
+    params["compute"].update(compile=False, precision="float32", threads=1)
+    quick = params["budgets"]["quick"]
+    quick["distillation"].update(outer_iterations=2, inner_iterations=3, real_batch=16, pool=40, snapshots=1)
+    quick["evaluation"].update(networks=2, epochs=20, curve_epochs=5)
+    yaml.dump(params, root / "params.yaml")
+    dvc(root, "init", "--no-scm", "-q")
+    return root
+
+
+def dvc(root, *arguments, fails=False):
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    env = {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1", "PYTHONPATH": str(root)}
+    env.pop("PYTHONDONTWRITEBYTECODE", None)
+    done = subprocess.run(["dvc", *arguments], cwd=root, env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode != 0) == fails, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def outputs_of(root):
+    kept = [p for folder in ("results", "reports") for p in (root / folder).rglob("*") if p.is_file()]
+    return {p.relative_to(root).as_posix(): p.read_bytes() for p in kept}
+
+
+def test_the_pipeline_runs_repeats_bit_for_bit_and_reruns_only_what_changed(project):
+    dvc(project, "repro")
+    first = outputs_of(project)
+    assert "up to date" in dvc(project, "repro")
+    metrics = read_json(project / "results" / "evaluation" / "dream-ipc1-seed0.json")
+    assert metrics["split"] == "test" and len(metrics["accuracies"]) == 2
+    assert metrics["accuracy"] == pytest.approx(sum(metrics["accuracies"]) / 2)
+    assert metrics["accuracy"] > 0.3, "a distilled set of digits must beat chance (0.1) by far"
+
+    for folder in ("results/sets", "results/evaluation", "reports"):
+        shutil.rmtree(project / folder)
+    (project / "reports").mkdir()
+    dvc(project, "repro")
+    assert outputs_of(project) == first
+
+    yaml = YAML()
+    params = yaml.load(project / "params.yaml")
+    params["budgets"]["quick"]["evaluation"]["epochs"] = 10
+    yaml.dump(params, project / "params.yaml")
+    said = dvc(project, "repro", "--dry")
+    assert "Running stage 'evaluation" in said and "Running stage 'distillation" not in said
+
+
+@pytest.fixture
+def edited(project):
+    """Change params.yaml for one test."""
+    yaml, path = YAML(), project / "params.yaml"
+    original = path.read_bytes()
+
+    def edit(change):
+        params = yaml.load(path)
+        change(params)
+        yaml.dump(params, path)
+        return project
+
+    yield edit
+    path.write_bytes(original)
+
+
+MISTAKES = [
+    (lambda p: p.update(methods=["draem"]), "did you mean 'dream'"),
+    (lambda p: p.update(dataset="digitz"), "did you mean 'digits'"),
+    (lambda p: p["budgets"]["quick"]["distillation"].update(image_lrr=1.0), "did you mean 'image_lr'"),
+    (lambda p: p["budgets"]["quick"]["distillation"].update(factor=5), "choose factor ≤ 4"),
+    (lambda p: p.update(ipc=[1, 500]), "choose ipc ≤"),
+    (lambda p: p["network"].update(name="convnett"), "did you mean 'convnet'"),
+    (lambda p: p["method"]["dream"].update(sampler="representativ"), "did you mean 'representative'"),
+    (lambda p: p["data"].update(validation_per_class=100000), "validation_per_class"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), MISTAKES)
+def test_a_mistake_in_params_is_one_clear_error_before_any_work(edited, change, message):
+    with pytest.raises(ValueError, match=".") as caught:
+        Project.open(edited(change))
+    assert message in str(caught.value)
+
+
+def test_a_mistake_stops_the_stage_with_one_line_and_leaves_nothing_behind(edited, capsys, monkeypatch):
+    project = edited(lambda p: p["budgets"]["quick"]["distillation"].update(factor=5))
+    monkeypatch.chdir(project)
+    before, out = outputs_of(project), project / "reports" / "x.ipynb"
+    assert launcher.main(["notebooks/02_distillation.ipynb", str(out), "method=dream", "ipc=1", "seed=0"]) == 1
+    said = capsys.readouterr().err
+    assert "choose factor ≤ 4" in said
+    assert len(said.strip().splitlines()) == 1
+    assert outputs_of(project) == before

@@ -1,0 +1,235 @@
+"""Training against torch.optim loops written here; predictions against the network itself."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.optim.lr_scheduler import MultiStepLR
+
+from dreamlib import training
+from dreamlib.augment import Augmentation
+from dreamlib.compute import Compute
+from dreamlib.kernels import Kernels
+from dreamlib.training import Trainer, TrainSettings, accuracy, augmentation_for, decayed_lr, embed, fit, predict
+
+PLAIN = TrainSettings(batch=8, lr=0.05, momentum=0.9, weight_decay=5e-4)
+
+
+@pytest.fixture
+def toys(toy_info, toy_data, tiny):
+    """(info, data, network, kernels) of 3 classes, in float32."""
+
+    def make(per_class=12, norm="instance", seed=0):
+        info = toy_info()
+        network = tiny(info, seed=seed, norm=norm)
+        return info, toy_data(per_class=per_class), network, Kernels(network, Compute())
+
+    return make
+
+
+# ---- the schedule ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("epochs", "first", "second"), [(1000, 666, 833), (300, 200, 250), (100, 66, 83), (10, 6, 8), (6, 4, 5)]
+)
+def test_rates_of_idcs_schedule_by_hand(epochs, first, second):
+    rates = [decayed_lr(0.01, epoch, epochs) for epoch in range(epochs)]
+    want = [0.01] * first + [0.002] * (second - first) + [0.0004] * (epochs - second)
+    assert rates == pytest.approx(want)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 7, 50])
+def test_the_schedule_is_torchs_multi_step(epochs):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.01)
+    theirs = MultiStepLR(optimizer, milestones=[2 * epochs // 3, 5 * epochs // 6], gamma=0.2)
+    for epoch in range(epochs):
+        assert decayed_lr(0.01, epoch, epochs) == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        theirs.step()
+
+
+# ---- one step -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_steps_without_augmentation_are_torchs_sgd(toys, soft):
+    info, data, network, kernels = toys()
+    mine, theirs = network, copy.deepcopy(network)
+    labels = F.one_hot(data.labels, 3) * 0.7 + 0.1 if soft else data.labels
+    trainer, rng = Trainer(mine, info, PLAIN, kernels), torch.Generator().manual_seed(0)
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    for start in (0, 8, 16, 3):
+        images, targets = data.images[start : start + 8], labels[start : start + 8]
+        loss = trainer.step(images, targets, rng)
+        want = F.cross_entropy(theirs((images - info.mean[0]) / info.std[0]), targets)
+        optimizer.zero_grad()
+        want.backward()
+        optimizer.step()
+        torch.testing.assert_close(loss, want.detach(), rtol=1e-5, atol=1e-6)
+        assert not loss.requires_grad
+    for (name, p), q in zip(mine.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_batch_norm_statistics_move_as_in_torch(toys):
+    info, data, network, kernels = toys(norm="batch")
+    theirs = copy.deepcopy(network).train()
+    Trainer(network, info, PLAIN, kernels).step(data.images, data.labels, torch.Generator())
+    theirs((data.images - info.mean[0]) / info.std[0])
+    for (name, mine), other in zip(network.named_buffers(), theirs.buffers(), strict=True):
+        torch.testing.assert_close(mine, other, msg=name)
+
+
+def test_cutmix_weighs_the_two_labels_by_their_pixels(toys, monkeypatch):
+    info, data, network, kernels = toys()
+    images, labels = data.images[:6], data.labels[:6]
+    mixed, others = images.flip(0) * 0.5, labels.flip(0)
+
+    def fixed(x, a, rng, probability):
+        assert probability == 0.7
+        return mixed, a, others, 0.25
+
+    monkeypatch.setattr(training, "cutmix", fixed)
+    settings = TrainSettings(batch=6, cutmix=0.7)
+    with torch.no_grad():
+        logits = network(mixed)
+        want = 0.25 * F.cross_entropy(logits, labels) + 0.75 * F.cross_entropy(logits, others)
+    loss = Trainer(network, info, settings, kernels).step(images, labels, torch.Generator())
+    torch.testing.assert_close(loss, want)
+
+
+def test_normalised_first_then_augmented_one_draw_an_image(toys, monkeypatch):
+    info, data, network, kernels = toys()
+    seen = []
+
+    def spy(self, images, draw):
+        seen.append((images.clone(), draw.count))
+        return images
+
+    monkeypatch.setattr(Augmentation, "apply", spy)
+    settings = TrainSettings(augmentation=Augmentation.parse("color_crop"))
+    Trainer(network, info, settings, kernels).step(data.images[:5], data.labels[:5], torch.Generator())
+    ((images, count),) = seen
+    assert count == 5
+    torch.testing.assert_close(images, (data.images[:5] - info.mean[0]) / info.std[0])
+
+
+def test_mirrors_are_left_out_where_they_change_the_class(toy_info):
+    info = toy_info()
+    assert not info.flip
+    assert augmentation_for(info, "flip_color_crop").ops == ("color", "crop")
+
+
+# ---- fit ------------------------------------------------------------------------------------------------------------
+
+
+def test_fit_shows_every_image_once_an_epoch_at_the_scheduled_rate(toys, monkeypatch):
+    info, data, network, kernels = toys(per_class=7)  # 21 images: batches of 8, 8 and 5
+    shown, ticks, original = [], [], Trainer.step
+
+    def spy(self, images, labels, rng):
+        shown.append((images, labels, self.optimizer.param_groups[0]["lr"]))
+        return original(self, images, labels, rng)
+
+    monkeypatch.setattr(Trainer, "step", spy)
+    fit(network, data.images, data.labels, info, PLAIN, kernels, epochs=6, seed=0, on_epoch=lambda: ticks.append(1))
+    assert len(ticks) == 6
+    assert [len(labels) for _, labels, _ in shown] == [8, 8, 5] * 6
+    assert [lr for *_, lr in shown] == pytest.approx([0.05] * 12 + [0.01] * 3 + [0.002] * 3)
+    orders = []
+    for epoch in range(6):
+        images = torch.cat([images for images, *_ in shown[3 * epoch : 3 * epoch + 3]])
+        labels = torch.cat([labels for _, labels, _ in shown[3 * epoch : 3 * epoch + 3]])
+        rows = [next(i for i in range(21) if torch.equal(data.images[i], image)) for image in images]
+        assert sorted(rows) == list(range(21))
+        assert torch.equal(labels, data.labels[rows])
+        orders.append(tuple(rows))
+    assert len(set(orders)) == 6
+
+
+def test_fit_returns_the_last_epochs_mean_loss_before_each_step(toys, monkeypatch):
+    info, data, network, kernels = toys()
+    losses, original = [], Trainer.step
+
+    def spy(*arguments):
+        losses.append(original(*arguments))
+        return losses[-1]
+
+    monkeypatch.setattr(Trainer, "step", spy)
+    last = fit(network, data.images, data.labels, info, PLAIN, kernels, epochs=3, seed=0)
+    assert len(losses) == 15
+    assert last == pytest.approx(sum(map(float, losses[-5:])) / 5)
+
+
+def test_fit_follows_its_seed_alone(toys, global_generators_untouched):
+    settings = TrainSettings(batch=8, augmentation=Augmentation.parse("color_crop_cutout"), cutmix=0.5)
+
+    def trained(seed):
+        info, data, network, kernels = toys()
+        fit(network, data.images, data.labels, info, settings, kernels, epochs=2, seed=seed)
+        return torch.cat([p.detach().flatten() for p in network.parameters()])
+
+    assert torch.equal(trained(0), trained(0))
+    assert not torch.equal(trained(0), trained(1))
+
+
+def test_fit_learns_digits(digits, tiny):
+    from dreamlib.datasets import info as info_of
+
+    info = info_of("digits")
+    network = tiny(info)
+    kernels = Kernels(network, Compute())
+    settings = TrainSettings(batch=64, lr=0.05)
+    before = accuracy(predict(network, digits.images, info, kernels), digits.labels)
+    fit(network, digits.images, digits.labels, info, settings, kernels, epochs=4, seed=0)
+    assert before < 0.3
+    assert accuracy(predict(network, digits.images, info, kernels), digits.labels) > 0.9
+
+
+# ---- predictions ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+@pytest.mark.parametrize("size", [1, 7, 36, 50])
+def test_predictions_do_not_depend_on_batches_or_padding(toys, monkeypatch, size, norm):
+    info, data, network, kernels = toys(norm=norm)
+    Trainer(network, info, PLAIN, kernels).step(data.images, data.labels, torch.Generator())  # statistics of its own
+    monkeypatch.setattr(training, "PREDICT_BATCH", size)
+    network.eval()
+    with torch.no_grad():
+        x = (data.images - info.mean[0]) / info.std[0]
+        one_by_one = torch.cat([network(row[None]) for row in x])
+        features = torch.cat([network.features(row[None]) for row in x])
+    got = predict(network, data.images, info, kernels)
+    torch.testing.assert_close(got, one_by_one, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(embed(network, data.images, info, kernels), features, rtol=1e-5, atol=1e-5)
+    assert not got.requires_grad
+
+
+def test_predictions_and_features_are_of_the_network_as_it_is_now(toys):
+    """One Kernels object serves many networks: its template's weights are never used."""
+    info, data, network, kernels = toys()
+    _, _, other, _ = toys(seed=1)
+    x = (data.images - info.mean[0]) / info.std[0]
+    with torch.no_grad():
+        want = other.eval()(x)
+    torch.testing.assert_close(predict(other, data.images, info, kernels), want, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(predict(network, data.images, info, kernels), want)
+
+
+def test_half_precision_predictions_come_back_wide(toys):
+    info, data, network, _ = toys()
+    half = Kernels(network, Compute(dtype=torch.bfloat16))
+    full = Kernels(network, Compute())
+    for ask in (predict, embed):
+        got, want = ask(network, data.images, info, half), ask(network, data.images, info, full)
+        assert got.dtype == torch.float32
+        assert (got - want).norm() < 0.05 * want.norm()
+
+
+def test_accuracy_counts_argmax_hits():
+    logits = torch.tensor([[0.1, 0.9, 0.0], [2.0, 1.0, 3.0], [0.0, 0.0, -1.0]])
+    assert accuracy(logits, torch.tensor([1, 0, 2])) == pytest.approx(1 / 3)
+    assert accuracy(logits, torch.tensor([1, 2, 0])) == 1.0
