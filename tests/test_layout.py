@@ -143,8 +143,6 @@ GLOBAL = {
     "os.abort",
     "torch.set_default_dtype",
     "torch.set_default_device",
-    "warnings.filterwarnings",
-    "warnings.simplefilter",
 }
 
 

@@ -236,7 +236,7 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("change", "message"), MISTAKES)
 def test_a_mistake_in_params_is_one_clear_error_before_any_work(edited, change, message):
-    with pytest.raises(ValueError, match=".") as caught:
+    with pytest.raises(ValueError, match=r".") as caught:
         Project.open(edited(change))
     assert message in str(caught.value)
 

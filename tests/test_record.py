@@ -1,0 +1,98 @@
+"""Comparing a run with the committed record, the cost table, and the summary over networks and seeds."""
+
+import subprocess
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from dreamlib import figures, record
+from dreamlib.files import write_json
+from dreamlib.notebooks import to_html, with_mathml
+from dreamlib.stage_figures import markdown, summary
+
+
+@pytest.fixture
+def committed(tmp_path):
+    """A repository with one committed result."""
+    write_json(tmp_path / "results" / "evaluation" / "dream-ipc1-seed0.json", {"accuracy": 0.7, "std": 0.01})
+    (tmp_path / "results" / "sets").mkdir()
+    (tmp_path / "results" / "sets" / "dream-ipc1-seed0.safetensors").write_bytes(b"set")
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@t", "-C", str(tmp_path)]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "add", "-A"], check=True)
+    subprocess.run([*git, "commit", "-qm", "results"], check=True)
+    return tmp_path
+
+
+def test_the_same_run_has_the_same_bits_and_lies_within(committed):
+    table, good = record.compare(committed)
+    assert good
+    assert table.iloc[0]["distilled set"] == "same bits"
+    assert table.iloc[0]["verdict"] == "within the spread"
+
+
+@pytest.mark.parametrize(("accuracy", "good"), [(0.728, True), (0.729, False), (0.671, False)])
+def test_an_accuracy_may_differ_by_two_joint_standard_deviations(committed, accuracy, good):
+    # 2 · √(0.01² + 0.01²) = 0.0283
+    write_json(committed / "results" / "evaluation" / "dream-ipc1-seed0.json", {"accuracy": accuracy, "std": 0.01})
+    (committed / "results" / "sets" / "dream-ipc1-seed0.safetensors").write_bytes(b"other")
+    table, found = record.compare(committed)
+    assert found is good
+    assert table.iloc[0]["distilled set"] == "other bits"
+
+
+def test_a_setting_that_was_never_committed_is_said_and_is_no_failure(committed):
+    write_json(committed / "results" / "evaluation" / "idc-ipc1-seed0.json", {"accuracy": 0.1, "std": 0.0})
+    table, good = record.compare(committed)
+    assert good
+    assert set(table["distilled set"]) == {"same bits", "not committed"}
+
+
+def test_costs_are_added_up_by_stage():
+    entry = {"seconds": {"matching": 60.4, "network": 10.2}, "peak_memory_bytes": 512 * 2**20, "device": "cpu (x)"}
+    row = record.cost_table({"distillation-dream": entry}).iloc[0]
+    assert row["seconds"] == 71
+    assert row["peak memory (MiB)"] == 512
+    assert record.cost_table({}).empty
+
+
+def test_summary_pools_networks_and_seeds():
+    fixed = {"factor": 2, "iterations": 5, "training_images": 40, "stored_floats": 7840}
+    fixed |= {"label_kind": "hard", "protocol": "idc", "epochs": 3}
+    rows = pd.DataFrame(
+        [
+            {**fixed, "ipc": 1, "method": "dream", "seed": s, "accuracy": a}
+            for s, a in [(0, 0.70), (0, 0.74), (1, 0.72), (1, 0.76)]
+        ]
+    )
+    row = summary(rows).iloc[0]
+    assert row.accuracy == pytest.approx(0.73)
+    assert row["std"] == pytest.approx(np.std([0.70, 0.74, 0.72, 0.76], ddof=1))
+    assert (row.networks, row.seeds) == (4, 2)
+    assert "| 1 | dream | 73.0 ± 2.6 | 2 × 2 | 2 | 40 | 7,840 | 5 |" in markdown(summary(rows))
+
+
+def test_formulas_become_mathml_and_code_keeps_its_dollars():
+    text = with_mathml("costs `$5$`, where $\\theta$ and $$a_1 + b$$")
+    assert "`$5$`" in text
+    assert text.count("<math") == 2
+
+
+def test_html_without_reports_says_what_to_run(tmp_path):
+    (tmp_path / "reports").mkdir()
+    with pytest.raises(FileNotFoundError, match="make repro"):
+        to_html(tmp_path)
+
+
+def test_contact_sheet_png_holds_every_canvas_enlarged(tmp_path):
+    from PIL import Image
+
+    canvases = torch.linspace(0, 1, 6).view(6, 1, 1, 1).expand(6, 1, 8, 8)
+    figures.write_contact_sheet(canvases, 3, tmp_path / "sheet.png", scale=2)
+    picture = Image.open(tmp_path / "sheet.png").convert("L")
+    # 3 rows of 2 canvases, 8 pixels and 1 of border each, doubled
+    assert picture.size == (2 * (2 * 9 + 1), 2 * (3 * 9 + 1))
+    assert picture.getpixel((10, 10)) == 0
+    assert picture.getpixel((10 + 18, 10 + 36)) == 255
