@@ -8,6 +8,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -46,46 +47,63 @@ def color(method: str) -> str:
     return COLORS.get(method) or _SPARE[sum(map(ord, method)) % len(_SPARE)]
 
 
-def _show(axis: plt.Axes, image: Tensor) -> None:
-    pixels = image.detach().clamp(0, 1).permute(1, 2, 0).cpu().numpy()
-    axis.imshow(pixels.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+def _grid(images: Sequence[Tensor], columns: int, gap: int = 2) -> np.ndarray:
+    """Images (C, H, W) laid in rows of ``columns`` on white, as one (H', W', 3) array: one artist draws them all."""
+    c, h, w = images[0].shape
+    rows = math.ceil(len(images) / columns)
+    sheet = np.ones((rows * (h + gap) - gap, columns * (w + gap) - gap, 3), dtype=np.float32)
+    for index, image in enumerate(images):
+        top, left = (index // columns) * (h + gap), (index % columns) * (w + gap)
+        pixels = image.detach().float().clamp(0, 1).cpu().permute(1, 2, 0).expand(h, w, 3).numpy()
+        sheet[top : top + h, left : left + w] = pixels
+    return sheet
+
+
+def _draw(sheet: np.ndarray, title: str, width: float) -> tuple[Figure, plt.Axes]:
+    height = width * sheet.shape[0] / sheet.shape[1]
+    figure, axis = plt.subplots(figsize=(width + 1.4, height + 0.5))
+    axis.imshow(sheet, interpolation="nearest")
+    axis.set_title(title)
+    axis.grid(False)
+    axis.set_xticks([])
+    axis.spines[:].set_visible(False)
+    return figure, axis
 
 
 def image_rows(groups: Mapping[str, Tensor], title: str = "", columns: int = 16, size: float = 0.62) -> Figure:
     """One labelled row of images per group: name → (n, C, H, W), at most ``columns`` shown."""
-    width = min(columns, max(len(images) for images in groups.values()))
-    figure, axes = plt.subplots(
-        len(groups), width, figsize=(1.6 + size * width, 0.35 + size * len(groups)), squeeze=False
-    )
-    for row, (name, images) in zip(axes, groups.items(), strict=True):
-        for axis in row:
-            axis.set_axis_off()
-        for axis, image in zip(row, images, strict=False):
-            _show(axis, image)
-        row[0].text(-0.15, 0.5, name, transform=row[0].transAxes, ha="right", va="center")
-    figure.suptitle(title)
+    columns = min(columns, max(len(images) for images in groups.values()))
+    sample = next(iter(groups.values()))
+    blank = sample.new_ones(sample.shape[1:])
+    cells = [
+        images[i] if i < len(images) else blank for images in groups.values() for i in range(columns)
+    ]  # rows shorter than the longest end in white
+    figure, axis = _draw(_grid(cells, columns), title, size * columns)
+    pitch = sample.shape[-2] + 2
+    axis.set_yticks([r * pitch + pitch / 2 - 1 for r in range(len(groups))], list(groups), fontsize=9)
+    axis.tick_params(length=0)
     return figure
 
 
 def contact_sheet(canvases: Tensor, classes: Sequence[str], title: str = "", per_row: int = 10) -> Figure:
     """All stored canvases of a set, a labelled row per class (``per_row`` of them at most, the first ones)."""
     ipc = len(canvases) // len(classes)
-    groups = {name: canvases[c * ipc : c * ipc + min(ipc, per_row)] for c, name in enumerate(classes)}
     if ipc == 1:  # one column of ten images is a poor use of a page: lay classes side by side
         return captioned({name: canvases[c] for c, name in enumerate(classes)}, title)
+    groups = {name: canvases[c * ipc : c * ipc + min(ipc, per_row)] for c, name in enumerate(classes)}
     return image_rows(groups, title, columns=per_row)
 
 
-def captioned(images: Mapping[str, Tensor], title: str = "", columns: int = 5, size: float = 1.5) -> Figure:
-    """A grid of images (C, H, W), each under its name."""
-    rows = math.ceil(len(images) / columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(size * columns, (size + 0.2) * rows + 0.3), squeeze=False)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for axis, (name, image) in zip(axes.flat, images.items(), strict=False):
-        _show(axis, image)
-        axis.set_title(name, fontsize=9)
-    figure.suptitle(title)
+def captioned(images: Mapping[str, Tensor], title: str = "", columns: int = 5, size: float = 1.4) -> Figure:
+    """A grid of images (C, H, W), each with its name below."""
+    h, w = next(iter(images.values())).shape[-2:]
+    label = max(6, h // 4)  # pixels kept free under each image for its name
+    padded = [torch.nn.functional.pad(image, (0, 0, 0, label), value=1.0) for image in images.values()]
+    figure, axis = _draw(_grid(padded, columns), title, size * columns)
+    axis.set_yticks([])
+    for index, name in enumerate(images):
+        x, y = (index % columns) * (w + 2) + w / 2, (index // columns) * (h + label + 2) + h
+        axis.text(x, y, name, ha="center", va="top", fontsize=9)
     return figure
 
 
