@@ -44,12 +44,18 @@ class DistillResult:
 def effective_image_lr(settings: DistillParams, ipc: int, info: DatasetInfo) -> float:
     """The step size on pixels: as given, or base · ipc/10 · (side/32)², side/28 for MNIST (IDC, DREAM).
 
+    'normalised' is for step sizes published for normalised pixels (DC, DSA, DM, MTT, DD): with SGD a step of lr there
+    is one of lr · std² on pixels in [0, 1], with Adam, whose step does not grow with the gradient, of lr · std.
+
     >>> info = DatasetInfo("fashion_mnist", ("a", "b"), 1, 28, (0.2861,), (0.353,))
     >>> round(effective_image_lr(DistillParams(image_lr=1e-4, image_lr_rule="scaled"), 1, info), 8)
     7.66e-06
     """
     if settings.image_lr_rule == "fixed":
         return settings.image_lr
+    if settings.image_lr_rule == "normalised":
+        power = 1 if settings.image_optimizer == "adam" else 2
+        return settings.image_lr * sum(std**power for std in info.std) / len(info.std)
     reference = 28 if info.name == "mnist" else 32
     return settings.image_lr * ipc / 10 * (info.size / reference) ** 2
 
@@ -148,7 +154,8 @@ class Distiller:
                     last = time.monotonic()
         self.synthetic.canvases = self.synthetic.canvases.detach()
         self.synthetic.extras = {name: value.detach() for name, value in self.synthetic.extras.items()}
-        return DistillResult(self.synthetic.to("cpu"), self.history, self.snapshots, self.seconds)
+        finished = self.objective.finish(self.synthetic).to("cpu")
+        return DistillResult(finished, self.history, self.snapshots, self.seconds)
 
     def step(self) -> None:
         """One inner iteration: match every class once, then train the network; begins and ends outer iterations."""
@@ -204,7 +211,10 @@ class Distiller:
             images, labels = self.data.images, self.data.labels
         size = min(self.settings.network_batch, len(labels))
         for _ in range(steps):
-            rows = torch.randint(len(labels), (size,), generator=rng).to(labels.device)
+            if self.settings.train_on == "synthetic":  # few images, all of them wanted: without replacement
+                rows = torch.randperm(len(labels), generator=rng)[:size].to(labels.device)
+            else:
+                rows = torch.randint(len(labels), (size,), generator=rng).to(labels.device)
             self.trainer.step(images[rows], labels[rows], rng)
 
     def _match(self) -> None:
@@ -216,8 +226,9 @@ class Distiller:
         losses, leaves = [], [self.synthetic.canvases, *self.synthetic.extras.values()]
         for label, loss in self.objective.losses(state):
             if not bool(loss.isfinite()):
+                of = f"class {label} ({self.info.classes[label]})" if label >= 0 else "all classes"
                 raise DistillationDivergedError(
-                    f"the matching loss of class {label} ({self.info.classes[label]}) is {float(loss)} at inner "
+                    f"the matching loss of {of} is {float(loss)} at inner "
                     f"iteration {self.iteration}, with image_lr {self.lr:g}: lower image_lr and run again"
                 )
             loss.backward(inputs=leaves)

@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +44,11 @@ def test_split(name: str, data: DataParams, root: Path) -> LabeledImages:
     return datasets.load_split(name, "test", root / data.directory, data.validation_per_class, 0, data.options)
 
 
-def train_settings(info: DatasetInfo, how: EvaluationParams) -> TrainSettings:
-    """The protocol as training settings."""
+def train_settings(info: DatasetInfo, how: EvaluationParams, synthetic: SyntheticSet) -> TrainSettings:
+    """The protocol as training settings; with ``learned_lr`` at the step size that was learned with the set (MTT)."""
     augmentation = augmentation_for(info, how.augmentation, how.augmentation_mode)
-    return TrainSettings(how.batch, how.lr, how.momentum, how.weight_decay, augmentation, how.cutmix)
+    lr = float(synthetic.extras["step_size"]) if how.learned_lr and "step_size" in synthetic.extras else how.lr
+    return TrainSettings(how.batch, lr, how.momentum, how.weight_decay, augmentation, how.cutmix)
 
 
 def evaluate(
@@ -82,7 +83,7 @@ def evaluate(
             model = compute.place(build(name, info, generator(own, "network"), options))
             kernels = kernels or Kernels(model, compute)
             fit(
-                model, images, labels, info, train_settings(info, how), kernels,
+                model, images, labels, info, train_settings(info, how, synthetic), kernels,
                 epochs=epochs, seed=own, on_epoch=bar.update,
             )  # fmt: skip
             results.append(accuracy(predict(model, against.images, info, kernels), against.labels))
@@ -103,7 +104,7 @@ def curve(
 ) -> Iterator[tuple[int, Evaluation]]:
     """Accuracy of the canvases kept along the way, on the validation split, under the short ``curve_*`` protocol."""
     for iteration, canvases in sorted(snapshots.items()):
-        at = SyntheticSet(canvases, synthetic.labels, synthetic.num_classes, synthetic.factor, synthetic.rule)
+        at = replace(synthetic, canvases=canvases)  # with the final soft labels, where there are any
         yield iteration, evaluate(
             at, validation, info, how, network, compute, seed=seed, split="validation",
             networks=how.curve_networks, epochs=how.curve_epochs, label=f"curve at {iteration}",

@@ -49,7 +49,7 @@ def color(method: str) -> str:
 
 def _grid(images: Sequence[Tensor], columns: int, gap: int = 2) -> np.ndarray:
     """Images (C, H, W) laid in rows of ``columns`` on white, as one (H', W', 3) array: one artist draws them all."""
-    c, h, w = images[0].shape
+    _, h, w = images[0].shape
     rows = math.ceil(len(images) / columns)
     sheet = np.ones((rows * (h + gap) - gap, columns * (w + gap) - gap, 3), dtype=np.float32)
     for index, image in enumerate(images):

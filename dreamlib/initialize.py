@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dreamlib.kmeans import Clustering, kmeans, nearest_members
+from dreamlib.kmeans import Clustering, kmeans, nearest_members, squared_distances
 from dreamlib.registry import Registry
-from dreamlib.sampling import Embed
+from dreamlib.sampling import Embed, class_pool
 from dreamlib.seeding import generator
 from dreamlib.synthetic import SyntheticSet, formation
 from dreamlib.types import DatasetInfo, LabeledImages
@@ -19,6 +19,8 @@ for _name, _what in {
     "noise": "Gaussian noise around the data's mean, clamped to [0, 1]",
     "random": "random real images of the class, no image twice",
     "kmeans": "the real image nearest to each centre of k-means on features (DREAM)",
+    "herding": "the real images whose mean feature is the class's (see dreamlib.selection)",
+    "k_center": "real images none of the class is far from (see dreamlib.selection)",
 }.items():
     INITS.register(_name)(_what)
 
@@ -65,14 +67,6 @@ def random_rows(data: LabeledImages, count: int, seed: int) -> Tensor:
     return torch.stack(chosen)
 
 
-def class_pool(data: LabeledImages, label: int, pool: int, rng: torch.Generator) -> Tensor:
-    """Rows of a class that enter a clustering: all of them for ``pool`` 0, else that many at random."""
-    members = data.of_class(label)
-    if pool and pool < len(members):
-        members = members[torch.randperm(len(members), generator=rng)[:pool].to(members.device)]
-    return members
-
-
 @dataclass(frozen=True)
 class ClassClusters:
     """One class clustered: the rows of the data that took part (n,), their features (n, D), what k-means found, and the
@@ -86,17 +80,31 @@ class ClassClusters:
 
 
 def cluster_class(
-    data: LabeledImages, label: int, count: int, seed: int, embed: Embed, pool: int = 0, max_iterations: int = 50
+    data: LabeledImages,
+    label: int,
+    count: int,
+    seed: int,
+    embed: Embed,
+    pool: int = 0,
+    max_iterations: int = 50,
+    pick: str = "members",
 ) -> ClassClusters:
     """Cluster one class into ``count`` and pick the image nearest to each centre (DREAM §3.3).
 
-    Clusters are disjoint and never empty, so no image is picked twice (the released code guarantees neither).
+    With ``pick='members'`` a cluster offers its own members and none is empty, so no image is picked twice. 'released'
+    does as DREAM's released code: the nearest of all the class's images, whichever cluster it is in, and an empty
+    cluster's centre at zero, so that an image may come twice.
     """
     rng = generator(seed, "init-kmeans", label, count)
     members = class_pool(data, label, pool, rng)
     features = embed(data.images[members]).float()
-    found = kmeans(features.unsqueeze(0), count, rng, max_iterations=max_iterations)
-    rows = members[nearest_members(features.unsqueeze(0), found)[0]]
+    released = pick == "released"
+    found = kmeans(features.unsqueeze(0), count, rng, max_iterations=max_iterations, keep_empty=released)
+    if released:
+        chosen = squared_distances(features.unsqueeze(0), found.centers)[0].argmin(0)
+    else:
+        chosen = nearest_members(features.unsqueeze(0), found)[0]
+    rows = members[chosen]
     return ClassClusters(members, features, found, rows)
 
 

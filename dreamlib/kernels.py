@@ -69,7 +69,9 @@ class Kernels:
         return lam * F.cross_entropy(logits, a) + (1 - lam) * F.cross_entropy(logits, b)
 
     def _class_loss(self, matched: Weights, fixed: Weights, x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(functional_call(self._train, {**matched, **fixed}, (x,)), y)
+        # Copies, because a batch norm in training mode writes to its statistics, and matching must leave them alone.
+        weights = {**matched, **{name: tensor.clone() for name, tensor in fixed.items()}}
+        return F.cross_entropy(functional_call(self._train, weights, (x,)), y)
 
     def weight_gradient(self, matched: Weights, fixed: Weights, x: Tensor, y: Tensor) -> Weights:
         """∂(mean cross-entropy)/∂matched for images x (n, C, H, W) with labels y (n,); no gradient to x is computed."""

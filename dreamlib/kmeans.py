@@ -70,7 +70,8 @@ def _refill_empty(distances: Tensor, assignment: Tensor, k: int) -> Tensor:
 
 def _means(points: Tensor, assignment: Tensor, k: int) -> Tensor:
     member = torch.nn.functional.one_hot(assignment, k).to(points.dtype)  # (B, n, k)
-    return torch.bmm(member.mT, points) / member.sum(1).unsqueeze(-1)
+    # An empty cluster (only there when asked for) has sum 0 over 0 members: its centre is zero.
+    return torch.bmm(member.mT, points) / member.sum(1).clamp_min(1).unsqueeze(-1)
 
 
 def kmeans(
@@ -81,12 +82,14 @@ def kmeans(
     max_iterations: int = 50,
     tolerance: float = 1e-4,
     start: str | Tensor = "k-means++",
+    keep_empty: bool = False,
 ) -> Clustering:
     """Lloyd's algorithm on B problems at once; used to start canvases and to choose mini-batches (DREAM, section 3).
 
     ``points`` is (B, n, D); ``start`` is 'k-means++', 'random' rows, or centres (B, k, D) to go on from. Stops when no
     point changes cluster or the centres move less than ``tolerance`` × the mean feature variance (scikit-learn's
-    rule). A cluster that loses its last point is given the worst-placed point of another.
+    rule). A cluster that loses its last point is given the worst-placed point of another; with ``keep_empty`` it stays
+    empty with its centre at zero instead, as in DREAM's released code.
 
     Raises ValueError unless 1 ≤ k ≤ n.
 
@@ -107,7 +110,7 @@ def kmeans(
     previous, iteration = None, 0
     for iteration in range(1, max_iterations + 1):  # noqa: B007
         distances = squared_distances(points, centers)
-        assignment = _refill_empty(distances, distances.argmin(2), k)
+        assignment = distances.argmin(2) if keep_empty else _refill_empty(distances, distances.argmin(2), k)
         moved = _means(points, assignment, k)
         shift = (moved - centers).square().sum((1, 2))  # (B,)
         centers = moved
@@ -115,7 +118,7 @@ def kmeans(
             break
         previous = assignment
     distances = squared_distances(points, centers)
-    assignment = _refill_empty(distances, distances.argmin(2), k)
+    assignment = distances.argmin(2) if keep_empty else _refill_empty(distances, distances.argmin(2), k)
     inertia = distances.gather(2, assignment.unsqueeze(2)).sum((1, 2))
     return Clustering(centers, assignment, inertia, iteration)
 

@@ -54,9 +54,13 @@ class NetworkParams(Strict):
 
 
 class ClusteringParams(Strict):
-    """How the canvases' representatives are found; ``pool`` bounds how many random images of a class enter (0: all)."""
+    """How the canvases' representatives are found; ``pool`` bounds how many random images of a class enter (0: all).
 
-    features: Literal["pixels", "random", "trained"] = "random"
+    DREAM's released code is features 'random_unnormalised' with pick 'released' (and shrink 'nearest').
+    """
+
+    features: Literal["pixels", "random", "random_unnormalised", "trained"] = "random"
+    pick: Literal["members", "released"] = "members"
     epochs: Positive = 1
     pool: Natural = 0
     max_iterations: Positive = 50
@@ -90,7 +94,7 @@ class DistillParams(Strict):
     inner_iterations: Positive = 100
     image_optimizer: Literal["sgd", "adam"] = "sgd"
     image_lr: Rate = 5e-3
-    image_lr_rule: Literal["fixed", "scaled"] = "fixed"
+    image_lr_rule: Literal["fixed", "scaled", "normalised"] = "fixed"
     image_momentum: Fraction = 0.5
     image_update: Literal["per_class", "collapsed", "batched"] = "batched"
     learned_lr: Rate = 1e-5
@@ -105,6 +109,9 @@ class DistillParams(Strict):
     network_augmentation: str = "flip_color_crop_cutout"
     cutmix: Fraction = 0.5
     pretrain_steps: Natural = 0
+    labels: Literal["hard", "assigned"] = "hard"
+    temperature: Rate = 1.0
+    teacher_epochs: Positive = 20
     checkpoint_every_s: Rate = 30.0
     snapshots: Natural = 4
 
@@ -138,8 +145,22 @@ class EvaluationParams(Strict):
     augmentation: str = "flip_color_crop_scale_rotate"
     augmentation_mode: Literal["idc", "dsa"] = "idc"
     cutmix: Fraction = 0.5
+    learned_lr: bool = False
     curve_networks: Natural = 1
     curve_epochs: Positive = 100
+
+
+class ExpertParams(Strict):
+    """The trajectories MTT follows; the defaults are its own. See ``dreamlib.experts.ExpertSettings``."""
+
+    count: Positive = 100
+    epochs: Positive = 50
+    batch: Positive = 256
+    lr: Rate = 0.01
+    momentum: Fraction = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    augmentation: str = "flip_color_crop_scale_rotate_cutout"
+    mode: Literal["idc", "dsa"] = "dsa"
 
 
 class Params(Strict):
@@ -172,6 +193,10 @@ class Params(Strict):
         """The clustering stage's parameters under the chosen budget."""
         return _build(ClusteringParams, self._budget_layers("clustering"), 1, f"clustering, budget {self.budget}")
 
+    def experts(self) -> ExpertParams:
+        """The expert trajectories under the chosen budget."""
+        return _build(ExpertParams, self._budget_layers("experts"), 1, f"experts, budget {self.budget}")
+
     def evaluation(self, ipc: int) -> EvaluationParams:
         """The evaluation protocol at ``ipc`` under the chosen budget."""
         return _build(EvaluationParams, self._budget_layers("evaluation"), ipc, f"evaluation, budget {self.budget}")
@@ -194,6 +219,8 @@ _BY_IPC_EXEMPT = {"options"}
 def _build(model: type[Any], layers: list[dict[str, Any]], ipc: int, where: str) -> Any:
     merged: dict[str, Any] = {}
     for layer in layers:
+        if layer.get("objective", merged.get("objective")) != merged.get("objective"):
+            merged.pop("options", None)  # they are another objective's
         for key, value in layer.items():
             if key in _BY_IPC_EXEMPT and isinstance(value, Mapping):
                 value = {**merged.get(key, {}), **value}

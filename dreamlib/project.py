@@ -1,6 +1,6 @@
 """The project at hand: its root, validated parameters, the data they name, and one point of the DVC matrix."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -125,7 +125,10 @@ class Project:
                 model, data.images, data.labels, self.info, train, kernels,
                 epochs=how.epochs, seed=derive(seed, "clustering-training"), schedule=lambda lr, _epoch, _epochs: lr,
             )  # fmt: skip
-        return lambda images: embed(model, images, self.info, kernels)
+        info = self.info
+        if how.features == "random_unnormalised":
+            info = replace(info, mean=(0.0,) * info.channels, std=(1.0,) * info.channels)
+        return lambda images: embed(model, images, info, kernels)
 
 
 def check_names(params: Params) -> None:

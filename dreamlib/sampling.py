@@ -16,6 +16,14 @@ SAMPLERS: Registry[type["Sampler"]] = Registry("sampler")
 Embed = Callable[[Tensor], Tensor]  # images (n, C, H, W) in [0, 1] → features (n, D)
 
 
+def class_pool(data: LabeledImages, label: int, pool: int, rng: torch.Generator) -> Tensor:
+    """Rows of a class that enter a clustering: all of them for ``pool`` 0, else that many at random."""
+    members = data.of_class(label)
+    if pool and pool < len(members):
+        members = members[torch.randperm(len(members), generator=rng)[:pool].to(members.device)]
+    return members
+
+
 @dataclass
 class Sampler(ABC):
     """Chooses, at every inner iteration, a batch of each class's real images.
@@ -88,10 +96,8 @@ class RepresentativeSampler(Sampler):
         self.chosen = torch.stack([self._representatives(c, iteration, embed) for c in range(self.data.num_classes)])
 
     def _representatives(self, label: int, iteration: int, embed: Embed) -> Tensor:
-        members = self.members[label]
         rng = generator(self.seed, "cluster", label, iteration)
-        if self.pool and self.pool < len(members):
-            members = members[torch.randperm(len(members), generator=rng)[: self.pool].to(members.device)]
+        members = class_pool(self.data, label, self.pool, rng)
         per_cluster = min(self.per_cluster, len(members))
         k = min(self.batch, len(members)) // per_cluster
         features = embed(self.data.images[members]).float().unsqueeze(0)  # (1, n, D)

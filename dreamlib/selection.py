@@ -8,9 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dreamlib.initialize import class_pool
 from dreamlib.registry import Registry
-from dreamlib.sampling import Embed
+from dreamlib.sampling import Embed, class_pool
 from dreamlib.seeding import generator
 from dreamlib.types import LabeledImages
 

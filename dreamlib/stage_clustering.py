@@ -43,7 +43,7 @@ def run_clustering(project: Project, ipc: int, seed: int) -> ClusteringResult:
     data = project.split("train").to(project.compute.device)
     classes = range(data.num_classes)
     clusters = {
-        count: [cluster_class(data, c, count, seed, embedder, how.pool, how.max_iterations) for c in classes]
+        count: [cluster_class(data, c, count, seed, embedder, how.pool, how.max_iterations, how.pick) for c in classes]
         for count in cluster_counts(project.params, ipc)
     }
     batch = max(project.params.distillation(m, ipc).real_batch for m in project.params.methods)

@@ -11,11 +11,14 @@ from dreamlib.checkpoint import Checkpoint
 from dreamlib.distill import Distiller, DistillResult
 from dreamlib.files import write_atomically, write_json
 from dreamlib.initialize import check_budget, fill, images_needed, noise, random_rows
+from dreamlib.objectives.soft_labels import assign_soft_labels, train_teacher
 from dreamlib.params import DistillParams, digest
 from dreamlib.project import Project, Setting
 from dreamlib.provenance import code_hash
+from dreamlib.selection import SELECTIONS, select
 from dreamlib.stage_clustering import representatives
 from dreamlib.synthetic import SyntheticSet
+from dreamlib.training import TrainSettings, augmentation_for
 from dreamlib.types import LabeledImages
 
 
@@ -29,10 +32,31 @@ def starting_set(project: Project, setting: Setting, how: DistillParams, data: L
         "kmeans": lambda: _filled(representatives(project, setting, count)),
     }
 
+    for rule in SELECTIONS:
+        make[rule] = lambda rule=rule: _filled(_selected(project, setting, data, count, rule))
+
     def _filled(rows: Tensor) -> SyntheticSet:
         return fill(data, rows, setting.ipc, how.factor, how.decode, how.shrink)
 
     return make[how.init]()
+
+
+def _selected(project: Project, setting: Setting, data: LabeledImages, count: int, rule: str) -> Tensor:
+    """Rows (K, count) that a selection rule picks in the features the clustering stage works in."""
+    embedder, pool = project.embedder(setting.seed), project.params.clustering().pool
+    return select(data, count, rule, setting.seed, embedder, pool)
+
+
+def _labelled(project: Project, setting: Setting, how: DistillParams, synthetic: SyntheticSet) -> SyntheticSet:
+    """The set with the labels its method asks for."""
+    if how.labels == "hard":
+        return synthetic
+    train = TrainSettings(batch=128, augmentation=augmentation_for(project.info, how.network_augmentation))
+    teacher, kernels = train_teacher(
+        project.split("train"), project.info, project.network, train, project.compute,
+        epochs=how.teacher_epochs, seed=setting.seed,
+    )  # fmt: skip
+    return assign_soft_labels(synthetic, teacher, project.info, kernels, how.temperature)
 
 
 def parameter_hash(project: Project, setting: Setting) -> str:
@@ -57,6 +81,7 @@ def run_distillation(project: Project, setting: Setting) -> DistillResult:
     checkpoint = Checkpoint(project.root / ".dream" / "checkpoints", f"{setting.name}-{key}")
     run = Distiller(start, data, project.info, how, project.network, project.compute, setting.seed)
     result = run.run(checkpoint, setting.name)
+    result.synthetic = _labelled(project, setting, how, result.synthetic)
     result.synthetic.info = describe(project, setting) | hashes
     _write_distillation(project, setting, result)
     checkpoint.delete()

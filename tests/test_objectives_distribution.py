@@ -46,3 +46,15 @@ def test_equal_sets_are_at_distance_zero_under_any_augmentation(toy_info, toy_da
     objective = objectives.make("distribution", {})
     state = make_state(objective, data, info, tiny(info), ipc=4)  # the canvases are all of the class's images
     assert all(float(loss.detach()) < 1e-9 for _, loss in objective.losses(state))
+
+
+def test_dream_plus_adds_the_distance_of_mean_features_to_the_gradients(toy_info, toy_data, tiny, float64):
+    info, data, found = toy_info(), toy_data(dtype=torch.float64), []
+    for name, options in (("gradient", {}), ("distribution", {}), ("gradient", {"feature_weight": 0.3})):
+        objective = objectives.make(name, options)
+        state = make_state(objective, data, info, tiny(info, double=True), compute=float64)
+        found.append(losses_and_gradients(objective, state))
+    for (_, gradient), (_, features), (_, both) in zip(*(losses for losses, _ in found), strict=True):
+        torch.testing.assert_close(both, gradient + 0.3 * features)
+    gradient, features, both = (gradients["canvases"] for _, gradients in found)
+    torch.testing.assert_close(both, gradient + 0.3 * features)

@@ -80,6 +80,10 @@ class Objective(ABC):
         """
         return {}
 
+    def finish(self, synthetic: SyntheticSet) -> SyntheticSet:
+        """The set as it is given away: whatever is learned in another form than it is used in, turned into that."""
+        return synthetic
+
     @abstractmethod
     def losses(self, state: MatchState) -> Iterator[tuple[int, Tensor]]:
         """Yield (class, scalar loss) pairs; the caller back-propagates each before the next is computed.

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from dreamlib.kernels import Weights, weights_of
 from dreamlib.objectives.base import OBJECTIVES, MatchState, Objective
+from dreamlib.objectives.distribution import detached, mean_feature_distance
 from dreamlib.registry import Registry, unknown
 
 DISTANCES: Registry[Callable[[Tensor, Tensor], Tensor]] = Registry("distance")
@@ -67,16 +68,20 @@ class GradientMatching(Objective):
     """Σ over matched weights of distance(∂CE(real)/∂θ, ∂CE(synthetic)/∂θ), class by class (DC §3; IDC §4; DREAM §3).
 
     IDC and DREAM: 'mse' or 'l1' over 'conv' weights. DC and DSA: 'cosine' over 'conv_linear'. Real and synthetic images
-    of a class get the same augmentation draw.
+    of a class get the same augmentation draw. ``feature_weight`` adds that many times ‖mean features(real) − mean
+    features(synthetic)‖² (DREAM+).
     """
 
     distance: Literal["mse", "l1", "cosine"] = "mse"
     layers: Literal["conv", "conv_linear"] = "conv"
+    feature_weight: float = 0.0
 
     def __post_init__(self) -> None:
         DISTANCES[self.distance]
         if self.layers not in ("conv", "conv_linear"):
             raise unknown("choice of layers", self.layers, ["conv", "conv_linear"])
+        if self.feature_weight < 0:
+            raise ValueError(f"options.feature_weight = {self.feature_weight} must be at least 0")
 
     def losses(self, state: MatchState) -> Iterator[tuple[int, Tensor]]:
         """See ``Objective.losses``."""
@@ -87,4 +92,8 @@ class GradientMatching(Objective):
             real = state.prepare(state.real_images(label), draw)
             target = kernels.weight_gradient(matched, fixed, real, state.targets(label, len(real)))
             ours = state.prepare(state.synthetic_images(label), draw)
-            yield label, kernels.match(distance, ours, state.targets(label, len(ours)), matched, fixed, target)
+            loss = kernels.match(distance, ours, state.targets(label, len(ours)), matched, fixed, target)
+            if self.feature_weight:
+                weights = detached(weights_of(state.network))
+                loss = loss + self.feature_weight * mean_feature_distance(state, weights, real, ours)
+            yield label, loss
