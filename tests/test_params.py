@@ -13,7 +13,47 @@ LONGEST = 900  # characters; a line that lists all known keys is long, one that 
 
 
 def values():
+    """The project's own file."""
     return YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
+
+
+# A small file of the same shape, so that tests of mistakes do not hang on the values of the day.
+SMALL = """
+dataset: fashion_mnist
+ipc: [1, 10]
+methods: [idc, dream]
+seeds: [0]
+budget: quick
+compute: {precision: float32}
+network: {name: convnet, options: {width: 8}}
+method:
+  idc: {init: random, sampler: random}
+  dream: {init: kmeans, sampler: representative}
+budgets:
+  quick:
+    clustering: {features: random}
+    distillation: {options: {distance: mse}, image_optimizer: adam, real_batch: 64, pool: 512}
+    evaluation: {epochs: {1: 300, 10: 60}}
+  paper:
+    distillation: {options: {distance: mse}}
+    by_dataset:
+      fashion_mnist:
+        distillation: {options: {distance: l1}}
+"""
+
+
+def reader(folder, tree):
+    """Changes at dotted paths → the parameters read from a file with those changes."""
+
+    def read(changes=None, **simple):
+        changed = copy.deepcopy(tree)
+        for path, value in {**(changes or {}), **simple}.items():
+            put(changed, path, value)
+        with open(folder / "params.yaml", "w", encoding="utf-8") as file:
+            YAML(typ="safe", pure=True).dump(changed, file)
+        return read_params(folder)
+
+    return read
 
 
 def put(tree, path, value):
@@ -25,17 +65,12 @@ def put(tree, path, value):
 
 @pytest.fixture
 def reading(tmp_path):
-    """Changes at dotted paths → the parameters read from a file with those changes."""
+    return reader(tmp_path, YAML(typ="safe", pure=True).load(SMALL))
 
-    def read(changes=None, **simple):
-        tree = copy.deepcopy(values())
-        for path, value in {**(changes or {}), **simple}.items():
-            put(tree, path, value)
-        with open(tmp_path / "params.yaml", "w", encoding="utf-8") as file:
-            YAML(typ="safe", pure=True).dump(tree, file)
-        return read_params(tmp_path)
 
-    return read
+@pytest.fixture
+def own(tmp_path):
+    return reader(tmp_path, values())
 
 
 def refused(call):
@@ -47,10 +82,10 @@ def refused(call):
     return message
 
 
-def test_the_projects_own_file_is_valid_for_every_budget_and_data_set(reading):
+def test_the_projects_own_file_is_valid_for_every_budget_and_data_set(own):
     for budget in values()["budgets"]:
         for dataset in ("fashion_mnist", "digits", "mnist", "svhn", "cifar10", "cifar100"):
-            reading(budget=budget, dataset=dataset, ipc=[1, 10, 50])
+            own(budget=budget, dataset=dataset, ipc=[1, 10, 50])
 
 
 QUICK = "budgets.quick.distillation"
@@ -242,9 +277,9 @@ def test_options_merge_key_by_key(reading):
     [("fashion_mnist", "l1", 1e-4, 4), ("mnist", "l1", 1e-4, None),
      ("svhn", "mse", 5e-3, 16), ("cifar10", "mse", 5e-3, 16)],
 )  # fmt: skip
-def test_the_paper_budget_is_the_papers(reading, ipc, dataset, distance, lr, steps):
+def test_the_paper_budget_is_the_papers(own, ipc, dataset, distance, lr, steps):
     """METHODS.md, section 1."""
-    params = reading(budget="paper", dataset=dataset, ipc=[ipc], methods=["idc", "dream"])
+    params = own(budget="paper", dataset=dataset, ipc=[ipc], methods=["idc", "dream"])
     for method, init, sampler in (("idc", "random", "random"), ("dream", "kmeans", "representative")):
         how = params.distillation(method, ipc)
         assert (how.init, how.sampler) == (init, sampler)
@@ -264,8 +299,8 @@ def test_the_paper_budget_is_the_papers(reading, ipc, dataset, distance, lr, ste
 
 
 @pytest.mark.parametrize("budget", list(values()["budgets"]))
-def test_idc_and_dream_differ_in_start_and_sampler_alone(reading, budget):
-    params = reading(budget=budget, methods=["idc", "dream"], ipc=[1, 10, 50])
+def test_idc_and_dream_differ_in_start_and_sampler_alone(own, budget):
+    params = own(budget=budget, methods=["idc", "dream"], ipc=[1, 10, 50])
     for ipc in (1, 10, 50):
         idc, dream = (params.distillation(method, ipc).model_dump() for method in ("idc", "dream"))
         assert {key for key in idc if idc[key] != dream[key]} == {"init", "sampler"}
