@@ -233,6 +233,11 @@ def test_a_mistake_in_params_is_one_clear_error_before_any_work(edited, change, 
     assert message in str(caught.value)
 
 
+def test_the_papers_budget_is_one_setting_away(edited):
+    project = edited(lambda p: p.update(budget="paper"))
+    assert "Running stage 'distillation@dream-1-0'" in dvc(project, "repro", "--dry")
+
+
 def test_a_mistake_stops_the_stage_with_one_line_and_leaves_nothing_behind(edited, capsys, monkeypatch):
     project = edited(lambda p: p["budgets"]["quick"]["distillation"].update(factor=5))
     monkeypatch.chdir(project)
