@@ -228,7 +228,7 @@ class Distiller:
             if not bool(loss.isfinite()):
                 of = f"class {label} ({self.info.classes[label]})" if label >= 0 else "all classes"
                 raise DistillationDivergedError(
-                    f"the matching loss of {of} is {float(loss)} at inner "
+                    f"the matching loss of {of} is {float(loss.detach())} at inner "
                     f"iteration {self.iteration}, with image_lr {self.lr:g}: lower image_lr and run again"
                 )
             loss.backward(inputs=leaves)
@@ -238,7 +238,18 @@ class Distiller:
                 self.optimizer.zero_grad(set_to_none=False)
         if self.settings.image_update != "per_class":
             self.optimizer.step()
+        self._refuse_broken_pixels(leaves)
         self.history.append((self.iteration, sum(losses) / len(losses)))
+
+    def _refuse_broken_pixels(self, leaves: list[Tensor]) -> None:
+        # A finite loss may have a gradient that is not: stop before such pixels reach a checkpoint.
+        for leaf in leaves:
+            if not bool(leaf.isfinite().all()):
+                where = int((~leaf.isfinite()).flatten().nonzero()[0]) * self.info.num_classes // leaf.numel()
+                raise DistillationDivergedError(
+                    f"the step at inner iteration {self.iteration} left values that are not finite, first in class "
+                    f"{where} ({self.info.classes[where]}), with image_lr {self.lr:g}: lower image_lr and run again"
+                )
 
     def _snapshot(self) -> None:
         if self.iteration in self._keep:
@@ -270,6 +281,6 @@ class Distiller:
         self.model.load_state_dict(saved["network"])
         self.trainer.optimizer.load_state_dict(saved["network_optimizer"])
         chosen = saved["chosen"]
-        self.sampler.chosen = None if chosen is None else chosen.to(self.compute.device)
+        self.sampler.chosen = None if chosen is None else [rows.to(self.compute.device) for rows in chosen]
         self.history = [tuple(row) for row in saved["history"]]
         self.snapshots = dict(saved["snapshots"])

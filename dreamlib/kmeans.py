@@ -22,6 +22,9 @@ def squared_distances(points: Tensor, centers: Tensor) -> Tensor:
     >>> squared_distances(torch.tensor([[[0., 0.], [3., 4.]]]), torch.zeros(1, 1, 2)).tolist()
     [[[0.0], [25.0]]]
     """
+    # About the mean: the expanded square loses digits where features are far from zero and close to each other.
+    middle = points.mean(1, keepdim=True)
+    points, centers = points - middle, centers - middle
     cross = torch.bmm(points, centers.mT)  # (B, n, k)
     return (points.square().sum(-1, keepdim=True) - 2 * cross + centers.square().sum(-1).unsqueeze(1)).clamp_min_(0)
 

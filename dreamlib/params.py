@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML, YAMLError
@@ -13,7 +13,8 @@ from dreamlib.registry import unknown
 
 Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 # A YAML list of one number may be written as the number.
 IntList = Annotated[list[Natural], BeforeValidator(lambda v: v if isinstance(v, list) else [v])]
@@ -95,7 +96,7 @@ class DistillParams(Strict):
     image_optimizer: Literal["sgd", "adam"] = "sgd"
     image_lr: Rate = 5e-3
     image_lr_rule: Literal["fixed", "scaled", "normalised"] = "fixed"
-    image_momentum: Fraction = 0.5
+    image_momentum: Momentum = 0.5
     image_update: Literal["per_class", "collapsed", "batched"] = "batched"
     learned_lr: Rate = 1e-5
     augmentation: str = "color_crop_cutout"
@@ -104,7 +105,7 @@ class DistillParams(Strict):
     network_steps: Natural = 4
     network_batch: Positive = 128
     network_lr: Rate = 0.01
-    network_momentum: Fraction = 0.9
+    network_momentum: Momentum = 0.9
     network_weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     network_augmentation: str = "flip_color_crop_cutout"
     cutmix: Fraction = 0.5
@@ -140,7 +141,7 @@ class EvaluationParams(Strict):
     epochs: Positive = 1000
     batch: Positive = 64
     lr: Rate = 0.01
-    momentum: Fraction = 0.9
+    momentum: Momentum = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     augmentation: str = "flip_color_crop_scale_rotate"
     augmentation_mode: Literal["idc", "dsa"] = "idc"
@@ -157,10 +158,25 @@ class ExpertParams(Strict):
     epochs: Positive = 50
     batch: Positive = 256
     lr: Rate = 0.01
-    momentum: Fraction = 0.0
+    momentum: Momentum = 0.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     augmentation: str = "flip_color_crop_scale_rotate_cutout"
     mode: Literal["idc", "dsa"] = "dsa"
+
+
+class BudgetSections(Strict):
+    """What a budget, or its block for a data set, may set; the keys inside are checked where they are used."""
+
+    clustering: dict[str, Any] = {}
+    distillation: dict[str, Any] = {}
+    experts: dict[str, Any] = {}
+    evaluation: dict[str, Any] = {}
+
+
+class Budget(BudgetSections):
+    """A named budget: how much work each stage does, and overrides for single data sets."""
+
+    by_dataset: dict[str, BudgetSections] = {}
 
 
 class Params(Strict):
@@ -175,7 +191,7 @@ class Params(Strict):
     data: DataParams = DataParams()
     network: NetworkParams = NetworkParams()
     method: dict[str, dict[str, Any]]
-    budgets: dict[str, dict[str, Any]]
+    budgets: dict[str, Budget]
 
     def distillation(self, method: str, ipc: int) -> DistillParams:
         """What ``method`` does at ``ipc`` under the chosen budget.
@@ -186,7 +202,12 @@ class Params(Strict):
         """
         block = self._of(self.method, "method", method)
         own = {k: v for k, v in block.items() if k not in self.budgets}
-        layers = [*self._budget_layers("distillation"), own, block.get(self.budget) or {}]
+        special = block.get(self.budget) or {}
+        if not isinstance(special, Mapping):
+            raise ParameterError(
+                f"params.yaml: method.{method}.{self.budget} must hold keys and values, got {special!r}"
+            )
+        layers = [*self._budget_layers("distillation"), own, special]
         return _build(DistillParams, layers, ipc, f"method {method}, budget {self.budget}")
 
     def clustering(self) -> ClusteringParams:
@@ -203,14 +224,14 @@ class Params(Strict):
 
     def _budget_layers(self, section: str) -> list[dict[str, Any]]:
         budget = self._of(self.budgets, "budget", self.budget)
-        by_dataset = (budget.get("by_dataset") or {}).get(self.dataset) or {}
-        return [budget.get(section) or {}, by_dataset.get(section) or {}]
+        special = budget.by_dataset.get(self.dataset, BudgetSections())
+        return [getattr(budget, section), getattr(special, section)]
 
     @staticmethod
-    def _of(table: Mapping[str, Any], kind: str, name: str) -> dict[str, Any]:
+    def _of(table: Mapping[str, Any], kind: str, name: str) -> Any:
         if name not in table:
             raise ParameterError(str(unknown(kind, name, sorted(table))))
-        return table[name] or {}
+        return table[name]
 
 
 _BY_IPC_EXEMPT = {"options"}
@@ -231,6 +252,8 @@ def _build(model: type[Any], layers: list[dict[str, Any]], ipc: int, where: str)
 
 def _at_ipc(key: str, value: Any, ipc: int, where: str) -> Any:
     if key in _BY_IPC_EXEMPT:
+        if not isinstance(value, Mapping):
+            raise ParameterError(f"params.yaml ({where}): {key} must hold keys and values, such as {{}}; got {value!r}")
         return {k: _at_ipc(f"options.{k}", v, ipc, where) for k, v in value.items()}
     if not isinstance(value, Mapping):
         return value
@@ -256,11 +279,15 @@ def _explain(problem: Any, model: type[BaseModel]) -> str:
     if problem["type"] == "extra_forbidden":
         section: Any = model
         for part in problem["loc"][:-1]:
-            field = getattr(section, "model_fields", {}).get(part)
-            section = field.annotation if field else None
+            if get_origin(section) is dict:  # the part is a key of the table, its values are the sections
+                section = get_args(section)[1]
+            else:
+                field = getattr(section, "model_fields", {}).get(part)
+                section = field.annotation if field else None
         known = sorted(getattr(section, "model_fields", {}))
         return str(unknown("key", problem["loc"][-1], known)) + (f" (at {path})" if len(problem["loc"]) > 1 else "")
-    shown = "" if problem["type"] == "missing" else f", got {problem['input']!r}"
+    # Without a path the problem is one between values, and its message names them.
+    shown = "" if problem["type"] == "missing" or not path else f", got {problem['input']!r}"
     return f"{path or 'section'}: {problem['msg'].removeprefix('Value error, ')}{shown}"
 
 
@@ -287,7 +314,9 @@ def read_params(root: str | Path | None = None) -> Params:
     except FileNotFoundError:
         raise ParameterError(f"{path} is missing; restore it with `git checkout params.yaml`") from None
     except YAMLError as error:
-        raise ParameterError(f"{path} is not valid YAML: {error}") from None
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "cannot be read"
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ParameterError(f"{path} is not valid YAML{line}: {' '.join(str(problem).split())}") from None
     if not isinstance(values, Mapping):
         raise ParameterError(f"{path} must hold sections, got {type(values).__name__}")
     params = _validated(Params, values, "top level")

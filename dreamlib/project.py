@@ -135,6 +135,10 @@ def check_names(params: Params) -> None:
     """Every component params.yaml names exists with the options it gives; raises UnknownNameError or ParameterError."""
     if params.dataset not in DATASETS:
         raise unknown("data set", params.dataset, DATASETS.names())
+    for budget in params.budgets.values():
+        for name in budget.by_dataset:
+            if name not in DATASETS:
+                raise unknown("data set (under by_dataset)", name, DATASETS.names())
     if params.network.name not in NETWORKS:
         raise unknown("network", params.network.name, NETWORKS.names())
     for method in params.methods:

@@ -35,7 +35,7 @@ class Sampler(ABC):
     data: LabeledImages
     batch: int
     seed: int
-    chosen: Tensor | None = None  # (K, batch) rows of data, where a sampler keeps them between iterations
+    chosen: list[Tensor] | None = None  # each class's rows of data, where a sampler keeps them between iterations
 
     def __post_init__(self) -> None:
         self.members = [self.data.of_class(c) for c in range(self.data.num_classes)]
@@ -93,7 +93,7 @@ class RepresentativeSampler(Sampler):
         """Re-cluster when the interval has passed (or nothing is chosen yet)."""
         if self.chosen is not None and iteration % self.interval:
             return
-        self.chosen = torch.stack([self._representatives(c, iteration, embed) for c in range(self.data.num_classes)])
+        self.chosen = [self._representatives(c, iteration, embed) for c in range(self.data.num_classes)]
 
     def _representatives(self, label: int, iteration: int, embed: Embed) -> Tensor:
         rng = generator(self.seed, "cluster", label, iteration)

@@ -24,8 +24,9 @@ DECODE_RULES = ("single", "bound")
 def formation(ipc: int, factor: int, rule: str = "single", bound: int = BOUND) -> tuple[int, ...]:
     """The factor each of a class's ``ipc`` canvases is cut by.
 
-    'single' cuts every canvas by ``factor``. 'bound' (IDC, for large f and ipc) cuts as many canvases as it can by
-    ``factor``, the next by factor − 1 and so on, so that a class never decodes to more than ``bound`` images.
+    'single' cuts every canvas by ``factor``. 'bound' (IDC, for large f and ipc) cuts some canvases by ``factor``, the
+    next by factor − 1 and so on, so that a class never decodes to more than ``bound`` images; how many of each is the
+    released code's rule.
 
     >>> formation(3, 2), formation(40, 3, "bound")[8:14]
     ((2, 2, 2), (3, 2, 2, 2, 2, 1))
@@ -157,15 +158,14 @@ class SyntheticSet:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             if info["format"] != FORMAT:
                 raise KeyError(info["format"])
-        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            parts = (tensors["canvases"], tensors["labels"], info["num_classes"], info["factor"], info["decode"])
+        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(
                 f"{path} is not a whole distilled set of format {FORMAT} ({error}); restore it with `git checkout` "
                 "or make it again with `dvc repro`"
             ) from error
         extras = {name.removeprefix("extra."): t for name, t in tensors.items() if name.startswith("extra.")}
-        soft = tensors.get("soft_labels")
-        rule, factor = info["decode"], info["factor"]
-        return cls(tensors["canvases"], tensors["labels"], info["num_classes"], factor, rule, soft, extras, info)
+        return cls(*parts, tensors.get("soft_labels"), extras, info)
 
     def to(self, device: torch.device | str) -> "SyntheticSet":
         """The set on another device."""

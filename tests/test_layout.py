@@ -19,7 +19,7 @@ RANKS = {
     5: "evaluate",
     6: "provenance figures notebooks record",
     7: "project",  # params.yaml and data, opened: where every stage begins
-    8: "stage_clustering report",
+    8: "stage_clustering stage_experts report",
     9: "stage_distillation stage_figures",
     10: "stage_evaluation",
     11: "run",  # the launcher
