@@ -42,6 +42,12 @@ def style() -> None:
     )
 
 
+def finished(figure: Figure) -> Figure:
+    """Closed for pyplot, so that a notebook shows the figure once: where it is displayed."""
+    plt.close(figure)
+    return figure
+
+
 def color(method: str) -> str:
     """The colour a method keeps in every figure."""
     return COLORS.get(method) or _SPARE[sum(map(ord, method)) % len(_SPARE)]
@@ -82,7 +88,7 @@ def image_rows(groups: Mapping[str, Tensor], title: str = "", columns: int = 16,
     pitch = sample.shape[-2] + 2
     axis.set_yticks([r * pitch + pitch / 2 - 1 for r in range(len(groups))], list(groups), fontsize=9)
     axis.tick_params(length=0)
-    return figure
+    return finished(figure)
 
 
 def contact_sheet(canvases: Tensor, classes: Sequence[str], title: str = "", per_row: int = 10) -> Figure:
@@ -104,7 +110,7 @@ def captioned(images: Mapping[str, Tensor], title: str = "", columns: int = 5, s
     for index, name in enumerate(images):
         x, y = (index % columns) * (w + 2) + w / 2, (index // columns) * (h + label + 2) + h
         axis.text(x, y, name, ha="center", va="top", fontsize=9)
-    return figure
+    return finished(figure)
 
 
 def write_contact_sheet(canvases: Tensor, num_classes: int, path: Path, scale: int = 4) -> None:
@@ -125,7 +131,7 @@ def scatter(points: np.ndarray, marks: Mapping[str, np.ndarray], clusters: np.nd
         axis.scatter(*points[rows].T, c="black", marker="x", s=36, linewidths=1.6)
         axis.set(title=name, xlabel="first principal component", ylabel="second principal component")
     figure.suptitle(title)
-    return figure
+    return finished(figure)
 
 
 def lines(
@@ -152,7 +158,7 @@ def lines(
         axis.set_xscale("log")
     axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
     axis.legend(title=by)
-    return figure
+    return finished(figure)
 
 
 def bars(table: pd.DataFrame, title: str = "") -> Figure:
@@ -171,7 +177,7 @@ def bars(table: pd.DataFrame, title: str = "") -> Figure:
     axis.set(ylabel="test accuracy (%)", title=title)
     axis.set_ylim(0, 105)
     axis.legend(ncols=len(methods), loc="upper center", bbox_to_anchor=(0.5, -0.08))
-    return figure
+    return finished(figure)
 
 
 def storage(table: pd.DataFrame, title: str = "") -> Figure:

@@ -83,9 +83,8 @@ def to_html(root: Path) -> Path:
     if not paths:
         raise FileNotFoundError("reports/ holds no executed notebook; run `make repro` first")
     shutil.rmtree(out, ignore_errors=True)
-    exporter = HTMLExporter(
-        exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True, embed_images=True
-    )
+    # Not embed_images: it reparses the text with a parser that takes MathML apart, and plots are embedded anyway.
+    exporter = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True)
     entries: dict[str, list[str]] = {}
     for path in paths:
         notebook = nbformat.read(path, as_version=4)

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import torch
 from pydantic import BaseModel
-from sklearn.decomposition import PCA
 from torch import Tensor
 
 from dreamlib.distill import DistillResult
@@ -36,6 +35,8 @@ def two_dimensions(clusters: ClassClusters, batch: int, seed: int) -> tuple[np.n
 
     At most ``batch`` random rows, as many as there are representatives.
     """
+    from sklearn.decomposition import PCA  # here, because only one notebook of four pays for importing it
+
     features = clusters.features.cpu()
     points = PCA(2, svd_solver="covariance_eigh" if features.shape[1] < 256 else "randomized", random_state=0)
     where = {int(row): place for place, row in enumerate(clusters.members.tolist())}
