@@ -197,7 +197,7 @@ def test_fashion_mnist_tries_the_nearest_source_first():
 
 def test_the_command_fetches_reports_and_goes_on_after_a_failure(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(FashionMnist, "sources", lambda self: (Fake({}, title="a mirror"),))
-    assert main(["--data-dir", str(tmp_path)]) == 1
+    assert main(["fashion_mnist", "digits", "--data-dir", str(tmp_path)]) == 1
     said = capsys.readouterr()
     assert "fashion_mnist: could not fetch" in said.err
     assert "a mirror: it is down" in said.err
@@ -205,3 +205,13 @@ def test_the_command_fetches_reports_and_goes_on_after_a_failure(tmp_path, capsy
     assert main(["digits", "--data-dir", str(tmp_path)]) == 0
     assert main(["digtis", "--data-dir", str(tmp_path)]) == 1
     assert "did you mean 'digits'" in capsys.readouterr().err
+
+
+def test_without_names_the_command_fetches_what_params_yaml_asks_for(tmp_path, capsys, monkeypatch):
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    values = "dataset: digits\nipc: [1]\nmethods: [m]\nseeds: [0]\nbudget: b\nmethod: {m: {}}\nbudgets: {b: {}}\n"
+    (tmp_path / "params.yaml").write_text(values)
+    monkeypatch.chdir(tmp_path)
+    assert main([]) == 0
+    assert "data/digits/digits.csv.gz" in capsys.readouterr().out
+    assert not (tmp_path / "data" / "fashion_mnist").exists()
