@@ -102,7 +102,10 @@ def _compare(root: Path) -> int:
     print("\nThis run beside the committed record (accuracies in percent):\n")
     print(shown.to_string(index=False))
     costs = cost_table(collect(root))
-    print(f"\nStages took {costs['seconds'].sum():.0f} s; largest memory {costs['peak memory (MiB)'].max():.0f} MiB.")
+    if len(costs):
+        print(
+            f"\nStages took {costs['seconds'].sum():.0f} s; largest memory {costs['peak memory (MiB)'].max():.0f} MiB."
+        )
     print("Read the report: reports/04_figures.ipynb, or run `make report` and open reports/html/index.html")
     return 0 if good else 1
 
