@@ -114,9 +114,10 @@ def captioned(images: Mapping[str, Tensor], title: str = "", columns: int = 5, s
 
 
 def write_contact_sheet(canvases: Tensor, num_classes: int, path: Path, scale: int = 4) -> None:
-    """The canvases as one PNG, a row per class, each pixel ``scale`` pixels wide; nothing but the images."""
+    """The canvases as one PNG, a row per class (one row of all classes at ipc 1), each pixel ``scale`` pixels wide."""
     ipc = len(canvases) // num_classes
-    grid = torchvision.utils.make_grid(canvases.detach().clamp(0, 1).cpu(), nrow=ipc, padding=1, pad_value=1.0)
+    columns = ipc if ipc > 1 else min(num_classes, 10)
+    grid = torchvision.utils.make_grid(canvases.detach().clamp(0, 1).cpu(), nrow=columns, padding=1, pad_value=1.0)
     pixels = (grid * 255).round().byte().permute(1, 2, 0).numpy()
     picture = Image.fromarray(pixels)
     path.parent.mkdir(parents=True, exist_ok=True)

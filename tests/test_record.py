@@ -96,3 +96,11 @@ def test_contact_sheet_png_holds_every_canvas_enlarged(tmp_path):
     assert picture.size == (2 * (2 * 9 + 1), 2 * (3 * 9 + 1))
     assert picture.getpixel((10, 10)) == 0
     assert picture.getpixel((10 + 18, 10 + 36)) == 255
+
+
+def test_contact_sheet_png_of_one_canvas_a_class_is_one_row(tmp_path):
+    from PIL import Image
+
+    figures.write_contact_sheet(torch.rand(10, 3, 8, 8), 10, tmp_path / "sheet.png", scale=1)
+    with Image.open(tmp_path / "sheet.png") as picture:
+        assert picture.size == (10 * 9 + 1, 9 + 1)
