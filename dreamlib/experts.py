@@ -167,7 +167,7 @@ class Experts:
         Raises ExpertError when there is none, or when they are of another data set or network.
         """
         paths = tuple(sorted(Path(folder).glob("expert-*.safetensors")))
-        again = "make them with `dvc repro experts` (or dreamlib.experts.train_experts)"
+        again = "make them with `python -m dreamlib.stage_experts`"
         if not paths:
             raise ExpertError(f"no expert trajectories in {folder}: {again}")
         try:

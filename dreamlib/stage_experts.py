@@ -1,4 +1,4 @@
-"""The experts stage: the trajectories that trajectory matching follows, made once for all settings."""
+"""Trajectories for trajectory matching, made once for all settings: ``python -m dreamlib.stage_experts``."""
 
 from pathlib import Path
 
@@ -15,5 +15,10 @@ def run_experts(project: Project, seed: int = 0) -> list[Path]:
     settings = ExpertSettings(**project.params.experts().model_dump())
     return train_experts(
         project.root / "results" / "experts", project.split("train"), project.info, project.network, settings,
-        project.compute, seed=seed, code_hash=code_hash("experts", project.root),
+        project.compute, seed=seed, code_hash=code_hash("distillation", project.root),
     )  # fmt: skip
+
+
+if __name__ == "__main__":
+    for path in run_experts(Project.open()):
+        print(path)

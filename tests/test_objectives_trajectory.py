@@ -116,7 +116,7 @@ def test_what_is_missing_or_wrong_is_named_with_the_remedy(by_hand, tmp_path, ti
     with pytest.raises(ValueError, match="lower learned_lr"):
         next(objective.losses(state))
     for folder, network, name, message in [
-        (tmp_path / "nowhere", Linear(64, 3), "toy", "no expert trajectories .* `dvc repro experts`"),
+        (tmp_path / "nowhere", Linear(64, 3), "toy", "no expert trajectories .* `python -m dreamlib.stage_experts`"),
         (tmp_path / "experts", Linear(64, 3), "other", "have seen toy, not other"),
         (tmp_path / "experts", tiny(), "toy", "not the network in use"),
     ]:

@@ -19,6 +19,7 @@ from dreamlib.params import ParameterError, find_root
 from dreamlib.project import Project
 from dreamlib.record import readme_text
 from dreamlib.registry import UnknownNameError
+from dreamlib.stage_experts import run_experts
 
 ROOT = find_root(Path(__file__).parent)
 STAGES = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"]
@@ -236,6 +237,17 @@ def test_a_mistake_in_params_is_one_clear_error_before_any_work(edited, change, 
 def test_the_papers_budget_is_one_setting_away(edited):
     project = edited(lambda p: p.update(budget="paper"))
     assert "Running stage 'distillation@dream-1-0'" in dvc(project, "repro", "--dry")
+
+
+def test_experts_are_made_once_and_found_again(edited):
+    root = edited(lambda p: p["budgets"]["quick"].update(experts={"count": 1, "epochs": 1}))
+    try:
+        made = run_experts(Project.open(root))
+        stamps = [path.stat().st_mtime_ns for path in made]
+        assert len(made) == 1
+        assert [path.stat().st_mtime_ns for path in run_experts(Project.open(root))] == stamps
+    finally:
+        shutil.rmtree(root / "results" / "experts", ignore_errors=True)
 
 
 def test_a_mistake_stops_the_stage_with_one_line_and_leaves_nothing_behind(edited, capsys, monkeypatch):
