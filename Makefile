@@ -38,7 +38,7 @@ lint: setup      ## ruff over code and notebooks
 
 check: lint      ## linters, clean notebooks, and whether dvc.lock matches code and parameters
 	$(BIN)/python -m dreamlib.notebooks check
-	$(BIN)/dvc repro --allow-missing --dry | tee /dev/stderr | grep -q "up to date"
+	@said=$$($(BIN)/dvc repro --allow-missing --dry) && echo "$$said" && echo "$$said" | grep -q "up to date"
 
 clean-notebooks: setup   ## strip outputs and editor metadata from notebooks/
 	$(BIN)/python -m dreamlib.notebooks clean
