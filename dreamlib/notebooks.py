@@ -24,13 +24,19 @@ SECTIONS = {
 }
 
 
-def cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The notebook without outputs, counters and whatever an editor left in its metadata; tags stay."""
-    notebook.metadata = METADATA
+def reset_cells(notebook: nbformat.NotebookNode) -> None:
+    """Take random ids and whatever an editor or papermill noted out of every cell, in place; tags stay."""
     for index, cell in enumerate(notebook.cells):
         tags = cell.metadata.get("tags")
         cell.metadata = {"tags": tags} if tags else {}
         cell.id = f"cell-{index}"
+
+
+def cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """The notebook without outputs, counters and whatever an editor left in its metadata; tags stay."""
+    notebook.metadata = METADATA
+    reset_cells(notebook)
+    for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     return notebook

@@ -18,6 +18,7 @@ from typing import Any
 import nbformat
 
 from dreamlib.files import write_atomically
+from dreamlib.notebooks import reset_cells
 from dreamlib.params import ParameterError, find_root, read_params
 from dreamlib.progress import PROGRESS_FILE
 from dreamlib.registry import unknown
@@ -55,10 +56,8 @@ def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     What is left is the same bytes from run to run, so that DVC and git see a change only where a result changed.
     """
     notebook.metadata = {k: v for k, v in notebook.metadata.items() if k in ("kernelspec", "language_info", "title")}
-    for index, cell in enumerate(notebook.cells):
-        tags = cell.metadata.get("tags")
-        cell.metadata = {"tags": tags} if tags else {}
-        cell.id = f"cell-{index}"
+    reset_cells(notebook)
+    for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if not _is_noise(o)]
             for output in cell.outputs:
