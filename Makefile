@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY := PASSIVE
 # Compiled bytecode is kept: without it every stage spends seconds compiling the libraries it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup data repro test check lint clean-notebooks lab report record
+.PHONY: help setup data repro methods test check lint clean-notebooks lab report record
 
 help:            ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -25,8 +25,11 @@ data: setup      ## fetch the data and check every file against its published ha
 	$(BIN)/python -m dreamlib.datasets
 
 repro: data      ## reproduce the default pipeline from the data up, then compare with the committed record
-	$(BIN)/dvc repro --force
+	$(BIN)/dvc repro --force figures
 	$(BIN)/python -m dreamlib.record compare
+
+methods: data    ## the methods study: every family of methods at ipc 1, under an hour on two cores
+	$(BIN)/dvc repro methods
 
 test: setup      ## run the tests (needs no network: scikit-learn brings the digits)
 	$(BIN)/python -m dreamlib.datasets digits

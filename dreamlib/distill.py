@@ -19,7 +19,7 @@ from dreamlib.progress import progress
 from dreamlib.sampling import SAMPLERS, Sampler
 from dreamlib.seeding import generator
 from dreamlib.synthetic import SyntheticSet
-from dreamlib.training import Trainer, TrainSettings, augmentation_for, embed
+from dreamlib.training import Trainer, TrainSettings, augmentation_for, embed, kernels_for
 from dreamlib.types import DatasetInfo, LabeledImages
 
 
@@ -189,7 +189,7 @@ class Distiller:
         outer = self.iteration // s.inner_iterations
         self.model = self.compute.place(build(name, self.info, generator(self.seed, "network", outer), options))
         if self.kernels is None:
-            self.kernels = Kernels(self.model, self.compute)
+            self.kernels = kernels_for(self.network, self.info, self.compute)
         how = TrainSettings(
             s.network_batch,
             s.network_lr,

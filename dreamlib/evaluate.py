@@ -10,13 +10,12 @@ from torch import Tensor
 
 from dreamlib import datasets
 from dreamlib.compute import Compute
-from dreamlib.kernels import Kernels
 from dreamlib.networks import build
 from dreamlib.params import DataParams, EvaluationParams
 from dreamlib.progress import progress
 from dreamlib.seeding import derive, generator
 from dreamlib.synthetic import SyntheticSet
-from dreamlib.training import TrainSettings, accuracy, augmentation_for, fit, predict
+from dreamlib.training import SCHEDULES, TrainSettings, accuracy, augmentation_for, fit, kernels_for, predict
 from dreamlib.types import DatasetInfo, LabeledImages
 
 
@@ -51,6 +50,18 @@ def train_settings(info: DatasetInfo, how: EvaluationParams, synthetic: Syntheti
     return TrainSettings(how.batch, lr, how.momentum, how.weight_decay, augmentation, how.cutmix)
 
 
+def seen_as(view: str, synthetic: SyntheticSet, how: EvaluationParams) -> tuple[SyntheticSet, EvaluationParams]:
+    """The set and the protocol of one view, so that what the evaluator adds is not taken for the set's own.
+
+    'protocol' is both as they are; 'plain' trains without augmentation and CutMix; 'hard_labels' on class numbers in
+    place of stored soft labels. Compare a view with the same view of real images at random (cf. label- and
+    augmentation-robust scores).
+    """
+    if view == "plain":
+        return synthetic, how.model_copy(update={"augmentation": "none", "cutmix": 0.0})
+    return (replace(synthetic, soft_labels=None) if view == "hard_labels" else synthetic), how
+
+
 def evaluate(
     synthetic: SyntheticSet,
     against: LabeledImages,
@@ -61,30 +72,29 @@ def evaluate(
     *,
     seed: int,
     split: str,
-    networks: int | None = None,
+    repeats: int | None = None,
     epochs: int | None = None,
     label: str = "evaluate",
 ) -> Evaluation:
-    """Train ``networks`` fresh networks on the decoded set; accuracy on ``against`` after the last epoch.
+    """Train ``repeats`` fresh networks on the decoded set; accuracy on ``against`` after the last epoch.
 
     Network i starts from the seed derived from (seed, i) alone, so every set meets the same initial networks. Nothing
     is chosen on ``against``: it is looked at once, after training. Soft labels are used where the set stores them.
     """
-    networks, epochs = networks or how.networks, epochs or how.epochs
+    repeats, epochs = repeats or how.repeats, epochs or how.epochs
     placed = synthetic.to(compute.device)
     images, hard = placed.decode()
     labels = hard if placed.soft_labels is None else placed.soft_labels
     against = against.to(compute.device)
     name, options = network
-    results, kernels = [], None
-    with progress(networks * epochs, label, unit="epoch") as bar:
-        for index in range(networks):
+    results, kernels = [], kernels_for(network, info, compute)
+    with progress(repeats * epochs, label, unit="epoch") as bar:
+        for index in range(repeats):
             own = derive(seed, "evaluation", index)
             model = compute.place(build(name, info, generator(own, "network"), options))
-            kernels = kernels or Kernels(model, compute)
             fit(
                 model, images, labels, info, train_settings(info, how, synthetic), kernels,
-                epochs=epochs, seed=own, on_epoch=bar.update,
+                epochs=epochs, seed=own, schedule=SCHEDULES[how.decay], on_epoch=bar.update,
             )  # fmt: skip
             results.append(accuracy(predict(model, against.images, info, kernels), against.labels))
             bar.set_postfix(accuracy=f"{results[-1]:.4f}")
@@ -107,5 +117,5 @@ def curve(
         at = replace(synthetic, canvases=canvases)  # with the final soft labels, where there are any
         yield iteration, evaluate(
             at, validation, info, how, network, compute, seed=seed, split="validation",
-            networks=how.curve_networks, epochs=how.curve_epochs, label=f"curve at {iteration}",
+            repeats=how.curve_networks, epochs=how.curve_epochs, label=f"curve at {iteration}",
         )  # fmt: skip

@@ -181,6 +181,27 @@ def bars(table: pd.DataFrame, title: str = "") -> Figure:
     return finished(figure)
 
 
+def ranking(views: pd.DataFrame, title: str = "") -> Figure:
+    """Test accuracy (%) of every method, best on top: a dot for each seed, a bar for the mean; two tracks of labels.
+
+    ``views`` has one row per trained network: method, seed, view, network, label_kind, accuracy.
+    """
+    rows = views[(views.view == "protocol") & (views.network == views.network.iloc[0])]
+    means = rows.groupby(["method", "label_kind"])["accuracy"].mean().sort_values()
+    figure, axis = plt.subplots(figsize=(7.0, 0.6 + 0.3 * len(means)))
+    tracks = {"hard": COLORS["idc"], "soft": COLORS["kmeans"]}
+    for place, ((method, kind), mean) in enumerate(means.items()):
+        axis.barh(place, 100 * mean, color=tracks[kind], alpha=0.45, height=0.7)
+        dots = 100 * rows[rows.method == method]["accuracy"]
+        axis.plot(dots, [place] * len(dots), "o", color="black", ms=3)
+        axis.text(101, place, f"{100 * mean:.1f}", va="center", fontsize=9)
+    axis.set_yticks(range(len(means)), [method for method, _ in means.index])
+    axis.set(xlabel="test accuracy (%), dots are seeds", title=title, xlim=(0, 100))
+    handles = [plt.Rectangle((0, 0), 1, 1, color=tone, alpha=0.45) for tone in tracks.values()]
+    axis.legend(handles, [f"{kind} labels" for kind in tracks], loc="lower left")
+    return finished(figure)
+
+
 def storage(table: pd.DataFrame, title: str = "") -> Figure:
     """Accuracy (%) against stored floats, a line per method."""
     ordered = table.sort_values("stored_floats")

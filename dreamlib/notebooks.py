@@ -21,6 +21,7 @@ SECTIONS = {
     "02_distillation": "Distillation: what happens to the images",
     "03_evaluation": "Evaluation: how well each set trains a network",
     "04_figures": "Results: all settings side by side",
+    "05_methods": "Study: every family of methods in the same time",
 }
 
 

@@ -53,6 +53,22 @@ class NetworkParams(Strict):
     name: str = "convnet"
     options: dict[str, Any] = {}
 
+    @property
+    def label(self) -> str:
+        """As tables show it.
+
+        >>> NetworkParams(name="convnet", options={"norm": "batch"}).label
+        'convnet (norm batch)'
+        """
+        return self.name + (f" ({', '.join(f'{k} {v}' for k, v in self.options.items())})" if self.options else "")
+
+
+# A network without options may be written as its name.
+NetworkList = Annotated[
+    list[Annotated[NetworkParams, BeforeValidator(lambda v: {"name": v} if isinstance(v, str) else v)]],
+    BeforeValidator(lambda v: v if isinstance(v, list) else [v]),
+]
+
 
 class ClusteringParams(Strict):
     """How the canvases' representatives are found; ``pool`` bounds how many random images of a class enter (0: all).
@@ -129,15 +145,35 @@ class DistillParams(Strict):
         return self
 
 
-class EvaluationParams(Strict):
-    """The protocol that turns a set into an accuracy; the defaults are IDC's.
+_SIAMESE = {"augmentation": "flip_color_crop_scale_rotate_cutout", "augmentation_mode": "dsa", "cutmix": 0.0}
+# What each published evaluation sets apart from IDC's, whose values are the defaults of EvaluationParams.
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "idc": {},
+    "dc": {"epochs": 300, "batch": 256, "augmentation": "none", "cutmix": 0.0, "decay": "tenth"},
+    "dsa": {"batch": 256, "decay": "tenth", **_SIAMESE},
+    "dm": {"batch": 256, "decay": "tenth", **_SIAMESE},
+    "mtt": {"batch": 256, "decay": "tenth", "learned_lr": True, **_SIAMESE},
+}
 
-    ``networks`` fresh networks are trained per set; learning rate × 0.2 at 2/3 and 5/6 of the epochs. ``curve_epochs``
-    is the shorter protocol behind accuracy-against-iterations curves, on the validation split.
+
+class EvaluationParams(Strict):
+    """The protocol that turns a set into an accuracy; the defaults are IDC's, ``protocol`` names another's.
+
+    ``repeats`` fresh networks of each of ``networks`` are trained per set; none listed means the matched network, and
+    the first listed is the one whose accuracy stands for the set. ``decay``: 'fifths' is × 0.2 at 2/3 and 5/6 of the
+    epochs (IDC), 'tenth' × 0.1 after half of them (DC, DSA, DM, MTT), 'none' a constant rate. ``views`` asks the same
+    set again: 'plain' without augmentation, 'hard_labels' without the soft labels it stores. ``curve_epochs`` is the
+    shorter protocol behind accuracy-against-iterations curves, on the validation split.
+
+    >>> EvaluationParams(protocol="dc").epochs, EvaluationParams(protocol="dc", epochs=30).epochs
+    (300, 30)
     """
 
     protocol: str = "idc"
-    networks: Positive = 3
+    networks: NetworkList = []
+    repeats: Positive = 3
+    views: list[Literal["plain", "hard_labels"]] = []
+    decay: Literal["fifths", "tenth", "none"] = "fifths"
     epochs: Positive = 1000
     batch: Positive = 64
     lr: Rate = 0.01
@@ -150,10 +186,22 @@ class EvaluationParams(Strict):
     curve_networks: Natural = 1
     curve_epochs: Positive = 100
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_protocol(cls, values: Any) -> Any:
+        name = values.get("protocol", "idc")
+        if name not in PROTOCOLS:
+            raise ValueError(str(unknown("evaluation protocol", name, sorted(PROTOCOLS))))
+        return {**PROTOCOLS[name], **values}
+
 
 class ExpertParams(Strict):
-    """The trajectories MTT follows; the defaults are its own. See ``dreamlib.experts.ExpertSettings``."""
+    """The trajectories MTT follows; the defaults are its own. See ``dreamlib.experts.ExpertSettings``.
 
+    ``images`` bounds the training images a class that the experts see (0: all).
+    """
+
+    images: Natural = 0
     count: Positive = 100
     epochs: Positive = 50
     batch: Positive = 256
@@ -303,25 +351,43 @@ def find_root(start: str | Path | None = None) -> Path:
     raise FileNotFoundError(f"no dvc.yaml at or above {here}; run from inside the project")
 
 
-def read_params(root: str | Path | None = None) -> Params:
-    """params.yaml of the project, validated; components named in it are checked against the registries.
+def read_params(root: str | Path | None = None, study: str | None = None) -> Params:
+    """params.yaml of the project, validated; with ``study``, as that section of studies.yaml overrides it.
 
-    Raises ParameterError with one message for everything that is wrong with it.
+    A study's sections join those of params.yaml key by key, its other values replace them. Raises ParameterError with
+    one message for everything that is wrong.
     """
-    path = Path(root or find_root()) / "params.yaml"
+    root = Path(root or find_root())
+    values = _read_yaml(root / "params.yaml")
+    if study:
+        studies = _read_yaml(root / "studies.yaml").get("studies", {})
+        if study not in studies:
+            raise ParameterError(str(unknown("study", study, sorted(studies))))
+        values = _joined(values, studies[study])
+    params = _validated(Params, values, f"study {study}" if study else "top level")
+    check(params)
+    return params
+
+
+def _joined(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Two trees of sections as one; where both have a value, the one above."""
+    both = {k: _joined(below[k], v) for k, v in above.items() if isinstance(v, dict) and isinstance(below.get(k), dict)}
+    return {**below, **above, **both}
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file of sections; raises ParameterError when it is missing or is not one."""
     try:
         values = YAML(typ="safe", pure=True).load(path)
     except FileNotFoundError:
-        raise ParameterError(f"{path} is missing; restore it with `git checkout params.yaml`") from None
+        raise ParameterError(f"{path} is missing; restore it with `git checkout {path.name}`") from None
     except YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "cannot be read"
         line = f", line {mark.line + 1}" if mark else ""
         raise ParameterError(f"{path} is not valid YAML{line}: {' '.join(str(problem).split())}") from None
-    if not isinstance(values, Mapping):
+    if not isinstance(values, dict):
         raise ParameterError(f"{path} must hold sections, got {type(values).__name__}")
-    params = _validated(Params, values, "top level")
-    check(params)
-    return params
+    return values
 
 
 def check(params: Params) -> None:

@@ -47,12 +47,16 @@ class Project:
 
     root: Path
     params: Params
+    study: str | None = None
 
     @classmethod
-    def open(cls, root: str | Path | None = None) -> "Project":
-        """The project around the current directory, checked whole: see ``check_names`` and ``preflight``."""
+    def open(cls, root: str | Path | None = None, study: str | None = None) -> "Project":
+        """The project around the current directory, checked whole: see ``check_names`` and ``preflight``.
+
+        With ``study``, under the parameters of that section of studies.yaml and with a results folder of its own.
+        """
         root = Path(root) if root else find_root()
-        project = cls(root, read_params(root))
+        project = cls(root, read_params(root, study), study)
         check_names(project.params)
         preflight(project)
         return project
@@ -77,6 +81,16 @@ class Project:
         """The data set's hash, over its files."""
         p = self.params
         return datasets.data_hash(p.dataset, self.root / p.data.directory, p.data.options)
+
+    @property
+    def results(self) -> Path:
+        """Where results lie: results/, or a study's own folder below it."""
+        return self.root / "results" / (self.study or "")
+
+    def file(self, kind: str, setting: Setting, suffix: str) -> Path:
+        """One file of one setting: results/<kind>/<name><suffix>; a study keeps a folder for each method."""
+        folder = self.results / setting.method if self.study else self.results
+        return folder / kind / f"{setting.name}{suffix}"
 
     @property
     def network(self) -> tuple[str, dict[str, Any]]:
@@ -107,7 +121,7 @@ class Project:
 
     def note(self, name: str, seconds: dict[str, float]) -> None:
         """Keep this run's times (see ``provenance.note_run``)."""
-        note_run(name, self.compute, seconds, self.root)
+        note_run(f"{self.study}/{name}" if self.study else name, self.compute, seconds, self.root)
 
     def embedder(self, seed: int) -> Embed:
         """The feature map the clustering stage works in: pixels, an untrained or a briefly trained network."""
@@ -147,6 +161,10 @@ def check_names(params: Params) -> None:
             for kind, registry in (("init", INITS), ("sampler", SAMPLERS)):
                 registry[getattr(how, kind)]
             make_objective(how.objective, how.options)
+    for ipc in params.ipc:
+        for network in params.evaluation(ipc).networks:
+            if network.name not in NETWORKS:
+                raise unknown("network (under evaluation.networks)", network.name, NETWORKS.names())
 
 
 def preflight(project: Project) -> None:
@@ -155,7 +173,8 @@ def preflight(project: Project) -> None:
     Raises ParameterError, ValueError or DataError with the value, the limit and the remedy.
     """
     train, p = project.split("train"), project.params
-    build(p.network.name, project.info, torch.Generator(), p.network.options)
+    for network in (p.network, *p.evaluation(p.ipc[0]).networks):
+        build(network.name, project.info, torch.Generator(), network.options)
     for method in p.methods:
         for ipc in p.ipc:
             how = p.distillation(method, ipc)

@@ -1,6 +1,7 @@
 """What a run cost, and whether it came out like the committed one: ``python -m dreamlib.record ACTION``."""
 
 import argparse
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +17,9 @@ RECORD = Path("results") / "record.json"
 BEGIN, END = "<!-- results: written by `make record` -->", "<!-- end of results -->"
 
 
-def collect(root: Path) -> dict[str, Any]:
-    """What this machine's last run of every stage took, by stage instance."""
-    return {path.stem: read_json(path) for path in sorted((root / RUNS).glob("*.json"))}
+def collect(root: Path, study: str = "") -> dict[str, Any]:
+    """What this machine's last run of every stage took, by stage instance; of the default pipeline or of a study."""
+    return {path.stem: read_json(path) for path in sorted((root / RUNS / study).glob("*.json"))}
 
 
 def cost_table(record: dict[str, Any]) -> pd.DataFrame:
@@ -59,7 +60,7 @@ def compare(root: Path) -> tuple[pd.DataFrame, bool]:
         if old is None:
             rows.append((path.stem, "not committed", new["accuracy"], None, "nothing to compare"))
             continue
-        recorded = _parsed(old)
+        recorded = json.loads(old)
         set_path = f"results/sets/{path.stem}.safetensors"
         same = committed(root, set_path) == (root / set_path).read_bytes()
         allowed = max(0.01, 2 * (recorded["std"] ** 2 + new["std"] ** 2) ** 0.5)
@@ -68,12 +69,6 @@ def compare(root: Path) -> tuple[pd.DataFrame, bool]:
         rows.append((path.stem, "same bits" if same else "other bits", new["accuracy"], recorded["accuracy"], verdict))
     table = pd.DataFrame(rows, columns=["setting", "distilled set", "accuracy", "recorded", "verdict"])
     return table, not table["verdict"].str.startswith("OUTSIDE").any()
-
-
-def _parsed(content: bytes) -> dict[str, Any]:
-    import json
-
-    return json.loads(content)
 
 
 def readme_text(root: Path) -> str:
@@ -86,13 +81,14 @@ def readme_text(root: Path) -> str:
     return f"{before}{BEGIN}\n{table}{END}{rest.split(END)[1]}"
 
 
-def _write(root: Path) -> int:
-    found = collect(root)
+def _write(root: Path, study: str) -> int:
+    found = collect(root, study)
     if not found:
         print(f"error: no run is noted in {RUNS}; run `make repro` first", file=sys.stderr)
         return 1
-    write_json(root / RECORD, found)
-    print(f"{RECORD}: {len(found)} stages")
+    path = RECORD.parent / study / RECORD.name
+    write_json(root / path, found)
+    print(f"{path}: {len(found)} stages")
     return 0
 
 
@@ -117,10 +113,12 @@ def _readme(root: Path) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status: 1 when an accuracy lies outside the recorded spread."""
-    actions = {"write": _write, "compare": _compare, "readme": _readme}
+    actions = {"compare": _compare, "readme": _readme}
     parser = argparse.ArgumentParser(prog="python -m dreamlib.record", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("action", choices=sorted(actions))
-    return actions[parser.parse_args(arguments).action](find_root())
+    parser.add_argument("action", choices=["compare", "readme", "write"])
+    parser.add_argument("--study", default="", help="write: a study's record instead of the default pipeline's")
+    given = parser.parse_args(arguments)
+    return _write(find_root(), given.study) if given.action == "write" else actions[given.action](find_root())
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from dreamlib.initialize import ClassClusters
 from dreamlib.params import digest
 from dreamlib.project import Project, Setting
 from dreamlib.provenance import code_hash
+from dreamlib.record import cost_table
 from dreamlib.seeding import generator
 
 
@@ -52,6 +53,19 @@ def random_images(images: Tensor, rows: Tensor, count: int, seed: int) -> Tensor
     return images[rows[order.to(rows.device)]]
 
 
+def study_costs(record: dict[str, Any]) -> str:
+    """What a study took where it was made, in a sentence; says so when no record of it is kept."""
+    if not record:
+        return "No cost of this run is recorded; `python -m dreamlib.record write --study` keeps it."
+    table = cost_table(record)
+    kinds = table.assign(kind=table.stage.str.split("-").str[0]).groupby("kind", sort=False)["seconds"].sum()
+    listed = ", ".join(f"{kind} {seconds:,.0f} s" for kind, seconds in kinds.items())
+    return (
+        f"The study took {listed}: {kinds.sum() / 60:.0f} minutes in all besides starting its processes, on "
+        f"{table.device.iloc[0]}; largest memory {table['peak memory (MiB)'].max():,.0f} MiB."
+    )
+
+
 def provenance(project: Project, stage: str, info: dict[str, Any] | None = None) -> str:
     """The chain behind a notebook's numbers, as a Markdown table: data, parameters, code, versions, device.
 
@@ -62,7 +76,7 @@ def provenance(project: Project, stage: str, info: dict[str, Any] | None = None)
     rows = {
         "stage": f"`{stage}` in dvc.yaml",
         "data": f"{p.dataset}, hash `{project.data_hash[:16]}`, pinned by data.dvc",
-        "parameters": f"params.yaml, budget `{p.budget}`, hash `{(info or {}).get('parameter_hash') or digest(p)}`",
+        "parameters": f"{'params.yaml and studies.yaml' if project.study else 'params.yaml'}, budget `{p.budget}`, hash `{(info or {}).get('parameter_hash') or digest(p)}`",
         "code": f"dreamlib files of this stage, hash `{code_hash(stage, project.root)}`",
         "device": ", ".join(f"{k} {v}" for k, v in project.compute.describe().items() if k != "python"),
         "versions": ", ".join(f"{name} {version(name)}" for name in ("torchvision", "numpy", "scikit-learn", "dvc")),

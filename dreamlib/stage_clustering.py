@@ -59,7 +59,7 @@ def run_clustering(project: Project, ipc: int, seed: int) -> ClusteringResult:
 
 def clusters_path(project: Project, ipc: int, seed: int) -> Path:
     """Where the clustering stage leaves the representatives."""
-    return project.root / "results" / "clusters" / f"ipc{ipc}-seed{seed}.safetensors"
+    return project.results / "clusters" / f"ipc{ipc}-seed{seed}.safetensors"
 
 
 def representatives(project: Project, setting: Setting, count: int) -> Tensor:

@@ -104,12 +104,11 @@ def describe(project: Project, setting: Setting) -> dict[str, Any]:
 
 
 def _write_distillation(project: Project, setting: Setting, result: DistillResult) -> None:
-    results, name = project.root / "results", setting.name
     snapshots = {f"{iteration:07d}": canvases for iteration, canvases in result.snapshots.items()}
-    write_atomically(results / "snapshots" / f"{name}.safetensors", save(snapshots))
+    write_atomically(project.file("snapshots", setting, ".safetensors"), save(snapshots))
     history = pd.DataFrame(result.history, columns=["iteration", "loss"])
-    write_atomically(results / "distillation" / f"{name}.csv", history.to_csv(index=False).encode())
-    sha256 = result.synthetic.save(results / "sets" / f"{name}.safetensors")
+    write_atomically(project.file("distillation", setting, ".csv"), history.to_csv(index=False).encode())
+    sha256 = result.synthetic.save(project.file("sets", setting, ".safetensors"))
     metrics = {
         "iterations": len(result.history),
         "first_loss": result.history[0][1] if result.history else None,
@@ -118,12 +117,12 @@ def _write_distillation(project: Project, setting: Setting, result: DistillResul
         "training_images": len(result.synthetic.decode()[1]),
         "sha256": sha256,
     }
-    write_json(results / "distillation" / f"{name}.json", metrics)
+    write_json(project.file("distillation", setting, ".json"), metrics)
 
 
 def read_snapshots(project: Project, setting: Setting) -> dict[int, Tensor]:
     """Iteration → canvases, as the distillation stage kept them."""
-    path = project.root / "results" / "snapshots" / f"{setting.name}.safetensors"
+    path = project.file("snapshots", setting, ".safetensors")
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; make it with `dvc repro distillation`")
     return {int(key): canvases for key, canvases in sorted(load_file(path).items())}
@@ -131,4 +130,4 @@ def read_snapshots(project: Project, setting: Setting) -> dict[int, Tensor]:
 
 def read_set(project: Project, setting: Setting) -> SyntheticSet:
     """The distilled set of one setting."""
-    return SyntheticSet.open(project.root / "results" / "sets" / f"{setting.name}.safetensors")
+    return SyntheticSet.open(project.file("sets", setting, ".safetensors"))

@@ -1,54 +1,88 @@
 """The evaluation stage: from sets to accuracies."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
-from dreamlib.evaluate import Evaluation, curve, evaluate, test_split
+from dreamlib.evaluate import Evaluation, curve, evaluate, seen_as, test_split
 from dreamlib.files import write_atomically, write_json
-from dreamlib.params import EvaluationParams
+from dreamlib.params import EvaluationParams, NetworkParams
 from dreamlib.project import Project, Setting
 from dreamlib.stage_distillation import read_set, read_snapshots
+from dreamlib.synthetic import SyntheticSet
+from dreamlib.types import LabeledImages
 
 
-def run_evaluation(project: Project, setting: Setting) -> tuple[Evaluation, pd.DataFrame]:
+def evaluated_networks(project: Project, how: EvaluationParams) -> list[NetworkParams]:
+    """The networks a set is evaluated on: ``evaluation.networks``, else the matched one."""
+    return list(how.networks) or [project.params.network]
+
+
+def run_evaluation(
+    project: Project, setting: Setting, networks: Sequence[NetworkParams] | None = None
+) -> tuple[Evaluation, pd.DataFrame]:
     """Evaluate one set on the test images, and its snapshots on the validation images.
 
-    Writes results/evaluation/<name>.json (metrics) and results/curves/<name>.csv (iteration, accuracy, std).
+    The first of ``networks`` (by default those of params.yaml) stands for the set; the others and the protocol's views
+    are listed beside it. Writes results/evaluation/<name>.json (metrics) and results/curves/<name>.csv (iteration,
+    accuracy, std, networks).
     """
     project.require(setting.method, setting.ipc, setting.seed)
     how, began = project.params.evaluation(setting.ipc), time.perf_counter()
+    networks = list(networks or evaluated_networks(project, how))
     synthetic = read_set(project, setting)
-    common: dict[str, Any] = {"how": how, "network": project.network, "compute": project.compute, "seed": setting.seed}
     test = test_split(project.params.dataset, project.params.data, project.root)
-    done = evaluate(synthetic, test, project.info, **common, split="test", label=setting.name)
+    asked = [(network, "protocol") for network in networks] + [(networks[0], view) for view in how.views]
+    rows, found = [], []
+    for network, view in asked:
+        same = view == "hard_labels" and synthetic.soft_labels is None  # the protocol has said it already
+        found.append(found[0] if same else _evaluated(project, setting, synthetic, how, test, network, view))
+        rows.append(
+            {"network": network.label, "view": view, "accuracies": list(found[-1].accuracies)}
+            | {"accuracy": found[-1].mean, "std": found[-1].std}
+        )
     evaluated = time.perf_counter() - began
-    rows = _curve_rows(project, setting, synthetic, how, common)
-    write_json(
-        project.root / "results" / "evaluation" / f"{setting.name}.json", _metrics(setting, done, how, synthetic)
-    )
-    path = project.root / "results" / "curves" / f"{setting.name}.csv"
-    write_atomically(path, rows.to_csv(index=False).encode())
+    points = _curve_rows(project, setting, synthetic, how, networks[0])
+    metrics = _metrics(setting, found[0], how, synthetic) | {"views": rows, "network": networks[0].label}
+    write_json(project.file("evaluation", setting, ".json"), metrics)
+    write_atomically(project.file("curves", setting, ".csv"), points.to_csv(index=False).encode())
     seconds = {"evaluation": evaluated, "curve": time.perf_counter() - began - evaluated}
     project.note(f"evaluation-{setting.name}", seconds)
-    return done, rows
+    return found[0], points
+
+
+def _evaluated(
+    project: Project,
+    setting: Setting,
+    synthetic: SyntheticSet,
+    how: EvaluationParams,
+    test: LabeledImages,
+    network: NetworkParams,
+    view: str,
+) -> Evaluation:
+    seen, protocol = seen_as(view, synthetic, how)
+    return evaluate(
+        seen, test, project.info, protocol, (network.name, network.options), project.compute,
+        seed=setting.seed, split="test", label=f"{setting.name}, {network.name}, {view}",
+    )  # fmt: skip
 
 
 def _curve_rows(
-    project: Project, setting: Setting, synthetic: Any, how: EvaluationParams, common: dict[str, Any]
+    project: Project, setting: Setting, synthetic: SyntheticSet, how: EvaluationParams, network: NetworkParams
 ) -> pd.DataFrame:
     columns = ["iteration", "accuracy", "std", "networks"]
     snapshots = read_snapshots(project, setting)
     if how.curve_networks == 0 or len(snapshots) < 2 or project.params.data.validation_per_class == 0:
         return pd.DataFrame(columns=columns)
-    validation = project.split("validation")
-    points = curve(synthetic, snapshots, validation, project.info, **common)
+    validation, chosen = project.split("validation"), (network.name, network.options)
+    points = curve(synthetic, snapshots, validation, project.info, how, chosen, project.compute, seed=setting.seed)
     rows = [(iteration, e.mean, e.std, len(e.accuracies)) for iteration, e in points]
     return pd.DataFrame(rows, columns=columns)
 
 
-def _metrics(setting: Setting, done: Evaluation, how: EvaluationParams, synthetic: Any) -> dict[str, Any]:
+def _metrics(setting: Setting, done: Evaluation, how: EvaluationParams, synthetic: SyntheticSet) -> dict[str, Any]:
     return {
         "accuracy": done.mean,
         "std": done.std,

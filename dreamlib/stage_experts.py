@@ -2,9 +2,13 @@
 
 from pathlib import Path
 
+import torch
+
 from dreamlib.experts import ExpertSettings, train_experts
 from dreamlib.project import Project
 from dreamlib.provenance import code_hash
+from dreamlib.sampling import class_pool
+from dreamlib.seeding import generator
 
 
 def run_experts(project: Project, seed: int = 0) -> list[Path]:
@@ -12,9 +16,11 @@ def run_experts(project: Project, seed: int = 0) -> list[Path]:
 
     Raises ValueError for fewer than one expert or epoch.
     """
-    settings = ExpertSettings(**project.params.experts().model_dump())
+    how = project.params.experts()
+    settings, data = ExpertSettings(**how.model_dump(exclude={"images"})), project.split("train")
+    rows = [class_pool(data, c, how.images, generator(seed, "expert-images", c)) for c in range(data.num_classes)]
     return train_experts(
-        project.root / "results" / "experts", project.split("train"), project.info, project.network, settings,
+        project.results / "experts", data.subset(torch.cat(rows)), project.info, project.network, settings,
         project.compute, seed=seed, code_hash=code_hash("distillation", project.root),
     )  # fmt: skip
 

@@ -10,9 +10,9 @@ def evaluations(project: Project) -> pd.DataFrame:
     """One row per evaluated network of every setting params.yaml lists: method, ipc, seed, network, accuracy, …"""
     rows = []
     for setting in settings(project):
-        found = read_json(project.root / "results" / "evaluation" / f"{setting.name}.json")
-        made = read_json(project.root / "results" / "distillation" / f"{setting.name}.json")
-        fixed = {k: v for k, v in found.items() if k not in ("accuracy", "std", "accuracies", "networks")}
+        found = read_json(project.file("evaluation", setting, ".json"))
+        made = read_json(project.file("distillation", setting, ".json"))
+        fixed = {k: v for k, v in found.items() if k not in ("accuracy", "std", "accuracies", "networks", "views")}
         fixed |= {"iterations": made["iterations"], "training_images": made["training_images"]}
         rows += [{**fixed, "network": i, "accuracy": a} for i, a in enumerate(found["accuracies"])]
     return pd.DataFrame(rows)
@@ -46,7 +46,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 def write_summary(project: Project) -> pd.DataFrame:
     """The table of all results: results/summary.json (metrics), results/summary.csv and results/summary.md."""
     table = summary(evaluations(project))
-    results = project.root / "results"
+    results = project.results
     metrics = {
         f"ipc{row.ipc}": {
             r.method: {"accuracy": r.accuracy, "std": r.std} for r in table[table.ipc == row.ipc].itertuples()
@@ -89,7 +89,7 @@ def curves(project: Project) -> pd.DataFrame:
     """
     parts = []
     for setting in settings(project):
-        path = project.root / "results" / "curves" / f"{setting.name}.csv"
+        path = project.file("curves", setting, ".csv")
         part = pd.read_csv(path)
         parts.append(part.assign(method=setting.method, ipc=setting.ipc, seed=setting.seed))
     every = pd.concat([part for part in parts if len(part)] or parts)
