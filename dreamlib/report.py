@@ -73,10 +73,11 @@ def provenance(project: Project, stage: str, info: dict[str, Any] | None = None)
     results/record.json and in report 04; `git log` of the report names its commit.
     """
     p = project.params
+    files = "params.yaml and studies.yaml" if project.study else "params.yaml"
     rows = {
         "stage": f"`{stage}` in dvc.yaml",
         "data": f"{p.dataset}, hash `{project.data_hash[:16]}`, pinned by data.dvc",
-        "parameters": f"{'params.yaml and studies.yaml' if project.study else 'params.yaml'}, budget `{p.budget}`, hash `{(info or {}).get('parameter_hash') or digest(p)}`",
+        "parameters": f"{files}, budget `{p.budget}`, hash `{(info or {}).get('parameter_hash') or digest(p)}`",
         "code": f"dreamlib files of this stage, hash `{code_hash(stage, project.root)}`",
         "device": ", ".join(f"{k} {v}" for k, v in project.compute.describe().items() if k != "python"),
         "versions": ", ".join(f"{name} {version(name)}" for name in ("torchvision", "numpy", "scikit-learn", "dvc")),

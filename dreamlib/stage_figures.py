@@ -66,6 +66,8 @@ def markdown(table: pd.DataFrame) -> str:
         "method",
         "test accuracy (%)",
         "networks × seeds",
+        "protocol",
+        "labels",
         "factor",
         "training images",
         "stored floats",
@@ -76,8 +78,8 @@ def markdown(table: pd.DataFrame) -> str:
         score = f"{100 * r.accuracy:.1f} ± {100 * r.std:.1f}"
         counts = f"{r.networks // r.seeds} × {r.seeds}"
         lines.append(
-            f"| {r.ipc} | {r.method} | {score} | {counts} | {r.factor} | {r.training_images} | {r.stored_floats:,} "
-            f"| {r.iterations} |"
+            f"| {r.ipc} | {r.method} | {score} | {counts} | {r.protocol}, {r.epochs} epochs | {r.label_kind} "
+            f"| {r.factor} | {r.training_images} | {r.stored_floats:,} | {r.iterations} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -21,8 +21,9 @@ RANKS = {
     7: "project",  # params.yaml and data, opened: where every stage begins
     8: "stage_clustering stage_experts report",
     9: "stage_distillation stage_figures",
-    10: "stage_evaluation",
+    10: "stage_evaluation stage_methods",
     11: "run",  # the launcher
+    12: "study",  # many settings in one process
 }
 RANK = {name: rank for rank, names in RANKS.items() for name in names.split()}
 

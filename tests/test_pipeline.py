@@ -15,7 +15,7 @@ from dreamlib import run as launcher
 from dreamlib.datasets import create
 from dreamlib.files import read_json
 from dreamlib.notebooks import check, cleaned
-from dreamlib.params import ParameterError, find_root
+from dreamlib.params import ParameterError, find_root, read_params
 from dreamlib.project import Project
 from dreamlib.record import readme_text
 from dreamlib.registry import UnknownNameError
@@ -26,16 +26,16 @@ STAGES = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"]
 # Modules that draw, tell or launch: they cannot change a number. `figures` alone depends on those that draw.
 PRESENTATION = {"progress.py", "report.py", "figures.py", "record.py", "run.py"}
 COMPUTING = {name: f"stage_{name}.py" for name in ("clustering", "distillation", "evaluation")}
+STUDY = {"methods_clusters": "stage_clustering.py", "methods_experts": "stage_experts.py", "methods_runs": "study.py"}
 LIBRARY = ROOT / "dreamlib"
 
 
-def objectives_in_use():
-    params = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
-    budget = params["budgets"][params["budget"]]["distillation"]
-    return {params["method"][m].get("objective", budget.get("objective")) for m in params["methods"]}
+def objectives_in_use(study=None):
+    params = read_params(ROOT, study)
+    return {params.distillation(method, ipc).objective for method in params.methods for ipc in params.ipc}
 
 
-def imported(path):
+def imported(path, study=None):
     """The files and folders (data sets and networks, whole) of dreamlib that a file imports."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -44,14 +44,14 @@ def imported(path):
         inner = node.module.split(".")[1:] or [alias.name for alias in node.names]
         if inner[:1] == ["objectives"]:
             # Each objective is a plug-in: those in use can change a number, the others cannot.
-            names = ["__init__", *objectives_in_use()] if len(inner) == 1 else ["__init__", inner[1]]
+            names = ["__init__", *objectives_in_use(study)] if len(inner) == 1 else ["__init__", inner[1]]
             found |= {f"objectives/{name}.py" for name in names}
         else:
             found |= {inner[0] if (LIBRARY / inner[0]).is_dir() else f"{inner[0]}.py"}
     return {name for name in found if (LIBRARY / name).exists() and name not in PRESENTATION}
 
 
-def closure(start):
+def closure(start, study=None):
     """Everything of dreamlib that ``start`` imports, itself included."""
     seen, todo = set(), [start]
     while todo:
@@ -59,7 +59,7 @@ def closure(start):
         if name not in seen:
             seen.add(name)
             path = LIBRARY / name
-            todo += [n for file in (path.glob("*.py") if path.is_dir() else [path]) for n in imported(file)]
+            todo += [n for file in (path.glob("*.py") if path.is_dir() else [path]) for n in imported(file, study)]
     return seen
 
 
@@ -67,6 +67,12 @@ def closure(start):
 def test_a_stage_depends_on_every_module_its_numbers_come_from(stage):
     listed = {dep.removeprefix("dreamlib/") for dep in STAGES[stage]["deps"] if dep.startswith("dreamlib/")}
     assert listed == closure(COMPUTING[stage])
+
+
+@pytest.mark.parametrize("stage", STUDY)
+def test_a_stage_of_the_study_depends_on_every_module_its_numbers_come_from(stage):
+    listed = {dep.removeprefix("dreamlib/") for dep in STAGES[stage]["deps"] if dep.startswith("dreamlib/")}
+    assert listed == closure(STUDY[stage], "methods")
 
 
 @pytest.mark.parametrize("stage", COMPUTING)
@@ -142,7 +148,7 @@ def project(tmp_path_factory):
     root = tmp_path_factory.mktemp("project")
     for name in ("notebooks", "dreamlib"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("dvc.yaml", ".dvcignore"):
+    for name in ("dvc.yaml", "studies.yaml", ".dvcignore"):
         shutil.copy(ROOT / name, root / name)
     (root / "reports").mkdir()
     (root / "results").mkdir()
@@ -156,7 +162,7 @@ def project(tmp_path_factory):
     params["compute"].update(compile=False, precision="float32", threads=1)
     quick = params["budgets"]["quick"]
     quick["distillation"].update(outer_iterations=2, inner_iterations=3, real_batch=16, pool=40, snapshots=1)
-    quick["evaluation"].update(networks=2, epochs=20, curve_epochs=5)
+    quick["evaluation"].update(repeats=2, epochs=20, curve_epochs=5)
     yaml.dump(params, root / "params.yaml")
     dvc(root, "init", "--no-scm", "-q")
     return root
@@ -177,9 +183,9 @@ def outputs_of(root):
 
 
 def test_the_pipeline_runs_repeats_bit_for_bit_and_reruns_only_what_changed(project):
-    dvc(project, "repro")
+    dvc(project, "repro", "figures")
     first = outputs_of(project)
-    assert "up to date" in dvc(project, "repro")
+    assert "up to date" in dvc(project, "repro", "figures")
     metrics = read_json(project / "results" / "evaluation" / "dream-ipc1-seed0.json")
     assert metrics["split"] == "test" and len(metrics["accuracies"]) == 2
     assert metrics["accuracy"] == pytest.approx(sum(metrics["accuracies"]) / 2)
@@ -188,14 +194,14 @@ def test_the_pipeline_runs_repeats_bit_for_bit_and_reruns_only_what_changed(proj
     for folder in ("results/sets", "results/evaluation", "reports"):
         shutil.rmtree(project / folder)
     (project / "reports").mkdir()
-    dvc(project, "repro")
+    dvc(project, "repro", "figures")
     assert outputs_of(project) == first
 
     yaml = YAML()
     params = yaml.load(project / "params.yaml")
     params["budgets"]["quick"]["evaluation"]["epochs"] = 10
     yaml.dump(params, project / "params.yaml")
-    said = dvc(project, "repro", "--dry")
+    said = dvc(project, "repro", "figures", "--dry")
     assert "Running stage 'evaluation" in said and "Running stage 'distillation" not in said
 
 
@@ -236,7 +242,7 @@ def test_a_mistake_in_params_is_one_clear_error_before_any_work(edited, change, 
 
 def test_the_papers_budget_is_one_setting_away(edited):
     project = edited(lambda p: p.update(budget="paper"))
-    assert "Running stage 'distillation@dream-1-0'" in dvc(project, "repro", "--dry")
+    assert "Running stage 'distillation@dream-1-0'" in dvc(project, "repro", "figures", "--dry")
 
 
 def test_experts_are_made_once_and_found_again(edited):

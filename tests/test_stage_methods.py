@@ -1,0 +1,89 @@
+"""The methods study read back, on results written by hand."""
+
+import pandas as pd
+import pytest
+from ruamel.yaml import YAML
+
+from dreamlib import stage_methods
+from dreamlib.files import write_json
+from dreamlib.params import find_root, read_params
+from dreamlib.project import Project, Setting
+
+ROOT = find_root()
+# accuracy per seed under the protocol; the plain view is 10 points lower, 5 for random
+ACCURACY = {
+    "random": (0.50, 0.52),
+    "dc": (0.60, 0.64),
+    "dc_dream": (0.66, 0.65),
+    "idc": (0.40, 0.42),
+    "dream": (0.7, 0.7),
+}
+
+
+@pytest.fixture
+def project(tmp_path):
+    yaml = YAML()
+    for name in ("params.yaml", "studies.yaml"):
+        values = yaml.load(ROOT / name)
+        if name == "studies.yaml":
+            values["studies"]["methods"].update(methods=list(ACCURACY), seeds=[0, 1])
+        yaml.dump(values, tmp_path / name)
+    project = Project(tmp_path, read_params(tmp_path, "methods"), "methods")
+    for method, accuracies in ACCURACY.items():
+        for seed, accuracy in enumerate(accuracies):
+            setting = Setting(method, 1, seed)
+            plain = accuracy - (0.05 if method == "random" else 0.10)
+            seen = [("convnet", "protocol", accuracy), ("convnet", "plain", plain)]
+            seen += [("mlp", "protocol", 0.3)] if seed == 0 else []
+            found = {
+                "accuracies": [accuracy], "accuracy": accuracy, "std": 0.0, "networks": 1, "network": "convnet",
+                "epochs": 9, "protocol": "idc", "split": "test", "method": method, "ipc": 1, "seed": seed, "factor": 1,
+                "label_kind": "hard", "stored_floats": 7840,
+                "views": [{"network": n, "view": v, "accuracies": [a], "accuracy": a, "std": 0.0} for n, v, a in seen],
+            }  # fmt: skip
+            write_json(project.file("evaluation", setting, ".json"), found)
+            made = {"iterations": 0 if method == "random" else 20, "training_images": 10}
+            write_json(project.file("distillation", setting, ".json"), made)
+    return project
+
+
+def entry(seconds):
+    return {"seconds": {"matching": seconds}, "peak_memory_bytes": 2**30, "device": "cpu"}
+
+
+def test_method_table_ranks_and_says_what_each_number_rests_on(project):
+    record = {"distillation-dc-ipc1-seed0": entry(10.0), "distillation-dc-ipc1-seed1": entry(20.0)}
+    record |= {"distillation-dc_dream-ipc1-seed0": entry(99.0), "evaluation-dc-ipc1-seed0": entry(7.0)}
+    table = stage_methods.method_table(project, record)
+    assert list(table.index) == ["dream", "dc_dream", "dc", "random", "idc"]
+    row = table.loc["dc"]
+    assert row["test accuracy (%)"] == "62.0 ± 2.8" and row["distillation (s)"] == 15.0
+    assert (row["seeds"], row["networks a seed"], row["labels"], row["stored floats"]) == (2, 1, "hard", 7840)
+    assert row["protocol"] == "idc, 9 epochs"
+    assert pd.isna(table.loc["dream", "distillation (s)"])
+
+
+def test_plug_in_gains_are_paired_by_seed(project):
+    table = stage_methods.plug_in_table(project)
+    assert list(table.index) == ["dc", "idc"]
+    assert table.loc["dc", "gain in points (paired by seed)"] == "+3.5 ± 3.5"
+    assert table.loc["dc", "seeds with a gain"] == "2 of 2"
+
+
+def test_views_show_the_lead_over_random_in_the_same_view(project):
+    table = stage_methods.view_table(project)
+    assert table.loc["dc", "protocol: lead over random"] == 11.0
+    assert table.loc["dc", "plain: lead over random"] == 6.0
+    assert table.loc["random", "plain (%)"] == "46.0 ± 1.4"
+
+
+def test_transfer_takes_the_first_seed_under_the_protocol_on_every_network(project):
+    table = stage_methods.transfer_table(project)
+    assert list(table.columns) == ["convnet", "mlp"]
+    assert table.loc["dc"].tolist() == [60.0, 30.0]
+
+
+def test_methods_below_random_are_named(project):
+    assert stage_methods.below_random(project) == ["idc"]
+    assert "Not above them: `idc`" in stage_methods.verdict(project)
+    assert "`dream` is best here: **70.0 ± 0.0 %**" in stage_methods.verdict(project)
