@@ -21,9 +21,10 @@ RANKS = {
     7: "project",  # params.yaml and data, opened: where every stage begins
     8: "stage_clustering stage_experts report",
     9: "stage_distillation stage_figures",
-    10: "stage_evaluation stage_methods",
+    10: "stage_evaluation",
     11: "run",  # the launcher
-    12: "study",  # many settings in one process
+    12: "study stage_transfer",  # many settings in one process
+    13: "stage_methods",
 }
 RANK = {name: rank for rank, names in RANKS.items() for name in names.split()}
 
@@ -120,13 +121,14 @@ def test_only_evaluate_reads_the_test_split():
             if last == "test_split":
                 users.add(name)
     assert readers == {"dreamlib.evaluate"}
-    assert users == {"dreamlib.stage_evaluation"}
+    assert users == {"dreamlib.stage_evaluation", "dreamlib.stage_transfer"}
     mentions = {
         name
         for name, tree in TREES.items()
         if area(name) != "datasets" and any(isinstance(n, ast.Constant) and n.value == "test" for n in ast.walk(tree))
     }
-    assert mentions <= {"dreamlib.evaluate", "dreamlib.stage_evaluation"}  # the stage says so in its metrics
+    # The stages say so to evaluate() and in their metrics.
+    assert mentions <= {"dreamlib.evaluate", "dreamlib.stage_evaluation", "dreamlib.stage_transfer"}
 
 
 GLOBAL = {
