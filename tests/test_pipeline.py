@@ -26,8 +26,12 @@ STAGES = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"]
 # Modules that draw, tell or launch: they cannot change a number. `figures` alone depends on those that draw.
 PRESENTATION = {"progress.py", "report.py", "figures.py", "record.py", "run.py"}
 COMPUTING = {name: f"stage_{name}.py" for name in ("clustering", "distillation", "evaluation")}
-STUDY = {"methods_clusters": "stage_clustering.py", "methods_experts": "stage_experts.py", "methods_runs": "study.py"}
-STUDY["methods_transfer"] = "stage_transfer.py"
+STUDY = {
+    "methods_clusters": "stage_clustering.py",
+    "methods_experts": "stage_experts.py",
+    "methods_runs": "study.py",
+    "methods_transfer": "stage_transfer.py",
+}
 LIBRARY = ROOT / "dreamlib"
 
 
