@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dreamlib import figures, record
-from dreamlib.files import write_json
+from dreamlib.files import read_json, write_json
 from dreamlib.notebooks import to_html, with_mathml
 from dreamlib.stage_figures import markdown, summary
 
@@ -71,7 +71,7 @@ def test_summary_pools_networks_and_seeds():
     assert row.accuracy == pytest.approx(0.73)
     assert row["std"] == pytest.approx(np.std([0.70, 0.74, 0.72, 0.76], ddof=1))
     assert (row.networks, row.seeds) == (4, 2)
-    assert "| 1 | dream | 73.0 ± 2.6 | 2 × 2 | 2 | 40 | 7,840 | 5 |" in markdown(summary(rows))
+    assert "| 1 | dream | 73.0 ± 2.6 | 2 × 2 | idc, 3 epochs | hard | 2 | 40 | 7,840 | 5 |" in markdown(summary(rows))
 
 
 def test_formulas_become_mathml_and_code_keeps_its_dollars():
@@ -104,3 +104,12 @@ def test_contact_sheet_png_of_one_canvas_a_class_is_one_row(tmp_path):
     figures.write_contact_sheet(torch.rand(10, 3, 8, 8), 10, tmp_path / "sheet.png", scale=1)
     with Image.open(tmp_path / "sheet.png") as picture:
         assert picture.size == (10 * 9 + 1, 9 + 1)
+
+
+def test_a_studys_record_is_kept_apart(tmp_path, monkeypatch):
+    write_json(tmp_path / record.RUNS / "distillation-a.json", {"seconds": {"matching": 1.0}})
+    write_json(tmp_path / record.RUNS / "methods" / "distillation-b.json", {"seconds": {"matching": 2.0}})
+    monkeypatch.setattr(record, "find_root", lambda: tmp_path)
+    assert record.main(["write", "--study", "methods"]) == 0 == record.main(["write"])
+    assert list(read_json(tmp_path / "results" / "methods" / "record.json")) == ["distillation-b"]
+    assert list(read_json(tmp_path / "results" / "record.json")) == ["distillation-a"]
