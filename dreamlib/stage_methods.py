@@ -8,7 +8,6 @@ from dreamlib.files import read_json
 from dreamlib.project import Project
 from dreamlib.record import cost_table
 from dreamlib.stage_figures import evaluations, settings, summary
-from dreamlib.stage_transfer import transfer_path
 
 SUFFIX = "_dream"  # an entry with DREAM's two ingredients is named after the one without
 
@@ -87,14 +86,9 @@ def view_table(project: Project, against: str = "random") -> pd.DataFrame:
 
 
 def transfer_table(project: Project) -> pd.DataFrame:
-    """Accuracy (%) of the first seed's set on every network listed, under the protocol; (method, network).
-
-    Larger networks are asked for some methods only (``stage_transfer``); the others' cells are empty.
-    """
+    """Accuracy (%) of the first seed's set on every network listed, under the protocol; (method, network)."""
     rows = views(project)
     rows = rows[(rows.view == "protocol") & (rows.seed == project.params.seeds[0])]
-    if (path := transfer_path(project)).is_file():
-        rows = pd.concat([rows, pd.read_csv(path)])
     table = spread(rows, ["method", "network"])["accuracy"].unstack()
     order = list(dict.fromkeys(rows.network))
     return (100 * table[order]).round(1).reindex(list(dict.fromkeys(rows.method))).rename_axis(columns=None)

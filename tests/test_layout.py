@@ -21,10 +21,9 @@ RANKS = {
     7: "project",  # params.yaml and data, opened: where every stage begins
     8: "stage_clustering stage_experts report",
     9: "stage_distillation stage_figures",
-    10: "stage_evaluation",
+    10: "stage_evaluation stage_methods",
     11: "run",  # the launcher
-    12: "study stage_transfer",  # many settings in one process
-    13: "stage_methods",
+    12: "study",  # many settings in one process
 }
 RANK = {name: rank for rank, names in RANKS.items() for name in names.split()}
 
@@ -121,14 +120,13 @@ def test_only_evaluate_reads_the_test_split():
             if last == "test_split":
                 users.add(name)
     assert readers == {"dreamlib.evaluate"}
-    assert users == {"dreamlib.stage_evaluation", "dreamlib.stage_transfer"}
+    assert users == {"dreamlib.stage_evaluation"}
     mentions = {
         name
         for name, tree in TREES.items()
         if area(name) != "datasets" and any(isinstance(n, ast.Constant) and n.value == "test" for n in ast.walk(tree))
     }
-    # The stages say so to evaluate() and in their metrics.
-    assert mentions <= {"dreamlib.evaluate", "dreamlib.stage_evaluation", "dreamlib.stage_transfer"}
+    assert mentions <= {"dreamlib.evaluate", "dreamlib.stage_evaluation"}  # the stage says so in its metrics
 
 
 GLOBAL = {

@@ -30,7 +30,6 @@ STUDY = {
     "methods_clusters": "stage_clustering.py",
     "methods_experts": "stage_experts.py",
     "methods_runs": "study.py",
-    "methods_transfer": "stage_transfer.py",
 }
 LIBRARY = ROOT / "dreamlib"
 

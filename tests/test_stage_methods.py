@@ -81,9 +81,6 @@ def test_transfer_takes_the_first_seed_under_the_protocol_on_every_network(proje
     table = stage_methods.transfer_table(project)
     assert list(table.columns) == ["convnet", "mlp"]
     assert table.loc["dc"].tolist() == [60.0, 30.0]
-    (project.results / "transfer.csv").write_text("method,network,accuracy\ndc,vgg11,0.25\n")
-    table = stage_methods.transfer_table(project)
-    assert table.loc["dc"].tolist() == [60.0, 30.0, 25.0] and pd.isna(table.loc["idc", "vgg11"])
 
 
 def test_methods_below_random_are_named(project):
