@@ -196,9 +196,11 @@ def ranking(views: pd.DataFrame, title: str = "") -> Figure:
         axis.plot(dots, [place] * len(dots), "o", color="black", ms=3)
         axis.text(101, place, f"{100 * mean:.1f}", va="center", fontsize=9)
     axis.set_yticks(range(len(means)), [method for method, _ in means.index])
-    axis.set(xlabel="test accuracy (%), dots are seeds", title=title, xlim=(0, 100))
+    axis.set(xlabel="test accuracy (%), dots are seeds", xlim=(0, 100))
+    axis.set_title(title, loc="left")
     handles = [plt.Rectangle((0, 0), 1, 1, color=tone, alpha=0.45) for tone in tracks.values()]
-    axis.legend(handles, [f"{kind} labels" for kind in tracks], loc="lower left")
+    names = [f"{kind} labels" for kind in tracks]
+    axis.legend(handles, names, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0))
     return finished(figure)
 
 
