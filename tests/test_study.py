@@ -1,0 +1,138 @@
+"""What a study's command line refuses, its own experts, and the project's own studies."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+from safetensors import safe_open
+
+from dreamlib import stage_experts, study
+from dreamlib.datasets import create
+from dreamlib.files import read_json
+from dreamlib.networks import NETWORKS
+from dreamlib.params import find_root, read_params
+from dreamlib.project import Project, Setting, check_names
+
+ROOT = find_root(Path(__file__).parent)
+STUDIES = YAML(typ="safe", pure=True).load(ROOT / "studies.yaml")["studies"]
+MTT = {
+    "options": {"experts": "results/small/experts", "synthetic_steps": 1, "expert_epochs": 1, "max_start": 0},
+    "outer_iterations": 2,
+    "image_lr": 0.05,
+}
+SMALL = {
+    "dataset": "digits",
+    "network": {"name": "convnet", "options": {"width": 8}},
+    "ipc": [1],
+    "methods": ["mtt"],
+    "seeds": [0],
+    "budget": "small",
+    "compute": {"device": "cpu", "compile": False, "precision": "float32", "threads": 1},
+    "data": {"validation_per_class": 20},
+    "method": {"mtt": {"small": MTT}},
+    "budgets": {
+        "small": {
+            "evaluation": {"protocol": "mtt", "networks": ["mlp"], "repeats": 1, "epochs": 2, "curve_networks": 0},
+            "experts": {"images": 10, "count": 2, "epochs": 1, "batch": 32},
+        }
+    },
+}
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A project with one small study, as the current directory."""
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    shutil.copytree(ROOT / "dreamlib", tmp_path / "dreamlib", ignore=shutil.ignore_patterns("__pycache__"))
+    write(tmp_path, SMALL)
+    create("digits").fetch(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(root, section):
+    YAML().dump({"studies": {"small": section}}, root / "studies.yaml")
+
+
+def test_experts_of_a_study_are_its_own_and_see_the_images_it_allows(root, monkeypatch):
+    seen, train = [], stage_experts.train_experts
+    monkeypatch.setattr(
+        stage_experts, "train_experts", lambda folder, data, *a, **k: (seen.append(data), train(folder, data, *a, **k))
+    )
+    assert study.main(["small", "experts"]) == 0
+    assert seen[0].labels.bincount().tolist() == [10] * 10
+    assert sorted(p.name for p in (root / "results").rglob("*.safetensors")) == [
+        f"expert-00{i}.safetensors" for i in (0, 1)
+    ]
+    assert study.main(["small", "run", "mtt"]) == 0
+    folder = root / "results" / "small" / "mtt"
+    metrics = read_json(folder / "evaluation" / "mtt-ipc1-seed0.json")
+    assert (metrics["protocol"], metrics["network"], metrics["networks"]) == ("mtt", "mlp", 1)
+    with safe_open(folder / "sets" / "mtt-ipc1-seed0.safetensors", "pt") as saved:
+        assert any("step_size" in key for key in saved.keys())  # noqa: SIM118 (not a mapping)
+    assert metrics["stored_floats"] == 10 * 64 + 1
+
+
+def test_without_experts_the_run_says_how_to_make_them(root, capsys):
+    assert study.main(["small", "run", "mtt"]) == 1
+    said = capsys.readouterr().err
+    assert "error: " in said and "experts" in said
+    assert not (root / "results" / "small" / "mtt" / "sets").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "change", "said"),
+    [
+        (["smal", "clusters"], {}, "did you mean 'small'?"),
+        (["small", "run"], {}, "None"),
+        (["small", "run", "dream"], {}, "lists ['mtt']"),
+        (["small", "run", "mtt"], {"methods": ["mttt"]}, "did you mean 'mtt'?"),
+        (["small", "clusters"], {"datset": "digits"}, "params.yaml (study small): unknown key 'datset'"),
+        (["small", "clusters"], {"compute": "fast"}, "compute"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_one_and_nothing_is_written(root, capsys, arguments, change, said):
+    write(root, SMALL | change)
+    assert study.main(arguments) == 1
+    told = capsys.readouterr().err
+    assert said in told and told.startswith("error: ") and len(told.strip().splitlines()) == 1
+    assert not (root / "results").exists()
+
+
+def test_lists_are_replaced_and_sections_keep_what_the_study_does_not_name(root):
+    before = (root / "params.yaml").read_bytes()
+    usual, small = read_params(root), read_params(root, "small")
+    assert (small.methods, small.seeds, small.ipc) == (["mtt"], [0], [1])
+    assert small.method["mtt"] == usual.method["mtt"] | {"small": MTT}
+    assert small.budgets["quick"] == usual.budgets["quick"] and "small" not in usual.budgets
+    nested = {"budgets": {"quick": {"evaluation": {"networks": ["mlp"]}}}}
+    write(root, nested)
+    joined = read_params(root, "small").budgets["quick"]
+    assert joined.evaluation == usual.budgets["quick"].evaluation | {"networks": ["mlp"]}
+    assert joined.distillation == usual.budgets["quick"].distillation
+    assert (root / "params.yaml").read_bytes() == before
+
+
+def test_one_project_has_results_of_its_own_for_each_study(root):
+    setting = Setting("mtt", 1, 0)
+    projects = [Project(root, read_params(root, name), name) for name in (None, "small")]
+    assert [p.results.relative_to(root).as_posix() for p in projects] == ["results", "results/small"]
+    assert [p.file("curves", setting, ".csv").relative_to(root).as_posix() for p in projects] == [
+        "results/curves/mtt-ipc1-seed0.csv",
+        "results/small/mtt/curves/mtt-ipc1-seed0.csv",
+    ]
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_projects_own_studies_can_be_run(name):
+    params = read_params(ROOT, name)
+    check_names(params)
+    for ipc in params.ipc:
+        assert all(network.name in NETWORKS for network in params.evaluation(ipc).networks)
+        for method in params.methods:
+            how = params.distillation(method, ipc)
+            if how.objective == "trajectory":
+                assert how.options["experts"] == f"results/{name}/experts", "the study's own"
+                assert how.options["max_start"] + how.options["expert_epochs"] <= params.experts().epochs
