@@ -200,7 +200,7 @@ def ranking(views: pd.DataFrame, title: str = "") -> Figure:
     axis.set_title(title, loc="left")
     handles = [plt.Rectangle((0, 0), 1, 1, color=tone, alpha=0.45) for tone in tracks.values()]
     names = [f"{kind} labels" for kind in tracks]
-    axis.legend(handles, names, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0))
+    axis.legend(handles, names, ncols=2, loc="upper right", bbox_to_anchor=(1.0, -0.08))
     return finished(figure)
 
 
