@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY := PASSIVE
 # Compiled bytecode is kept: without it every stage spends seconds compiling the libraries it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup data repro methods test check lint clean-notebooks lab report record
+.PHONY: help setup data repro methods test bench check lint clean-notebooks lab report record
 
 help:            ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -34,6 +34,9 @@ methods: data    ## the methods study: every family of methods at ipc 1, under a
 test: setup      ## run the tests (needs no network: scikit-learn brings the digits)
 	$(BIN)/python -m dreamlib.datasets digits
 	$(BIN)/python -m pytest
+
+bench: setup     ## times of the library beside a plain reference: benchmarks/results.json
+	$(BIN)/python -m benchmarks
 
 lint: setup      ## ruff over code and notebooks
 	$(BIN)/ruff check .

@@ -1,0 +1,44 @@
+"""The pieces of work that are timed and compared: a matching step and a training step of given sizes."""
+
+import torch
+from torch import Tensor
+
+from dreamlib.compute import Compute
+from dreamlib.kernels import Kernels
+from dreamlib.networks import build
+from dreamlib.objectives import MatchState, make
+from dreamlib.sampling import RandomSampler
+from dreamlib.synthetic import SyntheticSet
+from dreamlib.training import augmentation_for
+from dreamlib.types import DatasetInfo, LabeledImages
+
+INFO = DatasetInfo("random", tuple("0123456789"), 1, 28, (0.5,), (0.3,))
+
+
+def matching_state(
+    compute: Compute, ipc: int, real: int, *, factor: int = 2, width: int = 128, info: DatasetInfo = INFO
+) -> MatchState:
+    """A matching step's inputs on random pixels (the time does not depend on them); the same for the same sizes."""
+    rng, k = torch.Generator().manual_seed(0), info.num_classes
+    shape = (info.channels, info.size, info.size)
+    wide = torch.float64 if compute.dtype == torch.float64 else torch.float32
+    labels = torch.arange(k).repeat_interleave(real)
+    data = LabeledImages(torch.rand(k * real, *shape, generator=rng).to(wide), labels, k)
+    canvases = torch.rand(k * ipc, *shape, generator=rng).to(wide).requires_grad_(True)
+    synthetic = SyntheticSet(canvases, torch.arange(k).repeat_interleave(ipc), k, factor)
+    network = compute.place(build("convnet", info, torch.Generator().manual_seed(1), {"width": width}))
+    return MatchState(
+        synthetic, network, Kernels(network, compute), RandomSampler(data, real, 0), info,
+        augmentation_for(info, "color_crop_cutout"), 0, 0, 10**6,
+    )  # fmt: skip
+
+
+def fast_matching_gradient(state: MatchState) -> tuple[Tensor, Tensor]:
+    """What ``reference.matching_gradient`` gives, by the library's own objective."""
+    canvases, total = state.synthetic.canvases, torch.zeros(())
+    canvases.grad = None
+    for _label, loss in make("gradient", {"distance": "mse"}).losses(state):
+        loss.backward(inputs=[canvases])
+        total = total + loss.detach()
+    assert canvases.grad is not None
+    return total, canvases.grad

@@ -1,0 +1,51 @@
+"""The fast path does the reference's work: same loss, same pixel gradients."""
+
+import pytest
+import torch
+
+from benchmarks.reference import matching_gradient, training_step
+from benchmarks.work import INFO, fast_matching_gradient, matching_state
+from dreamlib.compute import Compute
+from dreamlib.kernels import Kernels
+from dreamlib.networks import build
+from dreamlib.training import Trainer, TrainSettings
+
+SIZES = {"ipc": 2, "real": 6, "width": 16}
+
+
+def relative(a, b):
+    return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "bound"), [("float64", torch.float64, 1e-10), ("float32", torch.float32, 1e-4)]
+)
+def test_matching_step_agrees_with_the_plain_loop(precision, dtype, bound):
+    state = matching_state(Compute.resolve("cpu", precision), **SIZES)
+    value, pixels = matching_gradient(state, dtype)
+    fast_value, fast_pixels = fast_matching_gradient(state)
+    assert float(pixels.norm()) > 0
+    assert relative(fast_value, value) < bound
+    assert relative(fast_pixels, pixels) < bound
+
+
+def test_bfloat16_points_where_float64_does():
+    exact = matching_gradient(matching_state(Compute.resolve("cpu", "float64"), **SIZES), torch.float64)[1]
+    coarse = fast_matching_gradient(matching_state(Compute.resolve("cpu", "bfloat16"), **SIZES))[1]
+    cosine = torch.nn.functional.cosine_similarity(coarse.double().flatten(), exact.flatten(), dim=0)
+    assert float(cosine) > 0.99
+
+
+def test_training_step_agrees_with_the_plain_loop():
+    compute = Compute.resolve("cpu", "float64")
+    x, y = torch.rand(8, 1, 28, 28, generator=torch.Generator().manual_seed(0)).double(), torch.arange(8)
+    plain, model = (
+        compute.place(build("convnet", INFO, torch.Generator().manual_seed(1), {"width": 16})) for _ in "ab"
+    )
+    optimizer = torch.optim.SGD(plain.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
+    trainer = Trainer(model, INFO, TrainSettings(8), Kernels(model, compute))
+    for _ in range(3):
+        expected = training_step(plain, optimizer, INFO.normalise(x), y)
+        assert float(trainer.step(x, y, torch.Generator())) == pytest.approx(float(expected), rel=1e-10)
+    for a, b in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
