@@ -2,6 +2,8 @@
 
 import json
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,16 +12,21 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.reference import matching_gradient, training_step
+from benchmarks.reference import matching_gradient, representatives, training_step, with_torchs_layers
 from benchmarks.work import INFO, fast_matching_gradient, matching_state
-from dreamlib.compute import Compute, peak_memory_bytes
+from dreamlib.compute import Compute
 from dreamlib.files import write_json
 from dreamlib.kernels import Kernels
 from dreamlib.networks import build
-from dreamlib.training import Trainer, TrainSettings
+from dreamlib.sampling import RepresentativeSampler
+from dreamlib.training import Trainer, TrainSettings, augmentation_for, embed
+from dreamlib.types import LabeledImages
 
 REPEATS = 5
 RESULTS = Path(__file__).parent / "results.json"
+INTERVAL, NETWORK_STEPS = 10, 4  # DREAM's: inner iterations between clusterings, training steps in each
+CLASS_IMAGES = 5500  # Fashion-MNIST's, less the validation split
+EVALUATION_STEPS = 1000 * 5  # one step of 40 images is an epoch of an ipc 1 set: 1000 epochs, 5 networks
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -50,6 +57,13 @@ def peak_flops(dtype: torch.dtype, side: int = 2048) -> float:
     return 2 * side**3 / min(seconds(lambda: a @ a) for _ in range(REPEATS))
 
 
+def peak_bandwidth(size: int = 2**28) -> float:
+    """Bytes a second of copying memory that no cache holds, read and written counted: the best of ``REPEATS``."""
+    a = torch.zeros(size, dtype=torch.uint8)
+    b = a.clone()
+    return 2 * size / min(seconds(lambda: b.copy_(a)) for _ in range(REPEATS))
+
+
 def operations(work: Callable[[], object]) -> int:
     """Floating-point operations of the convolutions and products of eager work."""
     with FlopCounterMode(display=False) as counter:
@@ -64,56 +78,113 @@ def matching(compute: Compute, ipc: int, real: int) -> dict[str, Any]:
     return {
         "work": f"matching, ipc {ipc}, {real} real",
         "operations": operations(lambda: matching_gradient(plain)),
+        "images_per_s": INFO.num_classes * (real + min(4 * ipc, 128)) / row["fast_s"],
         **row,
     }
 
 
 def training(compute: Compute, batch: int, steps: int) -> dict[str, Any]:
-    """``steps`` training steps of the evaluated network, without augmentation."""
+    """``steps`` training steps of the evaluated network with the evaluation's augmentation, drawn for each image."""
     rng = torch.Generator().manual_seed(0)
     x, y = torch.rand(batch, 1, 28, 28, generator=rng), torch.arange(batch) % 10
-    plain = build("convnet", INFO, torch.Generator().manual_seed(1), {})
+    plain = with_torchs_layers(build("convnet", INFO, torch.Generator().manual_seed(1), {}))
     optimizer = torch.optim.SGD(plain.parameters(), 0.01, momentum=0.9)
     model = compute.place(build("convnet", INFO, torch.Generator().manual_seed(1), {}))
-    trainer = Trainer(model, INFO, TrainSettings(batch), Kernels(model, compute))
-    normal = INFO.normalise(x)
+    augmentation = augmentation_for(INFO, "flip_color_crop_scale_rotate")
+    trainer = Trainer(model, INFO, TrainSettings(batch, augmentation=augmentation), Kernels(model, compute))
 
     def reference() -> None:
         for _ in range(steps):
-            training_step(plain, optimizer, normal, y)
+            draw = augmentation.draw(batch, (1, 28, 28), rng)
+            training_step(plain, optimizer, augmentation.apply(INFO.normalise(x), draw), y)
 
     def fast() -> None:
         for _ in range(steps):
             trainer.step(x, y, rng)
 
     row = interleaved(reference, fast)
-    return {"work": f"training, {steps} steps of {batch}", "operations": operations(reference), **row}
+    return {
+        "work": f"training, {steps} steps of {batch}",
+        "operations": operations(reference),
+        "images_per_s": batch * steps / row["fast_s"],
+        **row,
+    }
+
+
+def clustering(compute: Compute, pool: int, real: int) -> dict[str, Any]:
+    """One class's representatives: features and k-means; all images for the reference, ``pool`` (0: all) for ours."""
+    images = torch.rand(CLASS_IMAGES, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    plain = with_torchs_layers(build("convnet", INFO, torch.Generator().manual_seed(1), {}))
+    model = compute.place(build("convnet", INFO, torch.Generator().manual_seed(1), {}))
+    kernels = Kernels(model, compute)
+    data = LabeledImages(images, torch.zeros(CLASS_IMAGES, dtype=torch.long), 1)
+    sampler = RepresentativeSampler(data, real, 0, interval=1, pool=pool)
+    normal = INFO.normalise(images)
+    row = interleaved(
+        lambda: representatives(plain, normal, real),
+        lambda: sampler.prepare(0, lambda x: embed(model, x, INFO, kernels)),
+    )
+    # A network's features, and 10 iterations of distances and means in 2048 dimensions.
+    flops = operations(lambda: plain.features(normal[:64])) * (pool or CLASS_IMAGES) // 64
+    flops += 10 * 2 * 2 * (pool or CLASS_IMAGES) * real * 2048
+    return {"work": f"clustering a class into {real}, {f'pool {pool}' if pool else 'all'}", "operations": flops, **row}
+
+
+def scaled(row: dict[str, Any], factor: float) -> dict[str, float]:
+    """The times of a row for ``factor`` times its work."""
+    return {key: row[key] * factor for key in ("reference_s", "fast_s")}
+
+
+def total(work: str, *parts: dict[str, float]) -> dict[str, Any]:
+    """A row computed from measured ones: the sum of their times."""
+    times = {key: sum(part[key] for part in parts) for key in ("reference_s", "fast_s")}
+    return {"work": work, "computed": True, **times, "ratio": times["reference_s"] / times["fast_s"]}
+
+
+def resident_bytes(ipc: int) -> int:
+    """Peak memory above the import of torch of a process that matches at ``ipc`` with 128 real images a class."""
+    command = [sys.executable, "-m", "benchmarks.memory", str(ipc)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def main() -> None:
     """Measure, write the file, print the table."""
     compute = Compute.resolve("cpu", "bfloat16", 2, True)
     peak = {name: peak_flops(getattr(torch, name)) for name in ("float32", "bfloat16")}
-    rows = [matching(compute, 1, 64), matching(compute, 1, 128), matching(compute, 10, 128), training(compute, 40, 25)]
-    for row in rows:
+    match = {size: matching(compute, *size) for size in ((1, 64), (1, 128), (10, 128), (50, 128))}
+    step, evaluated = training(compute, 128, 5), training(compute, 40, 25)
+    cluster = {pool: clustering(compute, pool, 128) for pool in (0, 512)}
+    measured = [*match.values(), step, evaluated, *cluster.values()]
+    for row in measured:
         row["floor_s"] = row["operations"] / peak["bfloat16"]
+    computed = []
+    for ipc in (1, 10):
+        for pool, row in cluster.items():
+            computed.append(
+                total(
+                    f"DREAM iteration, ipc {ipc}, 128 real, {f'pool {pool}' if pool else 'all'}",
+                    scaled(match[ipc, 128], 1),
+                    scaled(step, NETWORK_STEPS / 5),
+                    scaled(row, INFO.num_classes / INTERVAL),
+                )
+            )
+    computed.append(total("evaluation, ipc 1, 1000 epochs, 5 networks", scaled(evaluated, EVALUATION_STEPS / 25)))
     machine = next((x for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), "unknown")
     result = {
         "machine": {**compute.describe(), "cpu": machine.split(":")[-1].strip()},
         "peak_flops": peak,
+        "peak_bytes_per_s": peak_bandwidth(),
         "repeats": REPEATS,
-        "peak_memory_bytes": peak_memory_bytes(),
-        "rows": rows,
+        "memory_above_torch_bytes": {str(ipc): resident_bytes(ipc) for ipc in (1, 50)},
+        "rows": measured + computed,
     }
     write_json(RESULTS, result)
-    print(json.dumps(result["machine"]))
-    print(f"{'work':34}{'reference s':>12}{'fast s':>9}{'floor s':>9}{'ratio':>7}  range")
-    for row in rows:
-        low, high = row["ratio_range"]
-        print(
-            f"{row['work']:34}{row['reference_s']:12.3f}{row['fast_s']:9.3f}{row['floor_s']:9.3f}"
-            f"{row['ratio']:7.2f}  {low:.2f} to {high:.2f}"
-        )
+    print(json.dumps({key: value for key, value in result.items() if key != "rows"}, indent=1))
+    print(f"{'work':46}{'reference s':>12}{'fast s':>10}{'floor s':>9}{'ratio':>7}  range")
+    for row in result["rows"]:
+        spread = "computed" if "computed" in row else "{:.2f} to {:.2f}".format(*row["ratio_range"])
+        floor = f"{row['floor_s']:9.3f}" if "floor_s" in row else " " * 9
+        print(f"{row['work']:46}{row['reference_s']:12.3f}{row['fast_s']:10.3f}{floor}{row['ratio']:7.2f}  {spread}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,29 @@
 """The obvious way: class by class, eager, plain autograd. What the fast path is held against."""
 
+import copy
+
 import torch
+from sklearn.cluster import KMeans
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dreamlib.networks.convnet import AvgPool2d, ConvNet, FirstConv2d
 from dreamlib.objectives import MatchState
+
+
+def with_torchs_layers(network: ConvNet) -> ConvNet:
+    """A copy of a ConvNet with the same weights and nn.Conv2d, nn.AvgPool2d where it has faster layers of its own."""
+    plain = copy.deepcopy(network)
+    for block in plain.blocks:
+        assert isinstance(block, nn.Sequential)
+        for name, layer in block.named_children():
+            if isinstance(layer, FirstConv2d):
+                new = nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=int(layer.padding[0]))
+                new.load_state_dict(layer.state_dict())
+                setattr(block, name, new.to(layer.weight.dtype))
+            elif isinstance(layer, AvgPool2d):
+                setattr(block, name, nn.AvgPool2d(2))
+    return plain
 
 
 def conv_weights(network: nn.Module) -> list[Tensor]:
@@ -18,7 +37,8 @@ def matching_gradient(state: MatchState, dtype: torch.dtype = torch.float32) -> 
     The draws are the state's own, so that the fast path given the same state does the same work. Returns a scalar and
     a tensor of the canvases' shape.
     """
-    canvases, weights = state.synthetic.canvases, conv_weights(state.network)
+    network = with_torchs_layers(state.network)
+    canvases, weights = state.synthetic.canvases, conv_weights(network)
     total, pixels = torch.zeros((), dtype=dtype), torch.zeros_like(canvases)
     for label in range(state.info.num_classes):
         draw = state.draw(label)
@@ -27,7 +47,7 @@ def matching_gradient(state: MatchState, dtype: torch.dtype = torch.float32) -> 
             images: Tensor, label: int = label, draw: object = draw, create_graph: bool = False
         ) -> tuple[Tensor, ...]:
             x = state.augmentation.apply(state.info.normalise(images), draw).to(dtype)
-            loss = F.cross_entropy(state.network(x), state.targets(label, len(x)))
+            loss = F.cross_entropy(network(x), state.targets(label, len(x)))
             return torch.autograd.grad(loss, weights, create_graph=create_graph)
 
         target = gradient(state.real_images(label))
@@ -45,3 +65,14 @@ def training_step(network: nn.Module, optimizer: torch.optim.Optimizer, x: Tenso
     loss.backward()
     optimizer.step()
     return loss.detach()
+
+
+def representatives(network: ConvNet, images: Tensor, clusters: int, seed: int = 0) -> Tensor:
+    """Rows of the images (n, C, H, W), normalised, nearest to each of ``clusters`` k-means centres of their features.
+
+    Eager features of every image, and scikit-learn's k-means from random rows, at most 10 iterations.
+    """
+    with torch.no_grad():
+        features = torch.cat([network.features(part) for part in images.split(256)]).numpy()
+    found = KMeans(clusters, init="random", n_init=1, max_iter=10, random_state=seed).fit(features)
+    return torch.from_numpy(found.transform(features).argmin(0))

@@ -29,7 +29,7 @@ def matching_state(
     network = compute.place(build("convnet", info, torch.Generator().manual_seed(1), {"width": width}))
     return MatchState(
         synthetic, network, Kernels(network, compute), RandomSampler(data, real, 0), info,
-        augmentation_for(info, "color_crop_cutout"), 0, 0, 10**6,
+        augmentation_for(info, "color_crop_cutout"), 0, 0, 128,
     )  # fmt: skip
 
 

@@ -190,7 +190,7 @@ class EvaluationParams(Strict):
     @classmethod
     def _with_protocol(cls, values: Any) -> Any:
         name = values.get("protocol", "idc")
-        if name not in PROTOCOLS:
+        if not isinstance(name, str) or name not in PROTOCOLS:
             raise ValueError(str(unknown("evaluation protocol", name, sorted(PROTOCOLS))))
         return {**PROTOCOLS[name], **values}
 
@@ -327,8 +327,9 @@ def _explain(problem: Any, model: type[BaseModel]) -> str:
     if problem["type"] == "extra_forbidden":
         section: Any = model
         for part in problem["loc"][:-1]:
-            if get_origin(section) is dict:  # the part is a key of the table, its values are the sections
-                section = get_args(section)[1]
+            if get_origin(section) in (dict, list):  # the part is a key of the table or a place in the list
+                section = get_args(section)[-1]
+                section = get_args(section)[0] if get_origin(section) is Annotated else section
             else:
                 field = getattr(section, "model_fields", {}).get(part)
                 section = field.annotation if field else None
@@ -360,9 +361,13 @@ def read_params(root: str | Path | None = None, study: str | None = None) -> Par
     root = Path(root or find_root())
     values = _read_yaml(root / "params.yaml")
     if study:
-        studies = _read_yaml(root / "studies.yaml").get("studies", {})
+        studies = _read_yaml(root / "studies.yaml").get("studies")
+        if not isinstance(studies, dict):
+            raise ParameterError(f"studies.yaml: studies must hold studies by name, got {studies!r}")
         if study not in studies:
             raise ParameterError(str(unknown("study", study, sorted(studies))))
+        if not isinstance(studies[study], dict):
+            raise ParameterError(f"studies.yaml: study {study} must hold sections, got {studies[study]!r}")
         values = _joined(values, studies[study])
     params = _validated(Params, values, f"study {study}" if study else "top level")
     check(params)
@@ -400,6 +405,7 @@ def check(params: Params) -> None:
             params.distillation(method, ipc)
             params.evaluation(ipc)
     params.clustering()
+    params.experts()
     for key in ("ipc", "methods", "seeds"):
         values = getattr(params, key)
         if len(set(values)) != len(values):

@@ -82,6 +82,10 @@ class Project:
         p = self.params
         return datasets.data_hash(p.dataset, self.root / p.data.directory, p.data.options)
 
+    def stage(self, name: str) -> str:
+        """The stage of dvc.yaml that does ``name`` for this project: in a study one stage does a run's every part."""
+        return f"{self.study}_runs" if self.study else name
+
     @property
     def results(self) -> Path:
         """Where results lie: results/, or a study's own folder below it."""
@@ -173,7 +177,7 @@ def preflight(project: Project) -> None:
     Raises ParameterError, ValueError or DataError with the value, the limit and the remedy.
     """
     train, p = project.split("train"), project.params
-    for network in (p.network, *p.evaluation(p.ipc[0]).networks):
+    for network in (p.network, *(network for ipc in p.ipc for network in p.evaluation(ipc).networks)):
         build(network.name, project.info, torch.Generator(), network.options)
     for method in p.methods:
         for ipc in p.ipc:

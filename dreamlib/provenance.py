@@ -13,10 +13,10 @@ RUNS = Path(".dream") / "runs"  # times of this machine's runs: outside version 
 
 
 def stage_dependencies(stage: str, root: Path | None = None) -> list[str]:
-    """The dependencies dvc.yaml declares for a stage (or for each instance of a matrix of stages)."""
+    """The dependencies dvc.yaml declares for a stage (or for each of a matrix of stages); all code for one it lacks."""
     root = root or find_root()
     stages = YAML(typ="safe", pure=True).load(root / "dvc.yaml")["stages"]
-    return list(stages[stage].get("deps", []))
+    return list(stages[stage].get("deps", [])) if stage in stages else ["dreamlib"]
 
 
 def code_hash(stage: str, root: Path | None = None) -> str:

@@ -77,7 +77,7 @@ def run_distillation(project: Project, setting: Setting) -> DistillResult:
     data = project.split("train")
     start = starting_set(project, setting, how, data)
     hashes = {"parameter_hash": parameter_hash(project, setting), "data_hash": project.data_hash}
-    key = digest(hashes, code_hash("distillation", project.root))
+    key = digest(hashes, code_hash(project.stage("distillation"), project.root))
     checkpoint = Checkpoint(project.root / ".dream" / "checkpoints", f"{setting.name}-{key}")
     run = Distiller(start, data, project.info, how, project.network, project.compute, setting.seed)
     result = run.run(checkpoint, setting.name)

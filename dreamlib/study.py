@@ -8,7 +8,7 @@ import argparse
 import os
 import sys
 
-from dreamlib.params import find_root
+from dreamlib.params import ParameterError, find_root
 from dreamlib.project import Project, Setting
 from dreamlib.run import prepare_kernel
 from dreamlib.stage_clustering import run_clustering
@@ -27,12 +27,10 @@ def study_settings(project: Project, method: str) -> list[Setting]:
 
 def run_method(project: Project, method: str) -> None:
     """Distil and evaluate one method for every seed; the first seed's set meets all of ``evaluation.networks``."""
-    first = True
     for setting in study_settings(project, method):
         run_distillation(project, setting)
         networks = evaluated_networks(project, project.params.evaluation(setting.ipc))
-        run_evaluation(project, setting, networks if first else networks[:1])
-        first = False
+        run_evaluation(project, setting, networks if setting.seed == project.params.seeds[0] else networks[:1])
 
 
 def run_clusters(project: Project) -> None:
@@ -52,6 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         project = Project.open(study=given.study)
         if given.part == "run":
+            if given.method is None:
+                raise ParameterError(f"which method? one of {', '.join(project.params.methods)}")
             run_method(project, given.method)
         else:
             {"clusters": run_clusters, "experts": run_experts}[given.part](project)

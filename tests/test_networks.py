@@ -223,3 +223,23 @@ def test_norm_is_the_one_named(name):
 def test_average_pooled_resnet_has_no_stride():
     strides = {m.stride for m in build("resnet10_ap", info(), rng()).modules() if isinstance(m, torch.nn.Conv2d)}
     assert strides == {(1, 1)}
+
+
+# ---- the ConvNet's own layers against torch's ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("channels", "size", "padding"), [(1, 28, 3), (3, 7, 1), (2, 5, 0)])
+def test_the_first_convolution_is_torchs_with_both_its_gradients(channels, size, padding):
+    ours = networks.convnet.FirstConv2d(channels, 4, 3, padding=padding).double()
+    x = pixels(2, channels, size).double().requires_grad_(True)
+    expected = F.conv2d(x, ours.weight, ours.bias, padding=padding)
+    torch.testing.assert_close(ours(x), expected, rtol=1e-12, atol=1e-12)
+    upstream, leaves = torch.randn_like(expected), [x, ours.weight, ours.bias]
+    for a, b in zip(*(torch.autograd.grad(y, leaves, upstream) for y in (ours(x), expected)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [8, 7])
+def test_average_pooling_is_torchs_also_of_an_odd_side(size):
+    x = pixels(2, 3, size).double()
+    torch.testing.assert_close(networks.convnet.AvgPool2d.over_view(x), F.avg_pool2d(x, 2), rtol=1e-12, atol=1e-12)

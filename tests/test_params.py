@@ -306,19 +306,39 @@ def test_idc_and_dream_differ_in_start_and_sampler_alone(own, budget):
         assert {key for key in idc if idc[key] != dream[key]} == {"init", "sampler"}
 
 
-NOISE = "dc's block `paper` sets init: noise, and wins over dc_dream's own kmeans"
-
-
 @pytest.mark.parametrize("method", ["dc", "dsa", "dm"])
 @pytest.mark.parametrize("budget", list(values()["budgets"]))
-def test_dreams_ingredients_are_all_that_a_family_gets_from_it(own, budget, method, request):
-    if (budget, method) == ("paper", "dc"):
-        request.applymarker(pytest.mark.xfail(strict=True, reason=NOISE))
+def test_dreams_ingredients_are_all_that_a_family_gets_from_it(own, budget, method):
     params = own(budget=budget, methods=[method, f"{method}_dream"], ipc=[1, 10, 50])
     for ipc in (1, 10, 50):
         plain, dream = (params.distillation(name, ipc).model_dump() for name in params.methods)
         assert {key for key in plain if plain[key] != dream[key]} == {"init", "sampler"}
         assert (dream["init"], dream["sampler"]) == ("kmeans", "representative")
+
+
+def test_the_soft_label_track_starts_from_real_images_under_every_budget(own):
+    for budget in values()["budgets"]:
+        assert own(budget=budget, methods=["dd_kd"]).distillation("dd_kd", 1).init == "random"
+
+
+def test_an_unknown_key_of_a_listed_network_is_told_its_nearest(reading):
+    said = refused(lambda: reading({"budgets.quick.evaluation": {"networks": [{"nam": "mlp"}]}}))
+    assert "unknown key 'nam': did you mean 'name'? Known: name, options (at networks.0.nam)" in said
+
+
+def test_a_protocol_that_is_no_name(reading):
+    assert "unknown evaluation protocol" in refused(lambda: reading({"budgets.quick.evaluation": {"protocol": ["dc"]}}))
+
+
+def test_a_mistake_in_the_experts_shows_before_any_stage(reading):
+    assert "epoch" in refused(lambda: reading({"budgets.quick.experts": {"epoch": 3}}))
+
+
+@pytest.mark.parametrize(("text", "said"), [("studies:", "hold studies by name"), ("studies:\n  a:", "hold sections")])
+def test_a_study_without_content(tmp_path, reading, text, said):
+    reading()
+    (tmp_path / "studies.yaml").write_text(text)
+    assert said in refused(lambda: read_params(tmp_path, "a"))
 
 
 # ---- odds and ends --------------------------------------------------------------------------------------------------

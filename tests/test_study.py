@@ -86,7 +86,7 @@ def test_without_experts_the_run_says_how_to_make_them(root, capsys):
     ("arguments", "change", "said"),
     [
         (["smal", "clusters"], {}, "did you mean 'small'?"),
-        (["small", "run"], {}, "None"),
+        (["small", "run"], {}, "which method? one of mtt"),
         (["small", "run", "dream"], {}, "lists ['mtt']"),
         (["small", "run", "mtt"], {"methods": ["mttt"]}, "did you mean 'mtt'?"),
         (["small", "clusters"], {"datset": "digits"}, "params.yaml (study small): unknown key 'datset'"),

@@ -25,6 +25,41 @@ class Conv2d(nn.Conv2d):
         return self._conv_forward(x, self.weight.to(x.dtype), bias)
 
 
+class FirstConv2d(Conv2d):
+    """A 3 × 3 convolution of few input channels, as one matrix product of each pixel's neighbourhood.
+
+    On a CPU the library's weight gradient of a one-channel convolution takes as long as that of a 128-channel one.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, C', H', W'), channels-last in memory."""
+        if x.device.type != "cpu":
+            return super().forward(x)
+        pad = int(self.padding[0])
+        n, channels, height, width = x.shape[0], x.shape[1], x.shape[2] + 2 * pad - 2, x.shape[3] + 2 * pad - 2
+        padded = F.pad(x, (pad, pad, pad, pad)).permute(0, 2, 3, 1)
+        shifted = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+        patches = torch.stack(shifted, -1).reshape(n, height * width, channels * 9)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        out = F.linear(patches, self.weight.to(x.dtype).reshape(self.out_channels, -1), bias)
+        return out.reshape(n, height, width, self.out_channels).permute(0, 3, 1, 2)
+
+
+class AvgPool2d(nn.Module):
+    """Mean of every 2 × 2 square, as nn.AvgPool2d(2); compiled, as a mean over a view, whose gradient is fast code."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, C, H // 2, W // 2); an odd last row or column is left out."""
+        return self.over_view(x) if torch.compiler.is_compiling() else F.avg_pool2d(x, 2)
+
+    @staticmethod
+    def over_view(x: Tensor) -> Tensor:
+        """The mean over a view with the squares as axes; uncompiled it is the slower of the two."""
+        n, channels, height, width = x.shape[0], x.shape[1], x.shape[2] // 2, x.shape[3] // 2
+        squares = x[:, :, : 2 * height, : 2 * width].reshape(n, channels, height, 2, width, 2)
+        return squares.mean((3, 5))
+
+
 class Linear(nn.Linear):
     """Linear map in the dtype of its input; the parameters stay as they are."""
 
@@ -42,7 +77,7 @@ _NORMS: dict[str, Callable[[int, int], nn.Module]] = {
     "layer": lambda width, side: nn.LayerNorm([width, side, side]),
     "none": lambda width, side: nn.Identity(),
 }
-_POOLINGS: dict[str, Callable[[], nn.Module]] = {"avg": lambda: nn.AvgPool2d(2), "max": lambda: nn.MaxPool2d(2)}
+_POOLINGS: dict[str, Callable[[], nn.Module]] = {"avg": AvgPool2d, "max": lambda: nn.MaxPool2d(2)}
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "leaky_relu": lambda: nn.LeakyReLU(0.01),
@@ -121,8 +156,9 @@ class ConvNetFamily:
             )
         channels, blocks = info.channels, []
         for number in range(depth):
+            convolution = Conv2d if number else FirstConv2d
             layers = OrderedDict(
-                conv=Conv2d(channels, self.width, 3, padding=1 if number else first_padding),
+                conv=convolution(channels, self.width, 3, padding=1 if number else first_padding),
                 norm=_NORMS[self.norm](self.width, side),
                 activation=_ACTIVATIONS[self.activation](),
                 pooling=_POOLINGS[self.pooling](),
