@@ -1,16 +1,28 @@
-"""``python -m benchmarks.memory IPC``: peak bytes three matching steps need above torch's import."""
+"""``python -m benchmarks.memory IPC``: peak bytes of DREAM's inner iterations on Fashion-MNIST above torch's import."""
 
 import sys
 
-import torch  # noqa: F401 (what the measure starts from)
+import torch  # (what the measure starts from)
 
 from dreamlib.compute import Compute, peak_memory_bytes
 
 if __name__ == "__main__":
     before = peak_memory_bytes()
-    from benchmarks.work import fast_matching_gradient, matching_state
+    from benchmarks.work import INFO
+    from dreamlib.distill import Distiller
+    from dreamlib.params import DistillParams
+    from dreamlib.synthetic import SyntheticSet
+    from dreamlib.types import LabeledImages
 
-    state = matching_state(Compute.resolve("cpu", "bfloat16", 2, True), int(sys.argv[1]), 128)
-    for _ in range(3):
-        fast_matching_gradient(state)
+    ipc, k, per_class = int(sys.argv[1]), INFO.num_classes, 6000
+    rng = torch.Generator().manual_seed(0)
+    data = LabeledImages(torch.rand(k * per_class, 1, 28, 28, generator=rng), torch.arange(k).repeat(per_class), k)
+    canvases = torch.rand(k * ipc, 1, 28, 28, generator=rng)
+    start = SyntheticSet(canvases, torch.arange(k).repeat_interleave(ipc), k, 2)
+    settings = DistillParams(
+        objective="gradient", sampler="representative", real_batch=128, interval=2, pool=0, outer_iterations=1,
+        inner_iterations=3, network_steps=4, snapshots=0,
+    )  # fmt: skip
+    compute = Compute.resolve("cpu", "bfloat16", 2, True)
+    Distiller(start, data, INFO, settings, ("convnet", {}), compute, 0).run()
     print(peak_memory_bytes() - before)

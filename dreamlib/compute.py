@@ -1,9 +1,12 @@
 """Where and how precisely the arithmetic runs: device, number format, threads."""
 
+import ctypes
 import platform
+import re
 import resource
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +36,7 @@ class Compute:
 
         Raises ValueError for a device this machine lacks.
         """
+        keep_freed_memory()
         if threads:
             torch.set_num_threads(threads)
         if device == "auto":
@@ -63,7 +67,21 @@ class Compute:
         }
 
 
+def keep_freed_memory() -> bool:
+    """Let this process keep the memory it frees, where the C library can be told so (glibc); whether it could.
+
+    Otherwise every activation of more than some megabytes is given back to the system when it is freed and fetched
+    again, page by page, at the next step: up to half the time of an embedding.
+    """
+    trim_threshold, mmap_max = -1, -4  # from malloc.h
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    return mallopt is not None and bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1))
+
+
 def peak_memory_bytes() -> int:
     """The largest resident size this process has had, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux: getrusage there starts a process off with the peak of the one that started it
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) * 1024  # type: ignore[index]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -24,12 +24,16 @@ def squared_distances(points: Tensor, centers: Tensor) -> Tensor:
     """
     # About the mean: the expanded square loses digits where features are far from zero and close to each other.
     middle = points.mean(1, keepdim=True)
-    points, centers = points - middle, centers - middle
-    cross = torch.bmm(points, centers.mT)  # (B, n, k)
-    return (points.square().sum(-1, keepdim=True) - 2 * cross + centers.square().sum(-1).unsqueeze(1)).clamp_min_(0)
+    points = points - middle
+    return _expanded(points, points.square().sum(-1, keepdim=True), centers - middle)
 
 
-def _plus_plus(points: Tensor, k: int, rng: torch.Generator) -> Tensor:
+def _expanded(points: Tensor, squares: Tensor, centers: Tensor) -> Tensor:
+    """‖p‖² − 2 p·c + ‖c‖² with ``squares`` (B, n, 1) known: k-means asks for the same points' many times."""
+    return torch.baddbmm(squares + centers.square().sum(-1).unsqueeze(1), points, centers.mT, alpha=-2).clamp_min_(0)
+
+
+def _plus_plus(points: Tensor, squares: Tensor, k: int, rng: torch.Generator) -> Tensor:
     """k-means++ starting rows (B, k): each next row drawn with probability ∝ squared distance to the chosen ones."""
     batch, n, _ = points.shape
     rows = torch.randint(n, (batch, 1), generator=rng).to(points.device)
@@ -38,7 +42,7 @@ def _plus_plus(points: Tensor, k: int, rng: torch.Generator) -> Tensor:
     take = torch.arange(batch, device=points.device).unsqueeze(1)
     for j in range(1, k):
         latest = points[take, rows[:, -1:]]  # (B, 1, D)
-        nearest = torch.minimum(nearest, squared_distances(points, latest).squeeze(-1))
+        nearest = torch.minimum(nearest, _expanded(points, squares, latest).squeeze(-1))
         nearest.scatter_(1, rows, 0.0)  # a chosen row is never drawn again, whatever the rounding says
         weights = nearest.double().cumsum(1)
         # All remaining points coincide with a chosen one: any other row will do, so weigh them equally.
@@ -71,10 +75,10 @@ def _refill_empty(distances: Tensor, assignment: Tensor, k: int) -> Tensor:
     return assignment
 
 
-def _means(points: Tensor, assignment: Tensor, k: int) -> Tensor:
+def _means(points: Tensor, assignment: Tensor, k: int, empty: Tensor) -> Tensor:
     member = torch.nn.functional.one_hot(assignment, k).to(points.dtype)  # (B, n, k)
-    # An empty cluster (only there when asked for) has sum 0 over 0 members: its centre is zero.
-    return torch.bmm(member.mT, points) / member.sum(1).clamp_min(1).unsqueeze(-1)
+    count = member.sum(1).unsqueeze(-1)  # (B, k, 1)
+    return torch.where(count > 0, torch.bmm(member.mT, points) / count.clamp_min(1), empty)
 
 
 def kmeans(
@@ -103,27 +107,34 @@ def kmeans(
     batch, n, _ = points.shape
     if not 1 <= k <= n:
         raise ValueError(f"k-means needs 1 ≤ clusters ≤ images; got {k} clusters for {n} images: ask for at most {n}")
+    # About the mean (see squared_distances), once for all iterations.
+    middle = points.mean(1, keepdim=True)
+    points = points - middle
+    squares = points.square().sum(-1, keepdim=True)
     if isinstance(start, Tensor):
-        centers = start
+        centers = start - middle
     else:
-        choose = {"k-means++": lambda: _plus_plus(points, k, rng), "random": lambda: _random_rows(batch, n, k, rng)}
+        choose = {
+            "k-means++": lambda: _plus_plus(points, squares, k, rng),
+            "random": lambda: _random_rows(batch, n, k, rng),
+        }
         rows = choose[start]().to(points.device)
         centers = points.gather(1, rows.unsqueeze(-1).expand(-1, -1, points.shape[-1]))
     threshold = tolerance * points.var(1, correction=0).mean(-1)  # (B,)
     previous, iteration = None, 0
     for iteration in range(1, max_iterations + 1):  # noqa: B007
-        distances = squared_distances(points, centers)
+        distances = _expanded(points, squares, centers)
         assignment = distances.argmin(2) if keep_empty else _refill_empty(distances, distances.argmin(2), k)
-        moved = _means(points, assignment, k)
+        moved = _means(points, assignment, k, -middle)
         shift = (moved - centers).square().sum((1, 2))  # (B,)
         centers = moved
         if (previous is not None and torch.equal(previous, assignment)) or bool((shift <= threshold).all()):
             break
         previous = assignment
-    distances = squared_distances(points, centers)
+    distances = _expanded(points, squares, centers)
     assignment = distances.argmin(2) if keep_empty else _refill_empty(distances, distances.argmin(2), k)
     inertia = distances.gather(2, assignment.unsqueeze(2)).sum((1, 2))
-    return Clustering(centers, assignment, inertia, iteration)
+    return Clustering(centers + middle, assignment, inertia, iteration)
 
 
 def nearest_members(points: Tensor, clustering: Clustering, per_cluster: int = 1) -> Tensor:

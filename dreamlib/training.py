@@ -16,7 +16,7 @@ from dreamlib.networks import build
 from dreamlib.seeding import generator
 from dreamlib.types import DatasetInfo
 
-PREDICT_BATCH = 256  # bounds the memory of predictions and embeddings; results do not depend on it
+PREDICT_BATCH = 128  # bounds the memory of predictions and embeddings; results do not depend on it
 
 
 @dataclass(frozen=True)
