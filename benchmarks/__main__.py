@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: times of library and plain reference, interleaved, to benchmarks/results.json."""
+"""``python -m benchmarks``: library and plain reference interleaved; times to results.json and README."""
 
 import json
 import statistics
@@ -13,6 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.reference import matching_gradient, representatives, training_step, with_torchs_layers
+from benchmarks.table import RESULTS, write
 from benchmarks.work import INFO, fast_matching_gradient, matching_state
 from dreamlib.compute import Compute
 from dreamlib.files import write_json
@@ -23,7 +24,6 @@ from dreamlib.training import Trainer, TrainSettings, augmentation_for, embed
 from dreamlib.types import LabeledImages
 
 REPEATS = 5
-RESULTS = Path(__file__).parent / "results.json"
 INTERVAL, NETWORK_STEPS = 10, 4  # DREAM's: inner iterations between clusterings, training steps in each
 CLASS_IMAGES = 5500  # Fashion-MNIST's, less the validation split
 EVALUATION_STEPS = 1000 * 5  # one step of 40 images is an epoch of an ipc 1 set: 1000 epochs, 5 networks
@@ -179,6 +179,7 @@ def main() -> None:
         "rows": measured + computed,
     }
     write_json(RESULTS, result)
+    write()
     print(json.dumps({key: value for key, value in result.items() if key != "rows"}, indent=1))
     print(f"{'work':46}{'reference s':>12}{'fast s':>10}{'floor s':>9}{'ratio':>7}  range")
     for row in result["rows"]:

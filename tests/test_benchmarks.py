@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from benchmarks import table
 from benchmarks.reference import matching_gradient, representatives, training_step, with_torchs_layers
 from benchmarks.work import INFO, fast_matching_gradient, matching_state
 from dreamlib.compute import Compute
+from dreamlib.files import read_json
 from dreamlib.kernels import Kernels
 from dreamlib.networks import build
 from dreamlib.training import Trainer, TrainSettings
@@ -67,3 +69,17 @@ def test_the_references_representatives_are_the_images_of_separate_groups():
     base = torch.rand(3, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     images = base.repeat_interleave(5, 0) + 1e-4 * torch.rand(15, 1, 28, 28, generator=torch.Generator().manual_seed(1))
     assert sorted((representatives(network, images, 3, seed=1) // 5).tolist()) == [0, 1, 2]
+
+
+def test_readme_table_is_the_one_of_the_measurements():
+    readme = (table.ROOT / "README.md").read_text()
+    assert readme == table.readme_text(readme, read_json(table.RESULTS))
+    measured = read_json(table.RESULTS)
+    assert all(
+        f"| {row['work']} | {row['reference_s']:.3f} | {row['fast_s']:.3f} |" in readme for row in measured["rows"]
+    )
+
+
+def test_readme_without_markers_is_refused():
+    with pytest.raises(ValueError, match="once each"):
+        table.readme_text("# no markers", read_json(table.RESULTS))
