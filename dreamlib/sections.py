@@ -1,0 +1,216 @@
+"""The sections of params.yaml as records: every knob typed, ranged, with its default, and explained."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from dreamlib.registry import unknown
+
+Positive = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Strict(BaseModel):
+    """A section that refuses keys it does not know and never changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ComputeParams(Strict):
+    """Where and how precisely to compute; see ``Compute.resolve``."""
+
+    device: str = "auto"
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    threads: Natural = 0
+    compile: bool = False
+
+
+class DataParams(Strict):
+    """Where the data lies, how many training images a class are held out for validation, a data set's own options."""
+
+    directory: str = "data"
+    validation_per_class: Natural = 500
+    options: dict[str, Any] = {}
+
+
+class NetworkParams(Strict):
+    """A registered network and its options."""
+
+    name: str = "convnet"
+    options: dict[str, Any] = {}
+
+    @property
+    def label(self) -> str:
+        """As tables show it.
+
+        >>> NetworkParams(name="convnet", options={"norm": "batch"}).label
+        'convnet (norm batch)'
+        """
+        return self.name + (f" ({', '.join(f'{k} {v}' for k, v in self.options.items())})" if self.options else "")
+
+
+# A network without options may be written as its name.
+NetworkList = Annotated[
+    list[Annotated[NetworkParams, BeforeValidator(lambda v: {"name": v} if isinstance(v, str) else v)]],
+    BeforeValidator(lambda v: v if isinstance(v, list) else [v]),
+]
+
+
+class ClusteringParams(Strict):
+    """How the canvases' representatives are found; ``pool`` bounds how many random images of a class enter (0: all).
+
+    DREAM's released code is features 'random_unnormalised' with pick 'released' (and shrink 'nearest').
+    """
+
+    features: Literal["pixels", "random", "random_unnormalised", "trained"] = "random"
+    pick: Literal["members", "released"] = "members"
+    epochs: Positive = 1
+    pool: Natural = 0
+    max_iterations: Positive = 50
+
+
+class DistillParams(Strict):
+    """One distillation, whole: what is matched, from where, against which images, for how long.
+
+    DREAM and IDC differ in ``init`` and ``sampler`` alone. ``image_lr`` is multiplied by ipc/10 · (side/32)² when
+    ``image_lr_rule`` is 'scaled' (side/28 for MNIST; IDC and DREAM), used as it is when 'fixed'. ``image_update`` says
+    when pixels step: 'per_class', after every class on one shared momentum buffer (the released code); 'collapsed',
+    once an iteration with the plain step that equals it; 'batched', once with momentum. ``learned_lr`` is the step size
+    of whatever an objective learns besides pixels.
+    """
+
+    objective: str = "gradient"
+    options: dict[str, Any] = {}
+    init: str = "random"
+    shrink: Literal["area", "nearest"] = "area"
+    factor: Positive = 2
+    decode: Literal["single", "bound"] = "single"
+    sampler: str = "random"
+    real_batch: Positive = 128
+    per_cluster: Positive = 1
+    interval: Positive = 10
+    pool: Natural = 0
+    cluster_iterations: Positive = 10
+    cluster_start: Literal["random", "k-means++"] = "random"
+    synthetic_batch: Positive = 128
+    outer_iterations: Natural = 2000
+    inner_iterations: Positive = 100
+    image_optimizer: Literal["sgd", "adam"] = "sgd"
+    image_lr: Rate = 5e-3
+    image_lr_rule: Literal["fixed", "scaled", "normalised"] = "fixed"
+    image_momentum: Momentum = 0.5
+    image_update: Literal["per_class", "collapsed", "batched"] = "batched"
+    learned_lr: Rate = 1e-5
+    augmentation: str = "color_crop_cutout"
+    augmentation_mode: Literal["idc", "dsa"] = "idc"
+    train_on: Literal["real", "synthetic", "none"] = "real"
+    network_steps: Natural = 4
+    network_batch: Positive = 128
+    network_lr: Rate = 0.01
+    network_momentum: Momentum = 0.9
+    network_weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    network_augmentation: str = "flip_color_crop_cutout"
+    cutmix: Fraction = 0.5
+    pretrain_steps: Natural = 0
+    labels: Literal["hard", "assigned"] = "hard"
+    temperature: Rate = 1.0
+    teacher_epochs: Positive = 20
+    checkpoint_every_s: Rate = 30.0
+    snapshots: Natural = 4
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "DistillParams":
+        if self.sampler == "representative" and self.real_batch % self.per_cluster:
+            raise ValueError(f"per_cluster = {self.per_cluster} must divide real_batch = {self.real_batch}")
+        if self.image_optimizer == "adam" and self.image_update != "batched":
+            raise ValueError(f"image_update = {self.image_update} is defined for sgd only; use batched with adam")
+        if self.sampler == "representative" and 0 < self.pool < self.real_batch:
+            raise ValueError(
+                f"pool = {self.pool} is smaller than real_batch = {self.real_batch}; raise it, or 0 for all"
+            )
+        return self
+
+
+_SIAMESE = {"augmentation": "flip_color_crop_scale_rotate_cutout", "augmentation_mode": "dsa", "cutmix": 0.0}
+# What each published evaluation sets apart from IDC's, whose values are the defaults of EvaluationParams.
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "idc": {},
+    "dc": {"epochs": 300, "batch": 256, "augmentation": "none", "cutmix": 0.0, "decay": "tenth"},
+    "dsa": {"batch": 256, "decay": "tenth", **_SIAMESE},
+    "dm": {"batch": 256, "decay": "tenth", **_SIAMESE},
+    "mtt": {"batch": 256, "decay": "tenth", "learned_lr": True, **_SIAMESE},
+}
+
+
+class EvaluationParams(Strict):
+    """The protocol that turns a set into an accuracy; the defaults are IDC's, ``protocol`` names another's.
+
+    ``repeats`` fresh networks of each of ``networks`` are trained per set; none listed means the matched network, and
+    the first listed is the one whose accuracy stands for the set. ``decay``: 'fifths' is × 0.2 at 2/3 and 5/6 of the
+    epochs (IDC), 'tenth' × 0.1 after half of them (DC, DSA, DM, MTT), 'none' a constant rate. ``views`` asks the same
+    set again: 'plain' without augmentation, 'hard_labels' without the soft labels it stores. ``curve_epochs`` is the
+    shorter protocol behind accuracy-against-iterations curves, on the validation split.
+
+    >>> EvaluationParams(protocol="dc").epochs, EvaluationParams(protocol="dc", epochs=30).epochs
+    (300, 30)
+    """
+
+    protocol: str = "idc"
+    networks: NetworkList = []
+    repeats: Positive = 3
+    views: list[Literal["plain", "hard_labels"]] = []
+    decay: Literal["fifths", "tenth", "none"] = "fifths"
+    epochs: Positive = 1000
+    batch: Positive = 64
+    lr: Rate = 0.01
+    momentum: Momentum = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    augmentation: str = "flip_color_crop_scale_rotate"
+    augmentation_mode: Literal["idc", "dsa"] = "idc"
+    cutmix: Fraction = 0.5
+    learned_lr: bool = False
+    curve_networks: Natural = 1
+    curve_epochs: Positive = 100
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_protocol(cls, values: Any) -> Any:
+        name = values.get("protocol", "idc")
+        if not isinstance(name, str) or name not in PROTOCOLS:
+            raise ValueError(str(unknown("evaluation protocol", name, sorted(PROTOCOLS))))
+        return {**PROTOCOLS[name], **values}
+
+
+class ExpertParams(Strict):
+    """The trajectories MTT follows; the defaults are its own. See ``dreamlib.experts.ExpertSettings``.
+
+    ``images`` bounds the training images a class that the experts see (0: all).
+    """
+
+    images: Natural = 0
+    count: Positive = 100
+    epochs: Positive = 50
+    batch: Positive = 256
+    lr: Rate = 0.01
+    momentum: Momentum = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    augmentation: str = "flip_color_crop_scale_rotate_cutout"
+    mode: Literal["idc", "dsa"] = "dsa"
+
+
+class BudgetSections(Strict):
+    """What a budget, or its block for a data set, may set; the keys inside are checked where they are used."""
+
+    clustering: dict[str, Any] = {}
+    distillation: dict[str, Any] = {}
+    experts: dict[str, Any] = {}
+    evaluation: dict[str, Any] = {}
+
+
+class Budget(BudgetSections):
+    """A named budget: how much work each stage does, and overrides for single data sets."""
+
+    by_dataset: dict[str, BudgetSections] = {}
