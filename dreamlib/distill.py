@@ -167,7 +167,7 @@ class Distiller:
         if self.iteration % s.inner_iterations != s.inner_iterations - 1:  # the network is thrown away otherwise
             self._timed("network", lambda: self._train(s.network_steps))
         self.iteration += 1
-        if self.iteration % s.inner_iterations == 0:
+        if self.iteration % s.inner_iterations == 0 and self.info.bounded:
             with torch.no_grad():
                 self.synthetic.canvases.clamp_(0, 1)
         self._snapshot()
@@ -253,7 +253,8 @@ class Distiller:
 
     def _snapshot(self) -> None:
         if self.iteration in self._keep:
-            self.snapshots[self.iteration] = self.synthetic.canvases.detach().clamp(0, 1).cpu()
+            canvases = self.synthetic.canvases.detach()
+            self.snapshots[self.iteration] = (canvases.clamp(0, 1) if self.info.bounded else canvases.clone()).cpu()
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs; generators are not in it, because each iteration makes its own."""

@@ -68,6 +68,15 @@ def expert_path(folder: str | Path, index: int) -> Path:
     return Path(folder) / f"expert-{index:03d}.safetensors"
 
 
+def expert_folder(base: str | Path, whitening: str) -> Path:
+    """Where the experts lie that saw images after ``whitening``: those of whitened images in a folder of their own.
+
+    >>> expert_folder("experts", "none").as_posix(), expert_folder("experts", "zca").as_posix()
+    ('experts', 'experts/zca')
+    """
+    return Path(base) if whitening == "none" else Path(base) / whitening
+
+
 def train_experts(
     folder: str | Path,
     data: LabeledImages,
@@ -89,7 +98,8 @@ def train_experts(
     """
     if settings.count < 1 or settings.epochs < 1:
         raise ValueError(f"count = {settings.count} and epochs = {settings.epochs} of the experts must be at least 1")
-    made_by = (asdict(settings) | {"count": None}, network, info.name, data_fingerprint(data), str(compute.dtype))
+    seen = (info.name, info.whitening, data_fingerprint(data))
+    made_by = (asdict(settings) | {"count": None}, network, *seen, str(compute.dtype))
     placed, kernels, paths = data.to(compute.device), None, []
     with progress(settings.count * settings.epochs, "experts", unit="epoch") as bar:
         for index in range(settings.count):
@@ -103,6 +113,7 @@ def train_experts(
             kernels = kernels or Kernels(model, compute)
             weights = _trajectory(model, placed, info, settings, kernels, own, bar.update)
             about = {"format": FORMAT, "key": key, "dataset": info.name, "network": list(network)}
+            about["whitening"] = info.whitening
             write_atomically(path, save(weights, metadata={"dreamlib": json.dumps(about, sort_keys=True)}))
     for path in set(Path(folder).glob("expert-*.safetensors")) - set(paths):
         path.unlink()
@@ -164,7 +175,7 @@ class Experts:
     def open(cls, folder: str | Path, network: nn.Module, info: DatasetInfo) -> "Experts":
         """The experts in ``folder``, checked against the network that is to follow them.
 
-        Raises ExpertError when there is none, or when they are of another data set or network.
+        Raises ExpertError when there is none, or when they are of another data set, whitening or network.
         """
         paths = tuple(sorted(Path(folder).glob("expert-*.safetensors")))
         again = "make them with `python -m dreamlib.stage_experts`"
@@ -178,6 +189,10 @@ class Experts:
             raise ExpertError(f"{paths[0]} is no whole expert trajectory ({error}): delete it and {again}") from error
         if about["dataset"] != info.name:
             raise ExpertError(f"the experts in {folder} have seen {about['dataset']}, not {info.name}: {again}")
+        if (saw := about.get("whitening", "none")) != info.whitening:
+            raise ExpertError(
+                f"the experts in {folder} have seen images of whitening {saw}, not {info.whitening}: {again}"
+            )
         if {name: list(p.shape) for name, p in network.named_parameters()} != {n: s[1:] for n, s in found.items()}:
             raise ExpertError(f"the experts in {folder} are {about['network']}, not the network in use: {again}")
         return cls(paths, next(iter(found.values()))[0] - 1)

@@ -142,9 +142,11 @@ def fill(data: LabeledImages, rows: Tensor, ipc: int, factor: int, rule: str, sh
 
 
 def noise(data: LabeledImages, info: DatasetInfo, ipc: int, factor: int, rule: str, seed: int) -> SyntheticSet:
-    """Canvases of Gaussian noise with the data's mean and standard deviation, clamped to [0, 1] (DC)."""
+    """Canvases of Gaussian noise with the data's mean and standard deviation, clamped where pixels are bounded (DC)."""
     shape = (data.num_classes * ipc, *data.images.shape[1:])
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (info.mean, info.std))
     drawn = torch.randn(shape, generator=generator(seed, "init-noise")) * std + mean
     labels = torch.arange(data.num_classes).repeat_interleave(ipc)
-    return SyntheticSet(drawn.clamp(0, 1), labels, data.num_classes, factor, rule).to(data.images.device)
+    return SyntheticSet(drawn.clamp(0, 1) if info.bounded else drawn, labels, data.num_classes, factor, rule).to(
+        data.images.device
+    )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dreamlib import datasets
 from dreamlib.compute import Compute
@@ -21,6 +22,7 @@ from dreamlib.sampling import SAMPLERS, Embed
 from dreamlib.seeding import derive, generator
 from dreamlib.training import TrainSettings, augmentation_for, embed, fit
 from dreamlib.types import DatasetInfo, LabeledImages
+from dreamlib.whitening import ZCA, whitened_info
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,21 @@ class Project:
                 p.dataset, name, self.root / p.data.directory, p.data.validation_per_class, 0, p.data.options
             )
         return self._splits[name]
+
+    @cached_property
+    def zca(self) -> ZCA:
+        """The whitening of the training images; validation and test images play no part in it."""
+        return ZCA.fit(self.split("train").images)
+
+    def seen(self, data: LabeledImages, whitening: str) -> tuple[LabeledImages, DatasetInfo]:
+        """Real images as a method with this whitening sees them, and what is then known of them."""
+        if whitening == "none":
+            return data, self.info
+        return replace(data, images=self.zca.apply(data.images)), whitened_info(self.info)
+
+    def pictures(self, images: Tensor, whitening: str) -> Tensor:
+        """A set's images (N, C, H, W) as a person may look at them: whitening undone, in [0, 1]."""
+        return images if whitening == "none" else self.zca.undo(images).clamp(0, 1)
 
     def require(self, method: str | None, ipc: int, seed: int) -> None:
         """Refuse a coordinate that params.yaml does not list; raises ParameterError naming what it lists."""

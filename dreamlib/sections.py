@@ -79,7 +79,8 @@ class DistillParams(Strict):
     ``image_lr_rule`` is 'scaled' (side/28 for MNIST; IDC and DREAM), used as it is when 'fixed'. ``image_update`` says
     when pixels step: 'per_class', after every class on one shared momentum buffer (the released code); 'collapsed',
     once an iteration with the plain step that equals it; 'batched', once with momentum. ``learned_lr`` is the step size
-    of whatever an objective learns besides pixels.
+    of whatever an objective learns besides pixels. ``whitening`` 'zca' is MTT's: real images whitened by the statistics
+    of the training images, canvases without bounds, evaluation on test images whitened alike (``dreamlib.whitening``).
     """
 
     objective: str = "gradient"
@@ -117,6 +118,7 @@ class DistillParams(Strict):
     pretrain_steps: Natural = 0
     labels: Literal["hard", "assigned"] = "hard"
     temperature: Rate = 1.0
+    whitening: Literal["none", "zca"] = "none"
     teacher_epochs: Positive = 20
     checkpoint_every_s: Rate = 30.0
     snapshots: Natural = 4
@@ -125,6 +127,11 @@ class DistillParams(Strict):
     def _consistent(self) -> "DistillParams":
         if self.sampler == "representative" and self.real_batch % self.per_cluster:
             raise ValueError(f"per_cluster = {self.per_cluster} must divide real_batch = {self.real_batch}")
+        if self.whitening != "none" and self.factor != 1:
+            raise ValueError(
+                f"whitening = {self.whitening} is of whole images, and factor = {self.factor} lays several on a "
+                "canvas: set factor: 1, or whitening: none"
+            )
         if self.image_optimizer == "adam" and self.image_update != "batched":
             raise ValueError(f"image_update = {self.image_update} is defined for sgd only; use batched with adam")
         if self.sampler == "representative" and 0 < self.pool < self.real_batch:

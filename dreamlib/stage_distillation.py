@@ -19,21 +19,26 @@ from dreamlib.selection import SELECTIONS, select
 from dreamlib.stage_clustering import representatives
 from dreamlib.synthetic import SyntheticSet
 from dreamlib.training import TrainSettings, augmentation_for
-from dreamlib.types import LabeledImages
+from dreamlib.types import DatasetInfo, LabeledImages
+
+# Options younger than the first published sets: unused, they leave the hash of such a set as it was.
+LATER = ("whitening",)
 
 
-def starting_set(project: Project, setting: Setting, how: DistillParams, data: LabeledImages) -> SyntheticSet:
-    """The canvases before distillation, by the method's ``init``."""
-    check_budget(data, project.info, setting.ipc, how.factor, how.decode)
+def starting_set(
+    project: Project, setting: Setting, how: DistillParams, data: LabeledImages, info: DatasetInfo
+) -> SyntheticSet:
+    """The canvases before distillation, by the method's ``init``; real images that fill them are rows of ``data``."""
+    check_budget(data, info, setting.ipc, how.factor, how.decode)
     count = images_needed(setting.ipc, how.factor, how.decode)
     make: dict[str, Callable[[], SyntheticSet]] = {
-        "noise": lambda: noise(data, project.info, setting.ipc, how.factor, how.decode, setting.seed),
+        "noise": lambda: noise(data, info, setting.ipc, how.factor, how.decode, setting.seed),
         "random": lambda: _filled(random_rows(data, count, setting.seed)),
         "kmeans": lambda: _filled(representatives(project, setting, count)),
     }
 
     for rule in SELECTIONS:
-        make[rule] = lambda rule=rule: _filled(_selected(project, setting, data, count, rule))
+        make[rule] = lambda rule=rule: _filled(_selected(project, setting, count, rule))
 
     def _filled(rows: Tensor) -> SyntheticSet:
         return fill(data, rows, setting.ipc, how.factor, how.decode, how.shrink)
@@ -41,28 +46,35 @@ def starting_set(project: Project, setting: Setting, how: DistillParams, data: L
     return make[how.init]()
 
 
-def _selected(project: Project, setting: Setting, data: LabeledImages, count: int, rule: str) -> Tensor:
+def _selected(project: Project, setting: Setting, count: int, rule: str) -> Tensor:
     """Rows (K, count) that a selection rule picks in the features the clustering stage works in."""
     embedder, pool = project.embedder(setting.seed), project.params.clustering().pool
-    return select(data, count, rule, setting.seed, embedder, pool)
+    return select(project.split("train"), count, rule, setting.seed, embedder, pool)
 
 
-def _labelled(project: Project, setting: Setting, how: DistillParams, synthetic: SyntheticSet) -> SyntheticSet:
+def _labelled(
+    project: Project,
+    setting: Setting,
+    how: DistillParams,
+    synthetic: SyntheticSet,
+    data: LabeledImages,
+    info: DatasetInfo,
+) -> SyntheticSet:
     """The set with the labels its method asks for."""
     if how.labels == "hard":
         return synthetic
-    train = TrainSettings(batch=128, augmentation=augmentation_for(project.info, how.network_augmentation))
+    train = TrainSettings(batch=128, augmentation=augmentation_for(info, how.network_augmentation))
     teacher, kernels = train_teacher(
-        project.split("train"), project.info, project.network, train, project.compute,
-        epochs=how.teacher_epochs, seed=setting.seed,
-    )  # fmt: skip
-    return assign_soft_labels(synthetic, teacher, project.info, kernels, how.temperature)
+        data, info, project.network, train, project.compute, epochs=how.teacher_epochs, seed=setting.seed
+    )
+    return assign_soft_labels(synthetic, teacher, info, kernels, how.temperature)
 
 
 def parameter_hash(project: Project, setting: Setting) -> str:
     """A hash of every parameter that shapes a distilled set."""
     p = project.params
     how = p.distillation(setting.method, setting.ipc).model_dump(exclude={"checkpoint_every_s"})
+    how = {k: v for k, v in how.items() if k not in LATER or v != DistillParams.model_fields[k].default}
     return digest(p.dataset, setting.name, how, p.clustering(), p.network, p.data, p.compute)
 
 
@@ -74,25 +86,25 @@ def run_distillation(project: Project, setting: Setting) -> DistillResult:
     """
     project.require(setting.method, setting.ipc, setting.seed)
     how = project.params.distillation(setting.method, setting.ipc)
-    data = project.split("train")
-    start = starting_set(project, setting, how, data)
+    data, info = project.seen(project.split("train"), how.whitening)
+    start = starting_set(project, setting, how, data, info)
     hashes = {"parameter_hash": parameter_hash(project, setting), "data_hash": project.data_hash}
     key = digest(hashes, code_hash(project.stage("distillation"), project.root))
     checkpoint = Checkpoint(project.root / ".dream" / "checkpoints", f"{setting.name}-{key}")
-    run = Distiller(start, data, project.info, how, project.network, project.compute, setting.seed)
+    run = Distiller(start, data, info, how, project.network, project.compute, setting.seed)
     result = run.run(checkpoint, setting.name)
-    result.synthetic = _labelled(project, setting, how, result.synthetic)
-    result.synthetic.info = describe(project, setting) | hashes
+    result.synthetic = _labelled(project, setting, how, result.synthetic, data, info)
+    result.synthetic.info = describe(project, setting, info) | hashes
     _write_distillation(project, setting, result)
     checkpoint.delete()
     project.note(f"distillation-{setting.name}", result.seconds)
     return result
 
 
-def describe(project: Project, setting: Setting) -> dict[str, Any]:
-    """What a set's file says of where it comes from, besides its hashes."""
-    info = project.info
-    return {
+def describe(project: Project, setting: Setting, info: DatasetInfo) -> dict[str, Any]:
+    """What a set's file says of where it comes from, besides its hashes; ``info`` is of the images as it saw them."""
+    whitened = {} if info.bounded else {"whitening": info.whitening}
+    return whitened | {
         "dataset": info.name,
         "classes": list(info.classes),
         "mean": list(info.mean),
@@ -131,3 +143,9 @@ def read_snapshots(project: Project, setting: Setting) -> dict[int, Tensor]:
 def read_set(project: Project, setting: Setting) -> SyntheticSet:
     """The distilled set of one setting."""
     return SyntheticSet.open(project.file("sets", setting, ".safetensors"))
+
+
+def read_pictures(project: Project, setting: Setting) -> Tensor:
+    """The stored canvases of one setting as pictures (K·ipc, C, H, W) in [0, 1]."""
+    found = read_set(project, setting)
+    return project.pictures(found.canvases, found.whitening)

@@ -12,7 +12,7 @@ from dreamlib.params import EvaluationParams, NetworkParams
 from dreamlib.project import Project, Setting
 from dreamlib.stage_distillation import read_set, read_snapshots
 from dreamlib.synthetic import SyntheticSet
-from dreamlib.types import LabeledImages
+from dreamlib.types import DatasetInfo, LabeledImages
 
 
 def evaluated_networks(project: Project, how: EvaluationParams) -> list[NetworkParams]:
@@ -27,18 +27,20 @@ def run_evaluation(
 
     The first of ``networks`` (by default those of params.yaml) stands for the set; the others and the protocol's views
     are listed beside it. Writes results/evaluation/<name>.json (metrics) and results/curves/<name>.csv (iteration,
-    accuracy, std, networks).
+    accuracy, std, networks). A whitened set is evaluated on images whitened alike.
     """
     project.require(setting.method, setting.ipc, setting.seed)
     how, began = project.params.evaluation(setting.ipc), time.perf_counter()
     networks = list(networks or evaluated_networks(project, how))
     synthetic = read_set(project, setting)
-    test = test_split(project.params.dataset, project.params.data, project.root)
+    test, info = project.seen(
+        test_split(project.params.dataset, project.params.data, project.root), synthetic.whitening
+    )
     asked = [(network, "protocol") for network in networks] + [(networks[0], view) for view in how.views]
     rows, found = [], []
     for network, view in asked:
         same = view == "hard_labels" and synthetic.soft_labels is None  # the protocol has said it already
-        found.append(found[0] if same else _evaluated(project, setting, synthetic, how, test, network, view))
+        found.append(found[0] if same else _evaluated(project, setting, synthetic, how, test, info, network, view))
         rows.append(
             {"network": network.label, "view": view, "accuracies": list(found[-1].accuracies)}
             | {"accuracy": found[-1].mean, "std": found[-1].std}
@@ -59,12 +61,13 @@ def _evaluated(
     synthetic: SyntheticSet,
     how: EvaluationParams,
     test: LabeledImages,
+    info: DatasetInfo,
     network: NetworkParams,
     view: str,
 ) -> Evaluation:
     seen, protocol = seen_as(view, synthetic, how)
     return evaluate(
-        seen, test, project.info, protocol, (network.name, network.options), project.compute,
+        seen, test, info, protocol, (network.name, network.options), project.compute,
         seed=setting.seed, split="test", label=f"{setting.name}, {network.name}, {view}",
     )  # fmt: skip
 
@@ -76,8 +79,9 @@ def _curve_rows(
     snapshots = read_snapshots(project, setting)
     if how.curve_networks == 0 or len(snapshots) < 2 or project.params.data.validation_per_class == 0:
         return pd.DataFrame(columns=columns)
-    validation, chosen = project.split("validation"), (network.name, network.options)
-    points = curve(synthetic, snapshots, validation, project.info, how, chosen, project.compute, seed=setting.seed)
+    validation, info = project.seen(project.split("validation"), synthetic.whitening)
+    chosen = network.name, network.options
+    points = curve(synthetic, snapshots, validation, info, how, chosen, project.compute, seed=setting.seed)
     rows = [(iteration, e.mean, e.std, len(e.accuracies)) for iteration, e in points]
     return pd.DataFrame(rows, columns=columns)
 

@@ -67,9 +67,9 @@ def decode(canvases: Tensor, factor: int) -> Tensor:
 class SyntheticSet:
     """K·ipc stored canvases with labels; what a distillation run changes and what a user takes away.
 
-    ``canvases`` (K·ipc, C, H, W) in [0, 1] ordered by class, ``labels`` (K·ipc,). ``soft_labels``, when a method stores
-    them, is (K·ipc·f², K) probabilities, one row per decoded image. ``extras`` holds learned scalars such as a step
-    size. ``info`` is the metadata written into the file.
+    ``canvases`` (K·ipc, C, H, W) in [0, 1] (without bounds when whitened) ordered by class, ``labels`` (K·ipc,).
+    ``soft_labels``, when a method stores them, is (K·ipc·f², K) probabilities, one row per decoded image. ``extras``
+    holds learned scalars such as a step size. ``info`` is the metadata written into the file.
     """
 
     canvases: Tensor
@@ -85,6 +85,11 @@ class SyntheticSet:
     def ipc(self) -> int:
         """Stored images per class."""
         return len(self.canvases) // self.num_classes
+
+    @property
+    def whitening(self) -> str:
+        """What the stored images went through, 'none' or 'zca': real images to go with them must go through it too."""
+        return self.info.get("whitening", "none")
 
     @property
     def factors(self) -> tuple[int, ...]:
@@ -179,7 +184,8 @@ class DecodedDataset(Dataset[tuple[Tensor, Tensor]]):
     """A distilled set as an ordinary map-style data set of (image, label) pairs.
 
     ``images`` (M, C, H, W) and ``labels``, (M,) class numbers or (M, K) probabilities for soft-label sets; ``set`` is
-    what they were decoded from. Images are normalised as the networks expect unless ``normalise=False``.
+    what they were decoded from. Images are normalised as the networks expect unless ``normalise=False``; those of a
+    whitened set (``set.whitening``) are what networks expect as they are stored, and come so either way.
     """
 
     def __init__(self, source: SyntheticSet, normalise: bool = True) -> None:
@@ -204,6 +210,9 @@ class DecodedDataset(Dataset[tuple[Tensor, Tensor]]):
 
 def load(path: str | Path, normalise: bool = True) -> DecodedDataset:
     """Decoded images and labels of a distilled set's file, ready for a ``DataLoader``.
+
+    A network trained on a set whose ``set.whitening`` is 'zca' knows whitened images only: ask it about real ones after
+    ``dreamlib.whitening.ZCA.fit(training images in [0, 1]).apply(…)``, without normalising them.
 
     Raises FileNotFoundError or ValueError with the remedy when the file is missing, torn or foreign.
     """

@@ -10,7 +10,8 @@ from torch import Tensor
 class LabeledImages:
     """Images with their classes; the only form in which real data travels through the library.
 
-    ``images`` is (N, C, H, W) float32 in [0, 1], un-normalised; ``labels`` is (N,) int64 in [0, K).
+    ``images`` is (N, C, H, W) float32 in [0, 1], un-normalised (or whitened, see ``dreamlib.whitening``); ``labels`` is
+    (N,) int64 in [0, K).
 
     Raises ValueError when the two disagree in length or a label is outside [0, ``num_classes``).
 
@@ -55,7 +56,8 @@ class DatasetInfo:
     """What is known of a data set before a byte of it is read.
 
     ``mean`` and ``std`` (one per channel) normalise [0, 1] pixels before a network sees them. ``flip`` says whether a
-    horizontal mirror image keeps its class (not for digits). ``size`` is the side H = W in pixels.
+    horizontal mirror image keeps its class (not for digits). ``size`` is the side H = W in pixels. ``whitening`` is
+    what the images went through before this: 'none' or 'zca' (see ``dreamlib.whitening``).
     """
 
     name: str
@@ -65,6 +67,12 @@ class DatasetInfo:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     flip: bool = True
+    whitening: str = "none"
+
+    @property
+    def bounded(self) -> bool:
+        """Whether pixels lie in [0, 1], so that canvases are kept there; whitened ones do not."""
+        return self.whitening == "none"
 
     @property
     def num_classes(self) -> int:

@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from dreamlib.experts import Experts
+from dreamlib.experts import Experts, expert_folder
 from dreamlib.kernels import Weights
 from dreamlib.objectives.base import OBJECTIVES, MatchState, Objective
 from dreamlib.objectives.inner import InnerSGD
@@ -35,8 +34,9 @@ class TrajectoryMatching(Objective):
     θ_0 is a random expert's weights after t ≤ ``max_start`` epochs, θ* the same expert's ``expert_epochs`` later, θ_N
     where ``synthetic_steps`` steps of SGD on the decoded images lead from θ_0. Each step takes ``batch`` of them (0:
     all), shuffled anew every pass, one augmentation an image. The step size is learned, from ``step_size``. ``experts``
-    is the folder of trajectories, relative to the project (``dreamlib.experts`` makes them). ``recompute`` bounds
-    memory (see ``InnerSGD``). The network of the loop gives its structure only: ``train_on: none``.
+    is the folder of trajectories, relative to the project (``dreamlib.experts`` makes them; those of whitened images
+    have a folder below it). ``recompute`` bounds memory (see ``InnerSGD``). The network of the loop gives its structure
+    only: ``train_on: none``.
 
     Raises ValueError, naming the option, for a value out of range; ExpertError when the experts are missing or short.
 
@@ -78,7 +78,7 @@ class TrajectoryMatching(Objective):
 
     def _ends(self, state: MatchState) -> tuple[Weights, Weights]:
         """θ_0 and θ* of this iteration."""
-        folder = Path(self.experts)
+        folder = expert_folder(self.experts, state.info.whitening)
         experts = Experts.open(folder if folder.is_absolute() else find_root() / folder, state.network, state.info)
         if self.max_start + self.expert_epochs > experts.epochs:
             raise ValueError(
