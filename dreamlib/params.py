@@ -105,6 +105,7 @@ class Params(Strict):
 
 
 _BY_IPC_EXEMPT = {"options"}
+_ONE_MAY_HAVE_KEYS = {"networks"}  # a network is written by its name and options, and one needs no list
 
 
 def _build(model: type[Any], layers: list[dict[str, Any]], ipc: int, where: str) -> Any:
@@ -126,6 +127,8 @@ def _at_ipc(key: str, value: Any, ipc: int, where: str) -> Any:
             raise ParameterError(f"params.yaml ({where}): {key} must hold keys and values, such as {{}}; got {value!r}")
         return {k: _at_ipc(f"options.{k}", v, ipc, where) for k, v in value.items()}
     if not isinstance(value, Mapping):
+        return value
+    if key in _ONE_MAY_HAVE_KEYS and value and not any(isinstance(k, int) for k in value):
         return value
     if not value or not all(isinstance(k, int) for k in value):
         raise ParameterError(
@@ -184,7 +187,7 @@ def read_params(root: str | Path | None = None, study: str | None = None) -> Par
     values = _read_yaml(root / "params.yaml")
     if study:
         studies = _read_yaml(root / "studies.yaml").get("studies")
-        if not isinstance(studies, dict):
+        if not isinstance(studies, dict) or not studies:
             raise ParameterError(f"studies.yaml: studies must hold studies by name, got {studies!r}")
         if study not in studies:
             raise ParameterError(str(unknown("study", study, sorted(studies))))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dreamlib import datasets
+from dreamlib.augment import Augmentation
 from dreamlib.compute import Compute
 from dreamlib.datasets import DATASETS
 from dreamlib.initialize import INITS, check_budget
@@ -182,8 +183,13 @@ def check_names(params: Params) -> None:
             for kind, registry in (("init", INITS), ("sampler", SAMPLERS)):
                 registry[getattr(how, kind)]
             make_objective(how.objective, how.options)
+            Augmentation.parse(how.augmentation, how.augmentation_mode)
+            Augmentation.parse(how.network_augmentation, how.augmentation_mode)
+    Augmentation.parse(params.experts().augmentation, params.experts().mode)
     for ipc in params.ipc:
-        for network in params.evaluation(ipc).networks:
+        judged = params.evaluation(ipc)
+        Augmentation.parse(judged.augmentation, judged.augmentation_mode)
+        for network in judged.networks:
             if network.name not in NETWORKS:
                 raise unknown("network (under evaluation.networks)", network.name, NETWORKS.names())
 

@@ -186,7 +186,9 @@ class EvaluationParams(Strict):
     @classmethod
     def _with_protocol(cls, values: Any) -> Any:
         name = values.get("protocol", "idc")
-        if not isinstance(name, str) or name not in PROTOCOLS:
+        if not isinstance(name, str):
+            raise ValueError(f"protocol must be one name, got {name!r}; choose from {', '.join(sorted(PROTOCOLS))}")
+        if name not in PROTOCOLS:
             raise ValueError(str(unknown("evaluation protocol", name, sorted(PROTOCOLS))))
         return {**PROTOCOLS[name], **values}
 

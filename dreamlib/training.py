@@ -89,13 +89,16 @@ def decayed_lr(lr: float, epoch: int, epochs: int) -> float:
     return lr * 0.2 ** sum(epoch >= milestone for milestone in (2 * epochs // 3, 5 * epochs // 6))
 
 
-def halved_lr(lr: float, epoch: int, epochs: int) -> float:
-    """The schedule of DC's evaluation and its successors': × 0.1 once half the epochs are over.
+def tenth_lr(lr: float, epoch: int, epochs: int) -> float:
+    """The schedule of DC's evaluation and its successors': × 0.1 after epoch epochs // 2 + 1 (epochs count from 0).
 
-    >>> [round(halved_lr(0.01, e, 300), 6) for e in (0, 150, 151)]
+    Their code changes the rate at the end of that epoch, so the next is the first to feel it; it also trains one epoch
+    more than it says, which is left out here.
+
+    >>> [round(tenth_lr(0.01, e, 300), 6) for e in (0, 151, 152)]
     [0.01, 0.01, 0.001]
     """
-    return lr * (0.1 if epoch >= epochs // 2 + 1 else 1.0)
+    return lr * (0.1 if epoch > epochs // 2 + 1 else 1.0)
 
 
 def constant_lr(lr: float, epoch: int, epochs: int) -> float:
@@ -103,7 +106,7 @@ def constant_lr(lr: float, epoch: int, epochs: int) -> float:
     return lr
 
 
-SCHEDULES = {"fifths": decayed_lr, "tenth": halved_lr, "none": constant_lr}
+SCHEDULES = {"fifths": decayed_lr, "tenth": tenth_lr, "none": constant_lr}
 
 
 def fit(

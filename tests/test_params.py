@@ -327,14 +327,23 @@ def test_an_unknown_key_of_a_listed_network_is_told_its_nearest(reading):
 
 
 def test_a_protocol_that_is_no_name(reading):
-    assert "unknown evaluation protocol" in refused(lambda: reading({"budgets.quick.evaluation": {"protocol": ["dc"]}}))
+    said = refused(lambda: reading({"budgets.quick.evaluation": {"protocol": ["dc"]}}))
+    assert "protocol must be one name, got ['dc']" in said
+    assert "unknown evaluation protocol" in refused(lambda: reading({"budgets.quick.evaluation": {"protocol": "cd"}}))
 
 
 def test_a_mistake_in_the_experts_shows_before_any_stage(reading):
     assert "epoch" in refused(lambda: reading({"budgets.quick.experts": {"epoch": 3}}))
 
 
-@pytest.mark.parametrize(("text", "said"), [("studies:", "hold studies by name"), ("studies:\n  a:", "hold sections")])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("studies:", "hold studies by name"),
+        ("studies: {}", "hold studies by name"),
+        ("studies:\n  a:", "hold sections"),
+    ],
+)
 def test_a_study_without_content(tmp_path, reading, text, said):
     reading()
     (tmp_path / "studies.yaml").write_text(text)

@@ -79,6 +79,12 @@ def test_a_stage_of_the_study_depends_on_every_module_its_numbers_come_from(stag
     assert listed == closure(STUDY[stage], "methods")
 
 
+def test_the_studys_report_depends_on_every_method_of_the_study_and_on_no_other():
+    """dvc.yaml has no loop inside a list of deps, so it names the methods again."""
+    folders = [dep for dep in STAGES["methods"]["deps"] if dep.startswith("results/") and not dep.endswith(".json")]
+    assert folders == [f"results/methods/{method}" for method in read_params(ROOT, "methods").methods]
+
+
 @pytest.mark.parametrize("stage", COMPUTING)
 def test_a_stage_declares_the_sections_it_reads(stage):
     declared = set(STAGES[stage]["params"])
@@ -234,6 +240,9 @@ MISTAKES = [
     (lambda p: p["network"].update(name="convnett"), "did you mean 'convnet'"),
     (lambda p: p["method"]["dream"].update(sampler="representativ"), "did you mean 'representative'"),
     (lambda p: p["data"].update(validation_per_class=100000), "validation_per_class"),
+    (lambda p: p["budgets"]["quick"]["experts"].update(augmentation="flipp_crop"), "did you mean 'flip'"),
+    (lambda p: p["method"]["dream"].update(augmentation="colour"), "did you mean 'color'"),
+    (lambda p: p["method"]["dream"].update(network_augmentation="rotat"), "did you mean 'rotate'"),
 ]
 
 
