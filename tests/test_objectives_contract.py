@@ -73,7 +73,8 @@ def test_finite_deterministic_and_nothing_else_is_changed(
     info = toy_info(classes=10, name="digits")
     # A batch norm's running statistics are the part of a network that is easily changed by accident.
     network, objective = tiny(info, norm="batch"), objectives.make(name, options(name, small, experts))
-    before, images = copy.deepcopy(network.state_dict()), digits.images.clone()
+    before, images, labels = copy.deepcopy(network.state_dict()), digits.images.clone(), digits.labels.clone()
+    modes = [(module.training, [p.requires_grad for p in module.parameters()]) for module in network.modules()]
     runs = [losses_and_gradients(objective, make_state(objective, digits, info, network, factor=2)) for _ in range(2)]
     (losses, gradients), (again, gradients_again) = runs
     assert losses == again
@@ -83,10 +84,12 @@ def test_finite_deterministic_and_nothing_else_is_changed(
         assert torch.equal(gradient, gradients_again[key])
         assert gradient.abs().sum() > 0
     assert (gradients["canvases"].flatten(1).abs().sum(1) > 0).all()  # every canvas is reached
-    assert torch.equal(images, digits.images)
+    assert torch.equal(images, digits.images) and torch.equal(labels, digits.labels)
+    assert not digits.images.requires_grad
     for key, value in network.state_dict().items():
         assert torch.equal(value, before[key]), key
     assert all(p.grad is None for p in network.parameters())
+    assert modes == [(module.training, [p.requires_grad for p in module.parameters()]) for module in network.modules()]
     other, _ = losses_and_gradients(objective, make_state(objective, digits, info, network, factor=2, seed=1))
     assert other != losses
 
