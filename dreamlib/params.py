@@ -90,7 +90,8 @@ class DistillParams(Strict):
     ``image_lr_rule`` is 'scaled' (side/28 for MNIST; IDC and DREAM), used as it is when 'fixed'. ``image_update`` says
     when pixels step: 'per_class', after every class on one shared momentum buffer (the released code); 'collapsed',
     once an iteration with the plain step that equals it; 'batched', once with momentum. ``learned_lr`` is the step size
-    of whatever an objective learns besides pixels.
+    of whatever an objective learns besides pixels. ``cluster_features`` is the space real batches are chosen in: the
+    'current' network's features (DREAM), those of one untrained network kept for the run ('random'), or 'pixels'.
     """
 
     objective: str = "gradient"
@@ -106,6 +107,7 @@ class DistillParams(Strict):
     pool: Natural = 0
     cluster_iterations: Positive = 10
     cluster_start: Literal["random", "k-means++"] = "random"
+    cluster_features: Literal["current", "random", "pixels"] = "current"
     synthetic_batch: Positive = 128
     outer_iterations: Natural = 2000
     inner_iterations: Positive = 100
@@ -138,7 +140,7 @@ class DistillParams(Strict):
             raise ValueError(f"per_cluster = {self.per_cluster} must divide real_batch = {self.real_batch}")
         if self.image_optimizer == "adam" and self.image_update != "batched":
             raise ValueError(f"image_update = {self.image_update} is defined for sgd only; use batched with adam")
-        if self.sampler == "representative" and 0 < self.pool < self.real_batch:
+        if self.sampler != "random" and 0 < self.pool < self.real_batch:
             raise ValueError(
                 f"pool = {self.pool} is smaller than real_batch = {self.real_batch}; raise it, or 0 for all"
             )

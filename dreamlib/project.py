@@ -123,9 +123,9 @@ class Project:
             if value is not None and value not in listed:
                 raise ParameterError(f"{key}: {value!r} is not in params.yaml, which lists {listed}; add it there")
 
-    def note(self, name: str, seconds: dict[str, float]) -> None:
+    def note(self, name: str, seconds: dict[str, float], **more: dict[Any, float]) -> None:
         """Keep this run's times (see ``provenance.note_run``)."""
-        note_run(f"{self.study}/{name}" if self.study else name, self.compute, seconds, self.root)
+        note_run(f"{self.study}/{name}" if self.study else name, self.compute, seconds, self.root, **more)
 
     def embedder(self, seed: int) -> Embed:
         """The feature map the clustering stage works in: pixels, an untrained or a briefly trained network."""

@@ -61,8 +61,10 @@ def _labelled(project: Project, setting: Setting, how: DistillParams, synthetic:
 
 def parameter_hash(project: Project, setting: Setting) -> str:
     """A hash of every parameter that shapes a distilled set."""
-    p = project.params
-    how = p.distillation(setting.method, setting.ipc).model_dump(exclude={"checkpoint_every_s"})
+    p, how = project.params, project.params.distillation(setting.method, setting.ipc)
+    # An option younger than the first sets counts from where it is used: their hashes stay what they were.
+    unused = {"cluster_features"} if how.cluster_features == "current" else set()
+    how = how.model_dump(exclude={"checkpoint_every_s"} | unused)
     return digest(p.dataset, setting.name, how, p.clustering(), p.network, p.data, p.compute)
 
 
@@ -85,7 +87,7 @@ def run_distillation(project: Project, setting: Setting) -> DistillResult:
     result.synthetic.info = describe(project, setting) | hashes
     _write_distillation(project, setting, result)
     checkpoint.delete()
-    project.note(f"distillation-{setting.name}", result.seconds)
+    project.note(f"distillation-{setting.name}", result.seconds, snapshots_s=result.clock)
     return result
 
 
