@@ -214,6 +214,33 @@ class ExpertParams(Strict):
     mode: Literal["idc", "dsa"] = "dsa"
 
 
+class BatchesParams(Strict):
+    """How kinds of batches are compared: after how many training steps, among how many images a class, how often drawn.
+
+    ``pool`` images of each class stand for the class; ``shown`` is the class whose batches are pictured.
+    """
+
+    points: Annotated[list[Natural], Field(min_length=1)]
+    pool: Positive = 640
+    draws: Annotated[int, Field(ge=2)] = 3
+    shown: Natural = 0
+
+
+class CostParams(Strict):
+    """How training on the full data is followed: after how many steps of ``batch`` images, by how many networks."""
+
+    points: Annotated[list[Positive], Field(min_length=1)]
+    batch: Positive = 64
+    repeats: Positive = 3
+
+
+class ClaimsParams(Strict):
+    """The section ``claims`` of studies.yaml: what the study of claims measures besides its runs."""
+
+    batches: BatchesParams
+    cost: CostParams
+
+
 class BudgetSections(Strict):
     """What a budget, or its block for a data set, may set; the keys inside are checked where they are used."""
 
@@ -374,6 +401,12 @@ def read_params(root: str | Path | None = None, study: str | None = None) -> Par
     params = _validated(Params, values, f"study {study}" if study else "top level")
     check(params)
     return params
+
+
+def read_claims(root: str | Path | None = None) -> ClaimsParams:
+    """The section ``claims`` of studies.yaml, validated; raises ParameterError as ``read_params`` does."""
+    root = Path(root or find_root())
+    return _validated(ClaimsParams, _read_yaml(root / "studies.yaml").get("claims") or {}, "claims of studies.yaml")
 
 
 def _joined(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -83,8 +83,11 @@ class Project:
         return datasets.data_hash(p.dataset, self.root / p.data.directory, p.data.options)
 
     def stage(self, name: str) -> str:
-        """The stage of dvc.yaml that does ``name`` for this project: in a study one stage does a run's every part."""
-        return f"{self.study}_runs" if self.study else name
+        """The stage of dvc.yaml that does ``name`` for this project: in a study one stage does a run's every part.
+
+        Studies named alike (claims_curves, claims_factor) are one stage's matrix, named after what comes first.
+        """
+        return f"{self.study.split('_')[0]}_runs" if self.study else name
 
     @property
     def results(self) -> Path:
