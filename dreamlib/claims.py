@@ -98,3 +98,12 @@ def judge_share(share: float, low: float, high: float) -> str:
     if high < 1:
         return HOLDS
     return PARTLY if share < 1 else NOT
+
+
+def break_even(making: float, with_it: float, without: float) -> float:
+    """After how many trainings what was spent on ``making`` is saved; inf when a training saves nothing.
+
+    >>> break_even(100.0, 2.0, 12.0), break_even(100.0, 2.0, 1.0)
+    (10.0, inf)
+    """
+    return making / (without - with_it) if without > with_it else math.inf

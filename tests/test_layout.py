@@ -25,6 +25,7 @@ RANKS = {
     11: "run",  # the launcher
     12: "study stage_batches stage_cost",  # many settings in one process
     13: "stage_claims",
+    14: "stage_verdicts",
 }
 RANK = {name: rank for rank, names in RANKS.items() for name in names.split()}
 
