@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dreamlib import objectives
 from dreamlib.checkpoint import Checkpoint
@@ -19,7 +20,7 @@ from dreamlib.progress import progress
 from dreamlib.sampling import SAMPLERS, Sampler
 from dreamlib.seeding import generator
 from dreamlib.synthetic import SyntheticSet
-from dreamlib.training import Trainer, TrainSettings, augmentation_for, embed, kernels_for
+from dreamlib.training import Trainer, TrainSettings, augmentation_for, embed, kernels_for, predict
 from dreamlib.types import DatasetInfo, LabeledImages
 
 
@@ -32,13 +33,15 @@ class DistillResult:
     """A distilled set with how it came about.
 
     ``history`` has one row per inner iteration: iteration, mean loss over classes. ``snapshots``: iteration → canvases.
-    ``seconds`` is split by what was done and is this process's alone; a resumed run counts what came after.
+    ``seconds`` is split by what was done and is this process's alone; a resumed run counts what came after. ``clock``
+    says how many of them had passed when each snapshot was taken.
     """
 
     synthetic: SyntheticSet
     history: list[tuple[int, float]]
     snapshots: dict[int, Tensor]
     seconds: dict[str, float]
+    clock: dict[int, float] = field(default_factory=dict)
 
 
 def effective_image_lr(settings: DistillParams, ipc: int, info: DatasetInfo) -> float:
@@ -73,15 +76,15 @@ def make_sampler(data: LabeledImages, settings: DistillParams, seed: int) -> Sam
     """The sampler the settings name."""
     kind = SAMPLERS[settings.sampler]
     common: dict[str, Any] = {"data": data, "batch": settings.real_batch, "seed": seed}
-    if settings.sampler != "random":
-        common |= {
-            "interval": settings.interval,
-            "per_cluster": settings.per_cluster,
-            "pool": settings.pool,
-            "max_iterations": settings.cluster_iterations,
-            "start": settings.cluster_start,
-        }
-    return kind(**common)
+    options = {
+        "interval": settings.interval,
+        "per_cluster": settings.per_cluster,
+        "pool": settings.pool,
+        "max_iterations": settings.cluster_iterations,
+        "start": settings.cluster_start,
+    }
+    known = {each.name for each in fields(kind)}
+    return kind(**common, **{name: value for name, value in options.items() if name in known})
 
 
 @dataclass
@@ -118,6 +121,7 @@ class Distiller:
         self.iteration = 0
         self.history: list[tuple[int, float]] = []
         self.snapshots: dict[int, Tensor] = {}
+        self.clock: dict[int, float] = {}
         self._keep = snapshot_iterations(self.total, s.snapshots)
 
     def _image_optimizer(self) -> torch.optim.Optimizer:
@@ -155,14 +159,14 @@ class Distiller:
         self.synthetic.canvases = self.synthetic.canvases.detach()
         self.synthetic.extras = {name: value.detach() for name, value in self.synthetic.extras.items()}
         finished = self.objective.finish(self.synthetic).to("cpu")
-        return DistillResult(finished, self.history, self.snapshots, self.seconds)
+        return DistillResult(finished, self.history, self.snapshots, self.seconds, self.clock)
 
     def step(self) -> None:
         """One inner iteration: match every class once, then train the network; begins and ends outer iterations."""
         s = self.settings
         if self.iteration % s.inner_iterations == 0:
             self._timed("network", self._begin_outer)
-        self._timed("clustering", lambda: self.sampler.prepare(self.iteration, self._embed))
+        self._timed("clustering", lambda: self.sampler.prepare(self.iteration, self._embed, self._predict))
         self._timed("matching", self._match)
         if self.iteration % s.inner_iterations != s.inner_iterations - 1:  # the network is thrown away otherwise
             self._timed("network", lambda: self._train(s.network_steps))
@@ -178,7 +182,18 @@ class Distiller:
         self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - began
 
     def _embed(self, images: Tensor) -> Tensor:
-        return embed(self.model, images, self.info, self.kernels)
+        how = self.settings.cluster_features
+        if how == "pixels":
+            return images.flatten(1)
+        return embed(self._untrained if how == "random" else self.model, images, self.info, self.kernels)
+
+    @cached_property
+    def _untrained(self) -> nn.Module:
+        name, options = self.network
+        return self.compute.place(build(name, self.info, generator(self.seed, "cluster-network"), options))
+
+    def _predict(self, images: Tensor) -> Tensor:
+        return predict(self.model, images, self.info, self.kernels)
 
     def _begin_outer(self) -> None:
         self._fresh_network()
@@ -255,6 +270,7 @@ class Distiller:
         if self.iteration in self._keep:
             canvases = self.synthetic.canvases.detach()
             self.snapshots[self.iteration] = (canvases.clamp(0, 1) if self.info.bounded else canvases.clone()).cpu()
+            self.clock[self.iteration] = sum(self.seconds.values())
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs; generators are not in it, because each iteration makes its own."""

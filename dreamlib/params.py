@@ -12,10 +12,13 @@ from ruamel.yaml import YAML, YAMLError
 from dreamlib.registry import unknown
 from dreamlib.sections import (
     PROTOCOLS,
+    BatchesParams,
     Budget,
     BudgetSections,
+    ClaimsParams,
     ClusteringParams,
     ComputeParams,
+    CostParams,
     DataParams,
     DistillParams,
     EvaluationParams,
@@ -29,8 +32,11 @@ from dreamlib.sections import (
 # The sections are part of what this module offers: one door for whoever needs a parameter.
 __all__ = [
     "PROTOCOLS",
+    "BatchesParams",
+    "ClaimsParams",
     "ClusteringParams",
     "ComputeParams",
+    "CostParams",
     "DataParams",
     "DistillParams",
     "EvaluationParams",
@@ -197,6 +203,12 @@ def read_params(root: str | Path | None = None, study: str | None = None) -> Par
     params = _validated(Params, values, f"study {study}" if study else "top level")
     check(params)
     return params
+
+
+def read_claims(root: str | Path | None = None) -> ClaimsParams:
+    """The section ``claims`` of studies.yaml, validated; raises ParameterError as ``read_params`` does."""
+    root = Path(root or find_root())
+    return _validated(ClaimsParams, _read_yaml(root / "studies.yaml").get("claims") or {}, "claims of studies.yaml")
 
 
 def _joined(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

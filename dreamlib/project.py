@@ -86,8 +86,11 @@ class Project:
         return datasets.data_hash(p.dataset, self.root / p.data.directory, p.data.options)
 
     def stage(self, name: str) -> str:
-        """The stage of dvc.yaml that does ``name`` for this project: in a study one stage does a run's every part."""
-        return f"{self.study}_runs" if self.study else name
+        """The stage of dvc.yaml that does ``name`` for this project: in a study one stage does a run's every part.
+
+        Studies named alike (claims_curves, claims_factor) are one stage's matrix, named after what comes first.
+        """
+        return f"{self.study.split('_')[0]}_runs" if self.study else name
 
     @property
     def results(self) -> Path:
@@ -141,9 +144,9 @@ class Project:
             if value is not None and value not in listed:
                 raise ParameterError(f"{key}: {value!r} is not in params.yaml, which lists {listed}; add it there")
 
-    def note(self, name: str, seconds: dict[str, float]) -> None:
+    def note(self, name: str, seconds: dict[str, float], **more: dict[Any, float]) -> None:
         """Keep this run's times (see ``provenance.note_run``)."""
-        note_run(f"{self.study}/{name}" if self.study else name, self.compute, seconds, self.root)
+        note_run(f"{self.study}/{name}" if self.study else name, self.compute, seconds, self.root, **more)
 
     def embedder(self, seed: int) -> Embed:
         """The feature map the clustering stage works in: pixels, an untrained or a briefly trained network."""

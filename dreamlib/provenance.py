@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml import YAML
 
@@ -30,14 +31,18 @@ def code_hash(stage: str, root: Path | None = None) -> str:
     return whole.hexdigest()[:16]
 
 
-def note_run(name: str, compute: Compute, seconds: dict[str, float], root: Path | None = None) -> None:
+def note_run(
+    name: str, compute: Compute, seconds: dict[str, float], root: Path | None = None, **more: dict[Any, float]
+) -> None:
     """Keep what this run took on this machine (seconds, peak memory, device, versions) beside, not in, its outputs.
 
-    Wall-clock times never repeat; kept apart they let reports and metrics be the same bytes from run to run.
+    ``more`` names further tables of measured numbers, such as the seconds at each snapshot. Wall-clock times never
+    repeat; kept apart they let reports and metrics be the same bytes from run to run.
     """
     entry = {
         "seconds": {k: round(v, 2) for k, v in seconds.items()},
         "peak_memory_bytes": peak_memory_bytes(),
         **compute.describe(),
+        **{kind: {str(k): round(v, 2) for k, v in table.items()} for kind, table in more.items()},
     }
     write_json((root or find_root()) / RUNS / f"{name}.json", entry)

@@ -18,8 +18,14 @@ BEGIN, END = "<!-- results: written by `make record` -->", "<!-- end of results 
 
 
 def collect(root: Path, study: str = "") -> dict[str, Any]:
-    """What this machine's last run of every stage took, by stage instance; of the default pipeline or of a study."""
-    return {path.stem: read_json(path) for path in sorted((root / RUNS / study).glob("*.json"))}
+    """What this machine's last run of every stage took, by stage instance; of the default pipeline or of a study.
+
+    With a study come those named after it: 'claims' has claims_curves' under "claims_curves/<stage instance>".
+    """
+    found = {path.stem: read_json(path) for path in sorted((root / RUNS / study).glob("*.json"))}
+    for path in sorted((root / RUNS).glob(f"{study}_*/*.json")) if study else []:
+        found[f"{path.parent.name}/{path.stem}"] = read_json(path)
+    return found
 
 
 def cost_table(record: dict[str, Any]) -> pd.DataFrame:

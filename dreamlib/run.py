@@ -118,6 +118,16 @@ def prepare_kernel(root: Path) -> None:
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(16 * 2**30))
 
 
+def restart_prepared(module: str) -> None:
+    """Begin this process (``python -m module …``) again as ``prepare_kernel`` wants it, unless it was begun so.
+
+    The allocator reads its settings when a process starts.
+    """
+    if "MALLOC_TRIM_THRESHOLD_" not in os.environ:
+        prepare_kernel(find_root())
+        os.execv(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]])
+
+
 def failed_copy(root: Path, output: Path) -> Path:
     """Where a failing notebook's copy goes."""
     return root / ".dream" / "failed" / output.name

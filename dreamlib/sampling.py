@@ -1,4 +1,4 @@
-"""Which real images supervise a matching step: random mini-batches, or DREAM's representative ones."""
+"""Which real images supervise a matching step: random, DREAM's representative ones, or those it warns of."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from dreamlib.types import LabeledImages
 
 SAMPLERS: Registry[type["Sampler"]] = Registry("sampler")
 Embed = Callable[[Tensor], Tensor]  # images (n, C, H, W) in [0, 1] → features (n, D)
+Predict = Callable[[Tensor], Tensor]  # images (n, C, H, W) in [0, 1] → logits (n, K)
 
 
 def class_pool(data: LabeledImages, label: int, pool: int, rng: torch.Generator) -> Tensor:
@@ -43,8 +44,10 @@ class Sampler(ABC):
         if empty:
             raise ValueError(f"classes {empty} have no training image; every class needs at least one")
 
-    def prepare(self, iteration: int, embed: Embed) -> None:  # noqa: B027 (a sampler without state has nothing to do)
-        """Called before every inner iteration with the current network's embedding."""
+    def prepare(  # noqa: B027 (a sampler without state has nothing to do)
+        self, iteration: int, embed: Embed, predict: Predict | None = None
+    ) -> None:
+        """Called before every inner iteration with the feature map and with the current network's predictions."""
 
     @abstractmethod
     def rows(self, label: int, iteration: int) -> Tensor:
@@ -63,21 +66,56 @@ class RandomSampler(Sampler):
         return members[torch.randperm(len(members), generator=rng)[: self.batch].to(members.device)]
 
 
+@dataclass
+class KeptSampler(Sampler):
+    """A sampler that chooses every ``interval`` inner iterations and keeps its choice in between.
+
+    ``pool`` bounds how many random images of a class it chooses from (0: all, as DREAM's released code); features of at
+    most one class are held at a time.
+    """
+
+    interval: int = 10
+    pool: int = 0
+
+    @abstractmethod
+    def choose(self, label: int, members: Tensor, rng: torch.Generator, embed: Embed, predict: Predict) -> Tensor:
+        """The rows (≤ batch,) chosen among ``members`` (n,), rows of the class."""
+
+    def prepare(self, iteration: int, embed: Embed, predict: Predict | None = None) -> None:
+        """Choose anew when the interval has passed (or nothing is chosen yet)."""
+        if self.chosen is not None and iteration % self.interval:
+            return
+        chosen = []
+        for label in range(self.data.num_classes):
+            rng = generator(self.seed, "cluster", label, iteration)
+            members = class_pool(self.data, label, self.pool, rng)
+            chosen.append(self.choose(label, members, rng, embed, predict or _no_predictions))
+        self.chosen = chosen
+
+    def rows(self, label: int, iteration: int) -> Tensor:
+        """See ``Sampler.rows``."""
+        if self.chosen is None:
+            raise RuntimeError("prepare() must run before rows()")
+        return self.chosen[label]
+
+
+def _no_predictions(images: Tensor) -> Tensor:
+    raise ValueError("this sampler asks the network for predictions; give prepare() a predict function")
+
+
 @SAMPLERS.register("representative")
 @dataclass
-class RepresentativeSampler(Sampler):
-    """DREAM's batches: the images nearest to the centres of k-means on the current network's features (DREAM §3.3).
+class RepresentativeSampler(KeptSampler):
+    """DREAM's batches: the images nearest to the centres of k-means on features (DREAM §3.3).
 
     Every ``interval`` inner iterations each class is clustered into batch / ``per_cluster`` clusters, and the
-    ``per_cluster`` images nearest to each centre supervise the next ``interval`` iterations. ``pool`` bounds how many
-    random images of a class enter (0: all, as released); features of at most one class are held at a time.
+    ``per_cluster`` images nearest to each centre supervise the next ``interval`` iterations. The features are those
+    ``prepare`` is given: the current network's in DREAM.
 
     Raises ValueError when ``per_cluster`` does not divide the batch.
     """
 
-    interval: int = 10
     per_cluster: int = 1
-    pool: int = 0
     max_iterations: int = 10
     start: str = "random"
 
@@ -89,23 +127,49 @@ class RepresentativeSampler(Sampler):
                 f"{next(m for m in range(self.per_cluster, 0, -1) if self.batch % m == 0)}"
             )
 
-    def prepare(self, iteration: int, embed: Embed) -> None:
-        """Re-cluster when the interval has passed (or nothing is chosen yet)."""
-        if self.chosen is not None and iteration % self.interval:
-            return
-        self.chosen = [self._representatives(c, iteration, embed) for c in range(self.data.num_classes)]
-
-    def _representatives(self, label: int, iteration: int, embed: Embed) -> Tensor:
-        rng = generator(self.seed, "cluster", label, iteration)
-        members = class_pool(self.data, label, self.pool, rng)
+    def choose(self, label: int, members: Tensor, rng: torch.Generator, embed: Embed, predict: Predict) -> Tensor:
+        """See ``KeptSampler.choose``."""
         per_cluster = min(self.per_cluster, len(members))
         k = min(self.batch, len(members)) // per_cluster
         features = embed(self.data.images[members]).float().unsqueeze(0)  # (1, n, D)
         found = kmeans(features, k, rng, max_iterations=self.max_iterations, start=self.start)
         return members[nearest_members(features, found, per_cluster)[0]]
 
-    def rows(self, label: int, iteration: int) -> Tensor:
-        """See ``Sampler.rows``."""
-        if self.chosen is None:
-            raise RuntimeError("prepare() must run before rows()")
-        return self.chosen[label]
+
+@SAMPLERS.register("center")
+@dataclass
+class CenterSampler(KeptSampler):
+    """The images nearest to the class's mean feature: all alike, none from the edges (an ablation of DREAM, §3.1)."""
+
+    def choose(self, label: int, members: Tensor, rng: torch.Generator, embed: Embed, predict: Predict) -> Tensor:
+        """See ``KeptSampler.choose``; ties go to the lower row."""
+        features = embed(self.data.images[members]).float()  # (n, D)
+        distances = (features - features.mean(0)).square().sum(1)
+        return members[distances.argsort(stable=True)[: self.batch]]
+
+
+@SAMPLERS.register("boundary")
+@dataclass
+class BoundarySampler(KeptSampler):
+    """The images the current network is least sure are of their class (an ablation of DREAM, §3.1).
+
+    Those with the smallest margin, the logit of the own class less the largest other one: the difference of the two
+    log-probabilities. It is negative for an image taken for another class. An untrained network has margins too, and
+    they mean little; the batches sharpen as the network learns.
+    """
+
+    def choose(self, label: int, members: Tensor, rng: torch.Generator, embed: Embed, predict: Predict) -> Tensor:
+        """See ``KeptSampler.choose``; ties go to the lower row."""
+        margin = margins(predict(self.data.images[members]), label)
+        return members[margin.argsort(stable=True)[: self.batch]]
+
+
+def margins(logits: Tensor, label: int) -> Tensor:
+    """Logits (n, K) → by how much (n,) class ``label`` leads the best of the others; negative where it does not.
+
+    >>> margins(torch.tensor([[3.0, 1.0, 2.0], [0.0, 4.0, 1.0]]), 0).tolist()
+    [1.0, -4.0]
+    """
+    own = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
+    own[label] = True
+    return logits[:, label].float() - logits.float().masked_fill(own, -torch.inf).max(1).values

@@ -79,7 +79,9 @@ class DistillParams(Strict):
     ``image_lr_rule`` is 'scaled' (side/28 for MNIST; IDC and DREAM), used as it is when 'fixed'. ``image_update`` says
     when pixels step: 'per_class', after every class on one shared momentum buffer (the released code); 'collapsed',
     once an iteration with the plain step that equals it; 'batched', once with momentum. ``learned_lr`` is the step size
-    of whatever an objective learns besides pixels. ``whitening`` 'zca' is MTT's: real images whitened by the statistics
+    of whatever an objective learns besides pixels. ``cluster_features`` is the space real batches are chosen in: the
+    'current' network's features (DREAM), those of one untrained network kept for the run ('random'), or 'pixels'.
+    ``whitening`` 'zca' is MTT's: real images whitened by the statistics
     of the training images, canvases without bounds, evaluation on test images whitened alike (``dreamlib.whitening``).
     """
 
@@ -96,6 +98,7 @@ class DistillParams(Strict):
     pool: Natural = 0
     cluster_iterations: Positive = 10
     cluster_start: Literal["random", "k-means++"] = "random"
+    cluster_features: Literal["current", "random", "pixels"] = "current"
     synthetic_batch: Positive = 128
     outer_iterations: Natural = 2000
     inner_iterations: Positive = 100
@@ -134,7 +137,7 @@ class DistillParams(Strict):
             )
         if self.image_optimizer == "adam" and self.image_update != "batched":
             raise ValueError(f"image_update = {self.image_update} is defined for sgd only; use batched with adam")
-        if self.sampler == "representative" and 0 < self.pool < self.real_batch:
+        if self.sampler != "random" and 0 < self.pool < self.real_batch:
             raise ValueError(
                 f"pool = {self.pool} is smaller than real_batch = {self.real_batch}; raise it, or 0 for all"
             )
@@ -208,6 +211,33 @@ class ExpertParams(Strict):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     augmentation: str = "flip_color_crop_scale_rotate_cutout"
     mode: Literal["idc", "dsa"] = "dsa"
+
+
+class BatchesParams(Strict):
+    """How kinds of batches are compared: after how many training steps, among how many images a class, how often drawn.
+
+    ``pool`` images of each class stand for the class; ``shown`` is the class whose batches are pictured.
+    """
+
+    points: Annotated[list[Natural], Field(min_length=1)]
+    pool: Positive = 640
+    draws: Annotated[int, Field(ge=2)] = 3
+    shown: Natural = 0
+
+
+class CostParams(Strict):
+    """How training on the full data is followed: after how many steps of ``batch`` images, by how many networks."""
+
+    points: Annotated[list[Positive], Field(min_length=1)]
+    batch: Positive = 64
+    repeats: Positive = 3
+
+
+class ClaimsParams(Strict):
+    """The section ``claims`` of studies.yaml: what the study of claims measures besides its runs."""
+
+    batches: BatchesParams
+    cost: CostParams
 
 
 class BudgetSections(Strict):

@@ -94,14 +94,17 @@ def transfer_table(project: Project) -> pd.DataFrame:
     return (100 * table[order]).round(1).reindex(list(dict.fromkeys(rows.method))).rename_axis(columns=None)
 
 
+def plug_in_pairs(project: Project) -> list[tuple[str, str]]:
+    """The methods that are there without and with DREAM's two ingredients."""
+    pairs = [(m.removesuffix(SUFFIX), m) for m in project.params.methods if m.endswith(SUFFIX)]
+    return pairs + ([("idc", "dream")] if {"idc", "dream"} <= set(project.params.methods) else [])
+
+
 def plug_in_table(project: Project) -> pd.DataFrame:
     """Each method without and with DREAM's clustering start and representative batches, and what they add per seed."""
     means = evaluations(project).groupby(["method", "seed"])["accuracy"].mean()
-    pairs = [(m.removesuffix(SUFFIX), m) for m in project.params.methods if m.endswith(SUFFIX)]
-    if {"idc", "dream"} <= set(project.params.methods):
-        pairs.append(("idc", "dream"))
     rows = []
-    for without, with_dream in pairs:
+    for without, with_dream in plug_in_pairs(project):
         gain = means[with_dream] - means[without]
         rows.append(
             {

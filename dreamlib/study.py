@@ -1,20 +1,22 @@
 """A study: many runs under parameters of their own (studies.yaml), in few processes: ``python -m dreamlib.study``.
 
-``python -m dreamlib.study STUDY clusters`` clusters for every seed, ``experts`` trains the trajectories, ``run METHOD``
-distils and evaluates one method for every seed. Everything lands under results/STUDY/.
+``python -m dreamlib.study STUDY clusters`` clusters for every seed, ``experts`` trains the trajectories, ``run`` makes
+and evaluates the sets of the methods named after it, ``all`` does clusters and every method. Everything lands under
+results/STUDY/.
 """
 
 import argparse
-import os
 import sys
 
-from dreamlib.params import ParameterError, find_root
+from dreamlib.params import ParameterError
 from dreamlib.project import Project, Setting
-from dreamlib.run import prepare_kernel
+from dreamlib.run import restart_prepared
 from dreamlib.stage_clustering import run_clustering
 from dreamlib.stage_distillation import run_distillation
 from dreamlib.stage_evaluation import evaluated_networks, run_evaluation
 from dreamlib.stage_experts import run_experts
+
+KEPT_IPC = 10  # sets of more stored images a class are not kept by `all`
 
 
 def study_settings(project: Project, method: str) -> list[Setting]:
@@ -25,12 +27,36 @@ def study_settings(project: Project, method: str) -> list[Setting]:
     return found
 
 
-def run_method(project: Project, method: str) -> None:
-    """Distil and evaluate one method for every seed; the first seed's set meets all of ``evaluation.networks``."""
+def run_method(project: Project, method: str, every_seed: bool = False) -> None:
+    """Distil and evaluate one method for every seed.
+
+    The first seed's set meets all of ``evaluation.networks``; with ``every_seed`` the others' sets do so too.
+    """
     for setting in study_settings(project, method):
         run_distillation(project, setting)
         networks = evaluated_networks(project, project.params.evaluation(setting.ipc))
-        run_evaluation(project, setting, networks if setting.seed == project.params.seeds[0] else networks[:1])
+        first = setting.seed == project.params.seeds[0]
+        run_evaluation(project, setting, networks if first or every_seed else networks[:1])
+
+
+def run_all(project: Project) -> None:
+    """Clusters and every method, then only what a reader may want is kept; see ``drop_bulk``."""
+    run_clusters(project)
+    for method in project.params.methods:
+        run_method(project, method, every_seed=True)
+        drop_bulk(project, method)
+
+
+def drop_bulk(project: Project, method: str) -> None:
+    """Delete what has served: snapshots, and sets other than the first seed's at ``KEPT_IPC`` or below.
+
+    Measurements stay, and the sets can be made again; what is committed stays small.
+    """
+    for setting in study_settings(project, method):
+        project.file("snapshots", setting, ".safetensors").unlink()
+        if setting.seed != project.params.seeds[0] or setting.ipc > KEPT_IPC:
+            project.file("sets", setting, ".safetensors").unlink()
+    project.file("snapshots", setting, "").parent.rmdir()
 
 
 def run_clusters(project: Project) -> None:
@@ -44,17 +70,20 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status, with one clear line on standard error where something is wrong."""
     parser = argparse.ArgumentParser(prog="python -m dreamlib.study", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("study")
-    parser.add_argument("part", choices=["clusters", "experts", "run"])
-    parser.add_argument("method", nargs="?", help="for run")
+    parser.add_argument("part", choices=["clusters", "experts", "run", "all"])
+    parser.add_argument("methods", nargs="*", metavar="method", help="for run: one or more")
     given = parser.parse_args(arguments)
     try:
         project = Project.open(study=given.study)
         if given.part == "run":
-            if given.method is None:
+            if not given.methods:
                 raise ParameterError(f"which method? one of {', '.join(project.params.methods)}")
-            run_method(project, given.method)
+            for method in given.methods:  # a name that is not listed is refused before any work
+                study_settings(project, method)
+            for method in given.methods:
+                run_method(project, method)
         else:
-            {"clusters": run_clusters, "experts": run_experts}[given.part](project)
+            {"clusters": run_clusters, "experts": run_experts, "all": run_all}[given.part](project)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -62,8 +91,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    if "MALLOC_TRIM_THRESHOLD_" not in os.environ:
-        # The allocator reads its settings when a process starts: begin again under those the launcher gives a notebook.
-        prepare_kernel(find_root())
-        os.execv(sys.executable, [sys.executable, "-m", "dreamlib.study", *sys.argv[1:]])
+    restart_prepared("dreamlib.study")
     sys.exit(main())

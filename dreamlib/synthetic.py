@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from dreamlib.files import write_atomically
+from dreamlib.params import find_root
 
 FORMAT = "dreamlib-set-1"
 BOUND = 128  # decoded images per class that the 'bound' rule never exceeds (IDC's released setting)
@@ -208,12 +209,28 @@ class DecodedDataset(Dataset[tuple[Tensor, Tensor]]):
         return self.images[row], self.labels[row]
 
 
-def load(path: str | Path, normalise: bool = True) -> DecodedDataset:
-    """Decoded images and labels of a distilled set's file, ready for a ``DataLoader``.
+BEST = Path("results") / "best"  # where the project keeps the best set of each data set and ipc
 
-    A network trained on a set whose ``set.whitening`` is 'zca' knows whitened images only: ask it about real ones after
-    ``dreamlib.whitening.ZCA.fit(training images in [0, 1]).apply(…)``, without normalising them.
 
-    Raises FileNotFoundError or ValueError with the remedy when the file is missing, torn or foreign.
+def best_path(dataset: str, ipc: int, root: Path | None = None) -> Path:
+    """The file of the best set the project has for a data set at ``ipc`` stored images a class.
+
+    Raises FileNotFoundError naming those there are.
     """
-    return DecodedDataset(SyntheticSet.open(path), normalise)
+    folder = (root or find_root()) / BEST
+    path = folder / f"{dataset}-ipc{ipc}.safetensors"
+    if not path.is_file():
+        found = ", ".join(sorted(p.stem for p in folder.glob("*.safetensors"))) or "none"
+        raise FileNotFoundError(f"no set {path.stem} in {BEST}; there are: {found}. Any other set loads by its path")
+    return path
+
+
+def load(path: str | Path, normalise: bool = True, *, ipc: int | None = None) -> DecodedDataset:
+    """Decoded images and labels of a distilled set, ready for a ``DataLoader``.
+
+    ``path`` is a set's file or, with ``ipc``, a data set's name: ``load("fashion_mnist", ipc=10)`` is the best set the
+    project around the current directory has for it. A network trained on a set whose ``set.whitening`` is 'zca' knows
+    whitened images only: ask it about real ones after ``dreamlib.whitening.ZCA.fit(training images).apply(…)``, without
+    normalising them. Raises FileNotFoundError or ValueError with the remedy when the file is missing, torn or foreign.
+    """
+    return DecodedDataset(SyntheticSet.open(path if ipc is None else best_path(str(path), ipc)), normalise)

@@ -37,6 +37,8 @@ SMALL = {
 VARIANTS = {
     "adam": {"image_optimizer": "adam"},
     "per_class dream": {"image_update": "per_class", "sampler": "representative", "pool": 9},
+    "boundary": {"sampler": "boundary"},
+    "fixed features": {"sampler": "representative", "cluster_features": "random", "pool": 9},
     "batched dsa": {"image_update": "batched", "augmentation_mode": "dsa", "pretrain_steps": 2},
     "collapsed": {"image_update": "collapsed", "train_on": "synthetic"},
 }
@@ -266,6 +268,30 @@ def test_idc_and_dream_meet_where_the_batch_is_the_whole_class():
     torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
     few = {s: distiller(sampler=s, real_batch=6, double=True).run() for s in ("random", "representative")}
     assert not torch.allclose(*(run.synthetic.canvases for run in few.values()), atol=1e-4)
+
+
+@pytest.mark.parametrize("how", ["current", "random", "pixels"])
+def test_batches_are_chosen_in_the_features_asked_for(how):
+    """Pixels as they are; one untrained network for the whole run; or the network as it is by then."""
+    run, seen = distiller(sampler="representative", interval=4, cluster_features=how), []
+    choose, images = run.sampler.choose, run.data.images[:5]
+
+    def watched(label, members, rng, embed, predict):
+        if label == 0:
+            seen.append(embed(images))
+        return choose(label, members, rng, embed, predict)
+
+    run.sampler.choose = watched
+    run.run()
+    assert len(seen) == 3  # once an outer iteration of 4, each with a network of its own
+    assert torch.equal(seen[0], seen[1]) == (how != "current")
+    assert torch.equal(seen[0], images.flatten(1)) == (how == "pixels")
+
+
+def test_the_clock_runs_with_the_snapshots():
+    result = distiller(snapshots=2).run()
+    assert list(result.clock) == list(result.snapshots) == [0, 6, 12]
+    assert result.clock[0] == 0 < result.clock[6] < result.clock[12] == sum(result.seconds.values())
 
 
 def test_a_fresh_network_begins_every_outer_iteration():

@@ -15,15 +15,17 @@ RANKS = {
     1: "datasets networks augment kmeans kernels checkpoint whitening",
     2: "training synthetic sampling",
     3: "initialize coverage selection experts objectives",
-    4: "distill",
+    4: "distill batches cost",
     5: "evaluate",
-    6: "provenance figures notebooks record",
+    6: "provenance figures figures_claims notebooks record claims",
     7: "project",  # params.yaml and data, opened: where every stage begins
-    8: "stage_clustering stage_experts report",
+    8: "stage_clustering stage_experts stage_best report",
     9: "stage_distillation stage_figures",
     10: "stage_evaluation stage_methods",
     11: "run",  # the launcher
-    12: "study",  # many settings in one process
+    12: "study stage_batches stage_cost",  # many settings in one process
+    13: "stage_claims",
+    14: "stage_verdicts",
 }
 RANK = {name: rank for rank, names in RANKS.items() for name in names.split()}
 

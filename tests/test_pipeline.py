@@ -24,12 +24,15 @@ from dreamlib.stage_experts import run_experts
 ROOT = find_root(Path(__file__).parent)
 STAGES = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"]
 # Modules that draw, tell or launch: they cannot change a number. `figures` alone depends on those that draw.
-PRESENTATION = {"progress.py", "report.py", "figures.py", "record.py", "run.py"}
+PRESENTATION = {"progress.py", "report.py", "figures.py", "figures_claims.py", "record.py", "run.py"}
 COMPUTING = {name: f"stage_{name}.py" for name in ("clustering", "distillation", "evaluation")}
 STUDY = {
-    "methods_clusters": "stage_clustering.py",
-    "methods_experts": "stage_experts.py",
-    "methods_runs": "study.py",
+    "methods_clusters": ("stage_clustering.py", "methods"),
+    "methods_experts": ("stage_experts.py", "methods"),
+    "methods_runs": ("study.py", "methods"),
+    "claims_runs": ("study.py", "claims_curves"),
+    "claims_batches": ("stage_batches.py", "claims_curves"),
+    "claims_cost": ("stage_cost.py", "claims_curves"),
 }
 LIBRARY = ROOT / "dreamlib"
 
@@ -76,7 +79,18 @@ def test_a_stage_depends_on_every_module_its_numbers_come_from(stage):
 @pytest.mark.parametrize("stage", STUDY)
 def test_a_stage_of_the_study_depends_on_every_module_its_numbers_come_from(stage):
     listed = {dep.removeprefix("dreamlib/") for dep in STAGES[stage]["deps"] if dep.startswith("dreamlib/")}
-    assert listed == closure(STUDY[stage], "methods")
+    assert listed == closure(*STUDY[stage])
+
+
+def test_the_stages_of_the_claims_are_the_studies_named_so():
+    studies = YAML(typ="safe", pure=True).load(ROOT / "studies.yaml")["studies"]
+    named = [name for name in studies if name.startswith("claims_")]
+    assert STAGES["claims_runs"]["matrix"]["study"] == named
+    # What dvc.yaml says once for all of them.
+    assert len({studies[name]["dataset"] for name in named}) == 1
+    assert [objectives_in_use(name) for name in named] == [{"gradient"}] * len(named)
+    read = {dep.removeprefix("results/") for dep in STAGES["claims"]["deps"] if dep.startswith("results/")}
+    assert read >= {*named, *(f"methods/{m}" for m in studies["methods"]["methods"])}
 
 
 def test_the_studys_report_depends_on_every_method_of_the_study_and_on_no_other():

@@ -113,3 +113,11 @@ def test_a_studys_record_is_kept_apart(tmp_path, monkeypatch):
     assert record.main(["write", "--study", "methods"]) == 0 == record.main(["write"])
     assert list(read_json(tmp_path / "results" / "methods" / "record.json")) == ["distillation-b"]
     assert list(read_json(tmp_path / "results" / "record.json")) == ["distillation-a"]
+
+
+def test_a_record_takes_in_the_studies_named_after_it(tmp_path):
+    runs = tmp_path / ".dream" / "runs"
+    for name in ("top", "claims/cost", "claims_a/run", "claims_b/run", "claimsx/run"):
+        write_json(runs / f"{name}.json", {"of": name})
+    assert record.collect(tmp_path) == {"top": {"of": "top"}}
+    assert list(record.collect(tmp_path, "claims")) == ["cost", "claims_a/run", "claims_b/run"]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dreamlib.sampling import SAMPLERS, RandomSampler, RepresentativeSampler
+from dreamlib.sampling import SAMPLERS, BoundarySampler, CenterSampler, RandomSampler, RepresentativeSampler
 from dreamlib.types import LabeledImages
 
 
@@ -17,8 +17,13 @@ def drift(iteration):
     return lambda images: images.flatten(1) @ weights
 
 
-def batches(sampler, iteration, embed=pixels):
-    sampler.prepare(iteration, embed)
+def guesses(images):
+    """Logits of as many classes as any test has, from the pixels."""
+    return images.flatten(1) @ torch.randn(images[0].numel(), 12, generator=torch.Generator().manual_seed(5))
+
+
+def batches(sampler, iteration, embed=pixels, predict=guesses):
+    sampler.prepare(iteration, embed, predict)
     return [sampler.rows(label, iteration) for label in range(sampler.data.num_classes)]
 
 
@@ -76,6 +81,41 @@ def test_random_rows_need_no_memory(toy_data):
     assert fresh(data, 4, seed=0).rows(1, 3).tolist() == history[3]
 
 
+def on_a_line(*values):
+    """One class of 1×1 images."""
+    images = torch.tensor(values).view(-1, 1, 1, 1)
+    return LabeledImages(images, torch.zeros(len(images), dtype=torch.long), 1)
+
+
+def test_center_takes_the_images_nearest_to_the_mean_by_hand():
+    data = on_a_line(0.0, 0.9, 0.5, 0.4, 0.2)  # mean 0.4
+    assert batches(CenterSampler(data, 3, seed=0), 0)[0].tolist() == [3, 2, 4]
+
+
+def test_boundary_takes_the_images_most_taken_for_another_class_by_hand():
+    data = LabeledImages(torch.arange(6.0).view(6, 1, 1, 1) / 10, torch.tensor([0, 1, 0, 1, 0, 1]), 2)
+    logits = torch.tensor([[2.0, 0, 0], [0, 3, 1], [1, 0, 4], [0, 1, 5], [0, -1, 0.5], [9, 1, 0]])
+    look_up = lambda images: logits[(10 * images).round().flatten().long()]  # noqa: E731
+    # class 0, rows 0 2 4: margins 2, −3, −0.5; class 1, rows 1 3 5: 2, −4, −8
+    assert [b.tolist() for b in batches(BoundarySampler(data, 2, seed=0), 0, predict=look_up)] == [[2, 4], [5, 3]]
+
+
+def test_boundary_without_predictions_says_what_it_needs(toy_data):
+    with pytest.raises(ValueError, match="give prepare"):
+        BoundarySampler(toy_data(), 4, seed=0).prepare(0, pixels)
+
+
+@pytest.mark.parametrize("kind", [CenterSampler, BoundarySampler])
+def test_kept_batches_change_when_the_interval_has_passed(kind, toy_data):
+    sampler = kind(toy_data(per_class=20), 5, seed=0, interval=4)
+    draws = [
+        lambda x, i=i: x.flatten(1) @ torch.randn(64, 3, generator=torch.Generator().manual_seed(i)) for i in (1, 2)
+    ]
+    seen = [torch.stack(batches(sampler, i, draws[i // 4], draws[i // 4])) for i in range(8)]
+    assert all(torch.equal(seen[i], seen[4 * (i // 4)]) for i in range(8))
+    assert not torch.equal(seen[0], seen[4])
+
+
 @pytest.mark.parametrize("interval", [1, 3, 10])
 def test_clusters_exactly_every_interval(interval, toy_data):
     calls = []
@@ -125,10 +165,11 @@ def test_a_representative_batch_covers_groups_that_random_batches_miss():
     hit = {name: [] for name in SAMPLERS.names()}
     for seed in range(10):
         for name in hit:
-            options = {} if name == "random" else {"start": "k-means++"}
+            options = {"start": "k-means++"} if name == "representative" else {}
             hit[name].append(len(set(group[batches(SAMPLERS[name](data, 8, seed, **options), 0)[0]].tolist())))
     assert hit["representative"] == [8] * 10
     assert sum(hit["random"]) / 10 < 5.5  # three of five images are in the large group
+    assert max(hit["center"]) <= 2  # the mean lies by the large group, and its images alone are near
 
 
 def test_per_cluster_takes_that_many_of_each_group():

@@ -269,3 +269,42 @@ def test_a_new_method_is_one_module_and_an_entry_in_params(root):
     finally:
         OBJECTIVES.remove("mean_pixels")
         sys.modules.pop("toy_objective", None)
+
+
+def test_all_does_clusters_and_every_method_and_keeps_what_is_small(root, monkeypatch):
+    """Every seed meets every network; only the first seed's set stays, at few stored images a class."""
+    quick = {"outer_iterations": 1, "inner_iterations": 2, "real_batch": 8, "pool": 40, "snapshots": 1}
+    section = SMALL | {
+        "ipc": [1, 2],
+        "methods": ["random", "dream"],
+        "seeds": [0, 1],
+        "budgets": {
+            "small": {
+                "clustering": {"pool": 40},
+                "distillation": quick | {"image_optimizer": "adam", "image_lr": 0.05},
+                "evaluation": {"networks": ["convnet", "mlp"], "repeats": 1, "epochs": 1, "curve_epochs": 1},
+            }
+        },
+    }
+    write(root, section)
+    monkeypatch.setattr(study, "KEPT_IPC", 1)
+    assert study.main(["small", "all"]) == 0
+    folder = root / "results" / "small" / "dream"
+    assert [p.name for p in (folder / "sets").iterdir()] == ["dream-ipc1-seed0.safetensors"]
+    assert not (folder / "snapshots").exists()
+    evaluations = sorted((folder / "evaluation").iterdir())
+    assert len(evaluations) == 4
+    assert {tuple(v["network"] for v in read_json(path)["views"]) for path in evaluations} == {("convnet", "mlp")}
+    curve = (folder / "curves" / "dream-ipc2-seed1.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in curve] == ["iteration", "0", "2"]
+    runs = root / ".dream" / "runs" / "small"
+    assert set(read_json(runs / "distillation-dream-ipc1-seed0.json")["snapshots_s"]) == {"0", "2"}
+
+
+def test_several_methods_run_in_one_process_and_a_wrong_one_stops_all(root, capsys):
+    tiny = {"distillation": {"outer_iterations": 0}, "evaluation": {"repeats": 1, "epochs": 1, "curve_networks": 0}}
+    write(root, SMALL | {"methods": ["random", "herding"], "budgets": {"small": tiny}})
+    assert study.main(["small", "run", "random", "dream"]) == 1
+    assert "dream" in capsys.readouterr().err and not (root / "results").exists()
+    assert study.main(["small", "run", "random", "herding"]) == 0
+    assert sorted(p.name for p in (root / "results" / "small").iterdir()) == ["herding", "random"]

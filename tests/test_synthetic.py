@@ -266,3 +266,18 @@ def test_moving_a_set_moves_everything_and_shares_nothing_it_should_not():
         "meta"
     }
     assert full.canvases.device.type == "cpu"
+
+
+def test_the_best_set_of_a_data_set_is_found_by_name_and_ipc(tmp_path, monkeypatch):
+    (tmp_path / "dvc.yaml").touch()
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    with pytest.raises(FileNotFoundError, match=r"no set toy-ipc2 in results/best; there are: none\."):
+        dreamlib.load("toy", ipc=2)
+    made = a_set()
+    made.save(tmp_path / "results" / "best" / "toy-ipc2.safetensors")
+    assert torch.equal(dreamlib.load("toy", ipc=2).set.canvases, made.canvases)
+    with pytest.raises(FileNotFoundError, match=r"no set toy-ipc10 in results/best; there are: toy-ipc2\."):
+        dreamlib.load("toy", ipc=10)
+    with pytest.raises(FileNotFoundError, match="no distilled set at toy"):
+        dreamlib.load("toy")  # without ipc it is a path

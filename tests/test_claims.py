@@ -1,0 +1,137 @@
+"""Verdicts, crossings and the bootstrap, by hand; batches' gradients against autograd; costs counted by hand."""
+
+import math
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from dreamlib.batches import KINDS, BatchStudy, class_gradient, gradient_measures, pooled
+from dreamlib.claims import HOLDS, NOT, PARTLY, bootstrap, first_reaching, judge_share, share_of_iterations, together
+from dreamlib.compute import Compute
+from dreamlib.cost import energy_joules, operations_per_image, stored_bytes, watched_training
+from dreamlib.kernels import Kernels
+from dreamlib.networks import build
+from dreamlib.seeding import derive, generator
+from dreamlib.synthetic import SyntheticSet
+from dreamlib.training import TrainSettings, accuracy, fit, predict
+
+
+def test_a_curve_reaches_a_value_between_its_points_at_its_start_or_never():
+    curve = {0: 0.2, 10: 0.6, 20: 0.5, 40: 0.9}
+    assert first_reaching(curve, 0.4) == 5.0
+    assert first_reaching(curve, 0.7) == pytest.approx(30)  # the dip at 20 is no crossing
+    assert first_reaching(curve, 0.1) == 0.0
+    assert first_reaching(curve, 0.95) == math.inf
+
+
+def test_the_bootstrap_lists_every_draw():
+    seen = []
+    bootstrap(lambda drawn: seen.append(drawn) or 0.0, 2)
+    assert sorted(seen) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    # Means of draws from (0, 3): 0, 1.5, 1.5, 3, each a quarter: the middle half is from 0 (the first quarter) to 1.5.
+    assert bootstrap(lambda drawn: sum(3.0 * d for d in drawn) / 2, 2, level=0.5) == (0.0, 1.5)
+    with pytest.raises(ValueError, match="give 1 to 6"):
+        bootstrap(lambda drawn: 0.0, 7)
+
+
+def test_share_of_iterations_by_hand():
+    slow = pd.DataFrame([[0.4, 0.5, 0.60], [0.4, 0.5, 0.62], [0.4, 0.5, 0.64]], columns=[0, 40, 80])
+    fast = pd.DataFrame([[0.5, 0.70, 0.8], [0.5, 0.70, 0.8], [0.5, 0.74, 0.8]], columns=[0, 40, 80])
+    share, low, high = share_of_iterations(slow, fast)
+    # means: 0.62 to reach, from 0.5 to 0.71333 over 40 of 80 iterations
+    assert share == pytest.approx(0.12 / (0.64 / 3) / 2)
+    # thrice seed 0: 0.10 of 0.20; thrice seed 2: 0.14 of 0.24; thrice seed 1: 0.12 of 0.20, the worst
+    assert low == pytest.approx(0.10 / 0.20 / 2)
+    assert high == pytest.approx(0.12 / 0.20 / 2) and judge_share(share, low, high) == HOLDS
+    assert share_of_iterations(fast, slow)[0] == math.inf
+    assert share_of_iterations(slow, slow + 0.3)[0] == 0.0
+    with pytest.raises(ValueError, match="3 and 2 seeds"):
+        share_of_iterations(slow, fast.iloc[:2])
+
+
+@pytest.mark.parametrize(
+    ("parts", "whole"), [([HOLDS, HOLDS], HOLDS), ([PARTLY, NOT], PARTLY), ([HOLDS, NOT], PARTLY), ([NOT, NOT], NOT)]
+)
+def test_parts_of_a_claim_together(parts, whole):
+    assert together(parts) == whole
+
+
+def test_a_class_gradient_in_chunks_is_autograds_of_the_whole(toy_data, toy_info, tiny, float64):
+    data, info = toy_data(dtype=torch.float64), toy_info()
+    network = tiny(double=True)
+    images = data.images[data.of_class(2)]
+    loss = nn.functional.cross_entropy(network(info.normalise(images)), torch.full((12,), 2))
+    want = torch.autograd.grad(loss, [p for p in network.parameters() if p.ndim == 4])
+    found = class_gradient(network, images, 2, info, Kernels(network, float64), chunk=5)
+    assert torch.allclose(found.double(), torch.cat([g.flatten() for g in want]), rtol=1e-5, atol=1e-7)
+
+
+def test_one_batch_has_no_spread_and_the_class_itself_no_distance():
+    full = torch.tensor([1.0, 2.0, 2.0])
+    found = gradient_measures(full, full.unsqueeze(0))
+    assert found["distance"] == 0 and found["norm"] == found["full_norm"] == 3
+    assert math.isnan(found["variance"]) and math.isnan(found["norm_std"])
+
+
+def test_batches_of_every_kind_are_of_the_class_and_of_one_size(toy_data, toy_info, tiny):
+    info, network = toy_info(), tiny()
+    data, rows = pooled(toy_data(per_class=30), 20, seed=0)
+    assert data.labels.bincount().tolist() == [20, 20, 20] and len(set(rows.tolist())) == 60
+    study = BatchStudy(data, info, Kernels(network, Compute()), size=4, draws=2, seed=0)
+    features, logits = study.features(network)
+    for kind in KINDS:
+        found = study.batches(kind, 1, features, logits, 0)
+        assert len(found) == (2 if kind in ("random", "representative") else 1)
+        assert all(len(set(b.tolist())) == 4 and set(b.tolist()) <= set(range(20)) for b in found)
+    own = features[data.of_class(1)]
+    nearest = (own - own.mean(0)).square().sum(1).topk(4, largest=False).indices
+    assert set(study.batches("center", 1, features, logits, 0)[0].tolist()) == set(nearest.tolist())
+    scores = logits[data.of_class(1)].log_softmax(1)
+    margin = scores[:, 1] - torch.maximum(scores[:, 0], scores[:, 2])
+    found = study.batches("boundary", 1, features, logits, 0)[0]
+    assert set(found.tolist()) == set(margin.topk(4, largest=False).indices.tolist())
+    table = study.measure(network, 0)
+    assert len(table) == 3 * len(KINDS) and table["variance"].isna().sum() == 3 * 2
+    again = study.measure(network, 0)
+    pd.testing.assert_frame_equal(table, again)
+
+
+def test_a_batch_of_the_whole_class_is_the_class(toy_data, toy_info, tiny):
+    network, data = tiny(), toy_data(per_class=6)
+    table = BatchStudy(data, toy_info(), Kernels(network, Compute()), size=6, draws=2, seed=0).measure(network, 0)
+    assert (table.distance < 1e-6).all() and (table.nearest_distance < 1e-5).all() and (table.clusters_hit == 1).all()
+
+
+def test_operations_of_a_two_layer_network_by_hand(toy_info):
+    # 64 pixels → 5 → 5 → 3: forward 2·(320 + 25 + 15); backward as much for the weights, and for inputs but the pixels.
+    assert operations_per_image(("mlp", {"width": 5}), toy_info()) == 2 * 360 + 2 * 360 + 2 * (25 + 15)
+
+
+def test_stored_bytes_are_four_a_float_and_one_a_published_pixel(toy_data):
+    made = SyntheticSet(torch.zeros(3, 1, 8, 8), torch.arange(3), 3, soft_labels=torch.zeros(3, 3))
+    assert stored_bytes(made) == 4 * (3 * 64 + 9)
+    assert stored_bytes(toy_data(per_class=12)) == 36 * 64
+
+
+def test_joules_are_read_where_there_is_a_meter(tmp_path):
+    assert energy_joules(tmp_path / "none") is None
+    (tmp_path / "energy_uj").write_text("2500000\n")
+    assert energy_joules(tmp_path / "energy_uj") == 2.5
+
+
+def test_watched_training_is_plain_training_asked_on_the_way(toy_data, toy_info):
+    data, info, compute = toy_data(per_class=12), toy_info(), Compute()
+    network, how = ("convnet", {"width": 8}), TrainSettings(batch=10)
+    watched = watched_training(
+        data.images, data.labels, data, info, network, how, compute, points=(2, 4, 8), seed=0, decay="fifths"
+    )
+    found = list(watched)
+    assert [(f["step"], f["seen"]) for f in found] == [(2, 20), (4, 36), (8, 72)]  # 36 images: 10, 10, 10, 6
+    assert 0 < found[0]["seconds"] < found[1]["seconds"] < found[2]["seconds"]
+    own = derive(0, "cost")
+    plain = compute.place(build("convnet", info, generator(own, "network"), network[1]))
+    kernels = Kernels(plain, compute)
+    fit(plain, data.images, data.labels, info, how, kernels, epochs=2, seed=own)
+    assert accuracy(predict(plain, data.images, info, kernels), data.labels) == found[2]["accuracy"]
