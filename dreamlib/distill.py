@@ -1,14 +1,14 @@
 """The distillation loop: the only code that changes pixels. IDC, DREAM and every other method run through it."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dreamlib import objectives
+from dreamlib import objectives, parallel
 from dreamlib.checkpoint import Checkpoint
 from dreamlib.compute import Compute
 from dreamlib.kernels import Kernels
@@ -69,8 +69,10 @@ def snapshot_iterations(total: int, count: int) -> list[int]:
     return sorted({0, total} | {max(1, total >> k) for k in range(count) if total})
 
 
-def make_sampler(data: LabeledImages, settings: DistillParams, seed: int) -> Sampler:
-    """The sampler the settings name."""
+def make_sampler(
+    data: LabeledImages, settings: DistillParams, seed: int, classes: Sequence[int] | None = None
+) -> Sampler:
+    """The sampler the settings name, for all classes or some."""
     kind = SAMPLERS[settings.sampler]
     common: dict[str, Any] = {"data": data, "batch": settings.real_batch, "seed": seed}
     if settings.sampler != "random":
@@ -80,6 +82,7 @@ def make_sampler(data: LabeledImages, settings: DistillParams, seed: int) -> Sam
             "pool": settings.pool,
             "max_iterations": settings.cluster_iterations,
             "start": settings.cluster_start,
+            "classes": classes,
         }
     return kind(**common)
 
@@ -90,6 +93,10 @@ class Distiller:
 
     ``start`` is the initial set; ``data`` the real training images; ``network`` a (name, options) pair. The same
     arguments give the same bits on the same machine and thread count, interrupted or not.
+
+    In a group of workers (``dreamlib.parallel``) each matches and clusters its share of the classes and the pixels'
+    gradients are summed, so that all take the same step. A class's gradient is zero outside its own canvases, so the
+    sum is what one process computes, bit for bit. Every worker trains the same networks, which needs no exchange.
     """
 
     start: SyntheticSet
@@ -104,12 +111,20 @@ class Distiller:
     def __post_init__(self) -> None:
         s = self.settings
         self.objective = objectives.make(s.objective, s.options)
+        every = range(self.info.num_classes)
+        if parallel.world() > 1 and s.image_update == "per_class":
+            raise ValueError(
+                "image_update 'per_class' takes the classes in turn: with workers use batched or collapsed"
+            )
+        if parallel.world() > len(every):
+            raise ValueError(f"{parallel.world()} workers share {len(every)} classes; use at most {len(every)}")
+        self.classes = parallel.my_classes(len(every)) if self.objective.by_class else every
         self.synthetic = self.start.to(self.compute.device)
         self.synthetic.canvases = self.synthetic.canvases.clone().requires_grad_(True)
         learned = self.objective.learned(self.synthetic)
         self.synthetic.extras = {name: value.clone().requires_grad_(True) for name, value in learned.items()}
         self.data = self.data.to(self.compute.device)
-        self.sampler = make_sampler(self.data, s, self.seed)
+        self.sampler = make_sampler(self.data, s, self.seed, self.classes)
         self.augmentation = augmentation_for(self.info, s.augmentation, s.augmentation_mode)
         self.lr = effective_image_lr(s, self.synthetic.ipc, self.info)
         self.optimizer = self._image_optimizer()
@@ -140,6 +155,7 @@ class Distiller:
         Raises DistillationDivergedError naming iteration, class and step size when a loss is not finite.
         """
         saved = checkpoint.load() if checkpoint else None
+        parallel.as_the_first(True)  # no worker goes on to change or delete the file before all have read it
         if saved:
             self.load_state(saved)
         self._snapshot()
@@ -149,8 +165,11 @@ class Distiller:
                 self.step()
                 bar.set_postfix(loss=f"{self.history[-1][1]:.4g}", refresh=False)
                 bar.update()
-                if checkpoint and time.monotonic() - last > self.settings.checkpoint_every_s:
-                    checkpoint.save(self.state())
+                due = time.monotonic() - last > self.settings.checkpoint_every_s
+                if checkpoint and parallel.as_the_first(due):
+                    state = self.state()
+                    if parallel.first():
+                        checkpoint.save(state)
                     last = time.monotonic()
         self.synthetic.canvases = self.synthetic.canvases.detach()
         self.synthetic.extras = {name: value.detach() for name, value in self.synthetic.extras.items()}
@@ -220,10 +239,10 @@ class Distiller:
     def _match(self) -> None:
         state = MatchState(
             self.synthetic, self.model, self.kernels, self.sampler, self.info, self.augmentation,
-            self.seed, self.iteration, self.settings.synthetic_batch,
+            self.seed, self.iteration, self.settings.synthetic_batch, self.classes,
         )  # fmt: skip
         self.optimizer.zero_grad(set_to_none=True)
-        losses, leaves = [], [self.synthetic.canvases, *self.synthetic.extras.values()]
+        labels, losses, leaves = [], [], [self.synthetic.canvases, *self.synthetic.extras.values()]
         for label, loss in self.objective.losses(state):
             if not bool(loss.isfinite()):
                 of = f"class {label} ({self.info.classes[label]})" if label >= 0 else "all classes"
@@ -232,14 +251,39 @@ class Distiller:
                     f"iteration {self.iteration}, with image_lr {self.lr:g}: lower image_lr and run again"
                 )
             loss.backward(inputs=leaves)
+            labels.append(label)
             losses.append(float(loss.detach()))
             if self.settings.image_update == "per_class":
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=False)
+        if self.objective.by_class:
+            losses = self._summed(leaves, labels, losses)
         if self.settings.image_update != "per_class":
             self.optimizer.step()
         self._refuse_broken_pixels(leaves)
         self.history.append((self.iteration, sum(losses) / len(losses)))
+
+    def _summed(self, leaves: list[Tensor], labels: list[int], losses: list[float]) -> list[float]:
+        """The gradients of all workers' classes on every worker's leaves; all classes' losses, in order."""
+        if parallel.world() == 1:
+            return losses
+        if labels != list(self.classes):
+            raise RuntimeError(
+                f"objective '{self.settings.objective}' gave losses of classes {labels} where a worker was to do "
+                f"{list(self.classes)}: loop over state.classes, or set by_class = False (see Objective)"
+            )
+        for leaf in leaves:
+            leaf.grad = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+        whole = torch.zeros(self.info.num_classes, dtype=torch.float64, device=self.compute.device)
+        whole[list(self.classes)] = torch.tensor(losses, dtype=torch.float64, device=whole.device)
+        parallel.sum_over_workers([*(leaf.grad for leaf in leaves if leaf.grad is not None), whole])
+        return whole.tolist()
+
+    def _of_all_classes(self, kept: list[Tensor | None] | None) -> list[Tensor | None] | None:
+        """What a sampler keeps of each class, from whichever worker has it."""
+        if kept is None or len(self.classes) == len(kept):
+            return kept
+        return parallel.gather([None if (row := kept[c]) is None else row.cpu() for c in self.classes])
 
     def _refuse_broken_pixels(self, leaves: list[Tensor]) -> None:
         # A finite loss may have a gradient that is not: stop before such pixels reach a checkpoint.
@@ -256,7 +300,7 @@ class Distiller:
             self.snapshots[self.iteration] = self.synthetic.canvases.detach().clamp(0, 1).cpu()
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs; generators are not in it, because each iteration makes its own."""
+        """What a resumed run needs, called by all workers; generators are not in it: each iteration makes its own."""
         return {
             "iteration": self.iteration,
             "canvases": self.synthetic.canvases.detach(),
@@ -264,7 +308,7 @@ class Distiller:
             "image_optimizer": self.optimizer.state_dict(),
             "network": self.model.state_dict(),
             "network_optimizer": self.trainer.optimizer.state_dict(),
-            "chosen": self.sampler.chosen,
+            "chosen": self._of_all_classes(self.sampler.chosen),
             "history": self.history,
             "snapshots": self.snapshots,
         }

@@ -6,7 +6,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from dreamlib.compute import Compute, peak_memory_bytes
-from dreamlib.files import write_json
+from dreamlib.files import read_json, write_json
 from dreamlib.params import find_root
 
 RUNS = Path(".dream") / "runs"  # times of this machine's runs: outside version control, since they never repeat
@@ -41,3 +41,8 @@ def note_run(name: str, compute: Compute, seconds: dict[str, float], root: Path 
         **compute.describe(),
     }
     write_json((root or find_root()) / RUNS / f"{name}.json", entry)
+
+
+def noted_seconds(name: str, root: Path | None = None) -> dict[str, float]:
+    """The seconds ``note_run`` kept under a name."""
+    return read_json((root or find_root()) / RUNS / f"{name}.json")["seconds"]

@@ -1,7 +1,7 @@
 """Which real images supervise a matching step: random mini-batches, or DREAM's representative ones."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,7 +35,9 @@ class Sampler(ABC):
     data: LabeledImages
     batch: int
     seed: int
-    chosen: list[Tensor] | None = None  # each class's rows of data, where a sampler keeps them between iterations
+    chosen: list[Tensor | None] | None = (
+        None  # each class's rows of data, where a sampler keeps them between iterations
+    )
 
     def __post_init__(self) -> None:
         self.members = [self.data.of_class(c) for c in range(self.data.num_classes)]
@@ -70,7 +72,8 @@ class RepresentativeSampler(Sampler):
 
     Every ``interval`` inner iterations each class is clustered into batch / ``per_cluster`` clusters, and the
     ``per_cluster`` images nearest to each centre supervise the next ``interval`` iterations. ``pool`` bounds how many
-    random images of a class enter (0: all, as released); features of at most one class are held at a time.
+    random images of a class enter (0: all, as released); features of at most one class are held at a time. ``classes``
+    are those that are clustered: all, or a worker's share.
 
     Raises ValueError when ``per_cluster`` does not divide the batch.
     """
@@ -80,6 +83,7 @@ class RepresentativeSampler(Sampler):
     pool: int = 0
     max_iterations: int = 10
     start: str = "random"
+    classes: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,7 +97,9 @@ class RepresentativeSampler(Sampler):
         """Re-cluster when the interval has passed (or nothing is chosen yet)."""
         if self.chosen is not None and iteration % self.interval:
             return
-        self.chosen = [self._representatives(c, iteration, embed) for c in range(self.data.num_classes)]
+        every = range(self.data.num_classes)
+        mine = every if self.classes is None else self.classes
+        self.chosen = [self._representatives(c, iteration, embed) if c in mine else None for c in every]
 
     def _representatives(self, label: int, iteration: int, embed: Embed) -> Tensor:
         rng = generator(self.seed, "cluster", label, iteration)
@@ -106,6 +112,7 @@ class RepresentativeSampler(Sampler):
 
     def rows(self, label: int, iteration: int) -> Tensor:
         """See ``Sampler.rows``."""
-        if self.chosen is None:
-            raise RuntimeError("prepare() must run before rows()")
-        return self.chosen[label]
+        rows = None if self.chosen is None else self.chosen[label]
+        if rows is None:
+            raise RuntimeError("prepare() must run before rows(), for a class that is among those clustered")
+        return rows

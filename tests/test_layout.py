@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "dreamlib"
 # DESIGN.md's table, with the modules it leaves unnamed. A module imports its own rank or lower ones.
 RANKS = {
-    0: "types seeding registry params files progress compute _torchvision",
+    0: "types seeding registry params files progress compute parallel _torchvision",
     1: "datasets networks augment kmeans kernels checkpoint",
     2: "training synthetic sampling",
     3: "initialize coverage selection experts objectives",
@@ -22,7 +22,7 @@ RANKS = {
     8: "stage_clustering stage_experts report",
     9: "stage_distillation stage_figures",
     10: "stage_evaluation stage_methods",
-    11: "run",  # the launcher
+    11: "run worker",  # the launcher, and one of several processes of a stage
     12: "study",  # many settings in one process
 }
 RANK = {name: rank for rank, names in RANKS.items() for name in names.split()}
