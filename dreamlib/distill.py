@@ -83,6 +83,7 @@ def make_sampler(
             "max_iterations": settings.cluster_iterations,
             "start": settings.cluster_start,
             "classes": classes,
+            "warm_start": settings.warm_start,
         }
     return kind(**common)
 
@@ -155,9 +156,11 @@ class Distiller:
         Raises DistillationDivergedError naming iteration, class and step size when a loss is not finite.
         """
         saved = checkpoint.load() if checkpoint else None
-        parallel.as_the_first(True)  # no worker goes on to change or delete the file before all have read it
         if saved:
             self.load_state(saved)
+        # Also the moment all wait for: no worker goes on to change or delete the file before all have read it.
+        if len(set(begun := parallel.gather([self.iteration]))) > 1:
+            raise RuntimeError(f"workers read different checkpoints, of iterations {begun}: delete {checkpoint.path}")
         self._snapshot()
         last = time.monotonic()
         with progress(self.total, label, initial=self.iteration) as bar:
@@ -197,10 +200,12 @@ class Distiller:
         self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - began
 
     def _embed(self, images: Tensor) -> Tensor:
-        return embed(self.model, images, self.info, self.kernels)
+        pooled = self.settings.cluster_features == "pooled"
+        return embed(self.model, images, self.info, self.kernels, pooled=pooled)
 
     def _begin_outer(self) -> None:
         self._fresh_network()
+        self.sampler.new_network()
         self._train(self.settings.pretrain_steps, "pretrain")
 
     def _fresh_network(self) -> None:
@@ -279,6 +284,13 @@ class Distiller:
         parallel.sum_over_workers([*(leaf.grad for leaf in leaves if leaf.grad is not None), whole])
         return whole.tolist()
 
+    def _centers(self) -> list[Tensor | None] | None:
+        """Each class's cluster centres where the sampler keeps them, for a checkpoint."""
+        if not self.settings.warm_start:
+            return None
+        kept = getattr(self.sampler, "centers", {})
+        return self._of_all_classes([kept.get(c) for c in range(self.info.num_classes)])
+
     def _of_all_classes(self, kept: list[Tensor | None] | None) -> list[Tensor | None] | None:
         """What a sampler keeps of each class, from whichever worker has it."""
         if kept is None or len(self.classes) == len(kept):
@@ -309,6 +321,7 @@ class Distiller:
             "network": self.model.state_dict(),
             "network_optimizer": self.trainer.optimizer.state_dict(),
             "chosen": self._of_all_classes(self.sampler.chosen),
+            "centers": self._centers(),
             "history": self.history,
             "snapshots": self.snapshots,
         }
@@ -326,5 +339,8 @@ class Distiller:
         self.trainer.optimizer.load_state_dict(saved["network_optimizer"])
         chosen = saved["chosen"]
         self.sampler.chosen = None if chosen is None else [rows.to(self.compute.device) for rows in chosen]
+        if saved["centers"] is not None:
+            kept = {c: x.to(self.compute.device) for c, x in enumerate(saved["centers"]) if x is not None}
+            self.sampler.centers = {c: x for c, x in kept.items() if c in self.classes}
         self.history = [tuple(row) for row in saved["history"]]
         self.snapshots = dict(saved["snapshots"])

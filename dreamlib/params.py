@@ -94,8 +94,9 @@ class DistillParams(Strict):
     DREAM and IDC differ in ``init`` and ``sampler`` alone. ``image_lr`` is multiplied by ipc/10 · (side/32)² when
     ``image_lr_rule`` is 'scaled' (side/28 for MNIST; IDC and DREAM), used as it is when 'fixed'. ``image_update`` says
     when pixels step: 'per_class', after every class on one shared momentum buffer (the released code); 'collapsed',
-    once an iteration with the plain step that equals it; 'batched', once with momentum. ``learned_lr`` is the step size
-    of whatever an objective learns besides pixels.
+    once an iteration with the plain step that equals it; 'batched', once with momentum. ``cluster_features`` 'pooled'
+    clusters features averaged over space; ``warm_start`` goes on from the last clustering's centres. ``learned_lr`` is
+    the step size of whatever an objective learns besides pixels.
     """
 
     objective: str = "gradient"
@@ -111,6 +112,8 @@ class DistillParams(Strict):
     pool: Natural = 0
     cluster_iterations: Positive = 10
     cluster_start: Literal["random", "k-means++"] = "random"
+    cluster_features: Literal["flat", "pooled"] = "flat"
+    warm_start: bool = False
     synthetic_batch: Positive = 128
     outer_iterations: Natural = 2000
     inner_iterations: Positive = 100

@@ -19,7 +19,7 @@ from dreamlib.provenance import note_run, noted_seconds
 from dreamlib.registry import unknown
 from dreamlib.sampling import SAMPLERS, Embed
 from dreamlib.seeding import derive, generator
-from dreamlib.training import TrainSettings, augmentation_for, embed, fit
+from dreamlib.training import TrainSettings, augmentation_for, embed, feature_channels, fit
 from dreamlib.types import DatasetInfo, LabeledImages
 
 
@@ -207,3 +207,5 @@ def preflight(project: Project) -> None:
         for ipc in p.ipc:
             how = p.distillation(method, ipc)
             check_budget(train, project.info, ipc, how.factor, how.decode)
+            if how.cluster_features == "pooled":
+                feature_channels(build(p.network.name, project.info, torch.Generator(), p.network.options))

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -45,6 +45,9 @@ class Sampler(ABC):
         if empty:
             raise ValueError(f"classes {empty} have no training image; every class needs at least one")
 
+    def new_network(self) -> None:  # noqa: B027 (a sampler that keeps nothing of a network's has nothing to forget)
+        """Called when a fresh network takes the place of the one that images were embedded with."""
+
     def prepare(self, iteration: int, embed: Embed) -> None:  # noqa: B027 (a sampler without state has nothing to do)
         """Called before every inner iteration with the current network's embedding."""
 
@@ -73,7 +76,9 @@ class RepresentativeSampler(Sampler):
     Every ``interval`` inner iterations each class is clustered into batch / ``per_cluster`` clusters, and the
     ``per_cluster`` images nearest to each centre supervise the next ``interval`` iterations. ``pool`` bounds how many
     random images of a class enter (0: all, as released); features of at most one class are held at a time. ``classes``
-    are those that are clustered: all, or a worker's share.
+    are those that are clustered: all, or a worker's share. With ``warm_start`` a clustering goes on from the centres of
+    the one before (k·D numbers a class, kept in ``centers``), for as long as the network is the same one: another
+    network's features are another space, and its first clustering starts as ``start`` says.
 
     Raises ValueError when ``per_cluster`` does not divide the batch.
     """
@@ -84,6 +89,8 @@ class RepresentativeSampler(Sampler):
     max_iterations: int = 10
     start: str = "random"
     classes: Sequence[int] | None = None
+    warm_start: bool = False
+    centers: dict[int, Tensor] = field(default_factory=dict)  # class → (k, D), with warm_start
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,13 +108,20 @@ class RepresentativeSampler(Sampler):
         mine = every if self.classes is None else self.classes
         self.chosen = [self._representatives(c, iteration, embed) if c in mine else None for c in every]
 
+    def new_network(self) -> None:
+        """See ``Sampler.new_network``."""
+        self.centers = {}
+
     def _representatives(self, label: int, iteration: int, embed: Embed) -> Tensor:
         rng = generator(self.seed, "cluster", label, iteration)
         members = class_pool(self.data, label, self.pool, rng)
         per_cluster = min(self.per_cluster, len(members))
         k = min(self.batch, len(members)) // per_cluster
         features = embed(self.data.images[members]).float().unsqueeze(0)  # (1, n, D)
-        found = kmeans(features, k, rng, max_iterations=self.max_iterations, start=self.start)
+        start = self.centers[label].unsqueeze(0) if label in self.centers else self.start
+        found = kmeans(features, k, rng, max_iterations=self.max_iterations, start=start)
+        if self.warm_start:
+            self.centers[label] = found.centers[0]
         return members[nearest_members(features, found, per_cluster)[0]]
 
     def rows(self, label: int, iteration: int) -> Tensor:

@@ -38,6 +38,7 @@ VARIANTS = {
     "adam": {"image_optimizer": "adam"},
     "per_class dream": {"image_update": "per_class", "sampler": "representative", "pool": 9},
     "batched dsa": {"image_update": "batched", "augmentation_mode": "dsa", "pretrain_steps": 2},
+    "warm pooled": {"sampler": "representative", "interval": 2, "warm_start": True, "cluster_features": "pooled"},
     "collapsed": {"image_update": "collapsed", "train_on": "synthetic"},
 }
 

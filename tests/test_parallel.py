@@ -43,6 +43,7 @@ SMALL = {
 RUNS = {
     "random": {"image_optimizer": "adam"},
     "representative": {"sampler": "representative", "pool": 30, "image_update": "collapsed"},
+    "warm pooled": {"sampler": "representative", "warm_start": True, "cluster_features": "pooled", "interval": 1},
     "distribution": {"objective": "distribution", "train_on": "none", "image_momentum": 0.9},
     # One loss of the whole set: done alike by everyone.
     "unrolled": {"objective": "unrolled", "options": {"steps": 1, "passes": 2, "real_batch": 0}, "train_on": "none"},
@@ -92,16 +93,18 @@ def second(_, folder):
 
 def member(rank, folder):
     """One of two processes: what they find together."""
-    meeting, patience = f"file://{folder}/meeting", timedelta(seconds=120)
+    meeting, patience = f"file://{folder}/meeting", timedelta(seconds=60)
     distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=patience)
     found = {name: told(distiller(folder, name).run()) for name in RUNS}
-    half = distiller(folder, "representative")
-    for _ in range(3):
-        half.step()
-    state, checkpoint = half.state(), Checkpoint(folder, "half")
-    if rank == 0:
-        checkpoint.save(state)
-    found["resumed"] = told(distiller(folder, "representative").run(checkpoint))
+    for name in ("warm pooled", "representative"):
+        half = distiller(folder, name)
+        for _ in range(5):
+            half.step()
+        state, checkpoint = half.state(), Checkpoint(folder, name)
+        if rank == 0:
+            checkpoint.save(state)
+        distributed.barrier()
+        found[f"resumed {name}"] = told(distiller(folder, name).run(checkpoint))
     found["clustered"] = [c for c, rows in enumerate(half.sampler.chosen) if rows is not None]
     found["kept"] = [len(rows) for rows in state["chosen"]]
     found["accuracies"] = evaluated(folder)
@@ -114,7 +117,6 @@ def member(rank, folder):
         except (ValueError, RuntimeError) as error:
             found[key] = str(error)
     OBJECTIVES.remove("careless")
-    distributed.destroy_process_group()
     return found
 
 
@@ -124,8 +126,13 @@ def together(tmp_path_factory, one_thread):
     folder = tmp_path_factory.mktemp("workers")
     create("digits").fetch(folder)
     other = torch.multiprocessing.spawn(second, (str(folder),), nprocs=1, join=False)
-    ours = member(0, str(folder))
-    other.join()
+    try:
+        ours = member(0, str(folder))
+        other.join()
+    finally:
+        for process in other.processes:
+            process.kill()
+        distributed.destroy_process_group()
     return folder, [ours, torch.load(folder / "found.pt", weights_only=True)]
 
 
@@ -147,10 +154,11 @@ def test_two_distil_what_one_distils(together, name):
     assert not torch.equal(alone[0], alone[3][0]), "the pixels moved"
 
 
-def test_two_that_were_interrupted_end_where_the_uninterrupted_do(together):
+@pytest.mark.parametrize("name", ["warm pooled", "representative"])
+def test_two_that_were_interrupted_end_where_the_uninterrupted_do(together, name):
     _, found = together
     for theirs in found:
-        torch.testing.assert_close(theirs["resumed"][:3], theirs["representative"][:3], rtol=0, atol=0)
+        torch.testing.assert_close(theirs[f"resumed {name}"][:3], theirs[name][:3], rtol=0, atol=0)
         assert theirs["kept"] == [8] * 10, "a checkpoint holds every class's batch"
 
 
