@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY := PASSIVE
 # Compiled bytecode is kept: without it every stage spends seconds compiling the libraries it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup data repro methods test bench check lint clean-notebooks lab report record
+.PHONY: help setup data repro methods test bench bench-accuracy check lint clean-notebooks lab report record
 
 help:            ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -37,6 +37,9 @@ test: setup      ## run the tests (needs no network: scikit-learn brings the dig
 
 bench: setup     ## times of the library beside a plain reference: benchmarks/results.json
 	$(BIN)/python -m benchmarks
+
+bench-accuracy: data   ## whether the fast path and the clustering options cost accuracy: benchmarks/accuracy.json
+	$(BIN)/python -m benchmarks.accuracy
 
 lint: setup      ## ruff over code and notebooks
 	$(BIN)/ruff check .

@@ -12,20 +12,24 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.reference import matching_gradient, representatives, training_step, with_torchs_layers
+from benchmarks.reference import evaluation, matching_gradient, representatives, training_step, with_torchs_layers
 from benchmarks.table import RESULTS, write
 from benchmarks.work import INFO, fast_matching_gradient, matching_state
 from dreamlib.compute import Compute
+from dreamlib.evaluate import evaluate
 from dreamlib.files import write_json
 from dreamlib.kernels import Kernels
 from dreamlib.networks import build
+from dreamlib.params import EvaluationParams
 from dreamlib.sampling import RepresentativeSampler
+from dreamlib.synthetic import SyntheticSet
 from dreamlib.training import Trainer, TrainSettings, augmentation_for, embed
 from dreamlib.types import LabeledImages
 
 REPEATS = 5
 INTERVAL, NETWORK_STEPS = 10, 4  # DREAM's: inner iterations between clusterings, training steps in each
 CLASS_IMAGES = 5500  # Fashion-MNIST's, less the validation split
+EVALUATED = EvaluationParams(epochs=50, repeats=2)  # what is measured of an evaluation
 EVALUATION_STEPS = 1000 * 5  # one step of 40 images is an epoch of an ipc 1 set: 1000 epochs, 5 networks
 
 
@@ -36,10 +40,10 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def interleaved(reference: Callable[[], object], fast: Callable[[], object]) -> dict[str, Any]:
-    """Both in turn, ``REPEATS`` times; the first call of each, where compilation happens, is reported apart."""
+def interleaved(reference: Callable[[], object], fast: Callable[[], object], repeats: int = REPEATS) -> dict[str, Any]:
+    """Both in turn, ``repeats`` times; the first call of each, where compilation happens, is reported apart."""
     warm = {"reference": seconds(reference), "fast": seconds(fast)}
-    pairs = [(seconds(reference), seconds(fast)) for _ in range(REPEATS)]
+    pairs = [(seconds(reference), seconds(fast)) for _ in range(repeats)]
     ratios = sorted(a / b for a, b in pairs)
     return {
         "first_call_s": warm,
@@ -111,23 +115,61 @@ def training(compute: Compute, batch: int, steps: int) -> dict[str, Any]:
     }
 
 
-def clustering(compute: Compute, pool: int, real: int) -> dict[str, Any]:
-    """One class's representatives: features and k-means; all images for the reference, ``pool`` (0: all) for ours."""
+def clustering(compute: Compute, pool: int, real: int, *, warm: bool = False, pooled: bool = False) -> dict[str, Any]:
+    """One class's representatives: features and k-means; all images for the reference, ``pool`` (0: all) for ours.
+
+    ``warm`` goes on from the centres found before the network was trained for as long as between two clusterings of
+    DREAM; ``pooled`` clusters features averaged over space.
+    """
     images = torch.rand(CLASS_IMAGES, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     plain = with_torchs_layers(build("convnet", INFO, torch.Generator().manual_seed(1), {}))
     model = compute.place(build("convnet", INFO, torch.Generator().manual_seed(1), {}))
     kernels = Kernels(model, compute)
     data = LabeledImages(images, torch.zeros(CLASS_IMAGES, dtype=torch.long), 1)
-    sampler = RepresentativeSampler(data, real, 0, interval=1, pool=pool)
+    sampler = RepresentativeSampler(data, real, 0, interval=1, pool=pool, warm_start=warm)
     normal = INFO.normalise(images)
+
+    def fast() -> None:
+        sampler.centers = dict(centers)
+        sampler.prepare(1, lambda x: embed(model, x, INFO, kernels, pooled=pooled))
+
+    if warm:
+        sampler.prepare(0, lambda x: embed(model, x, INFO, kernels, pooled=pooled))
+        trainer, rng = Trainer(model, INFO, TrainSettings(128), kernels), torch.Generator().manual_seed(2)
+        for _ in range(INTERVAL * NETWORK_STEPS):
+            rows = torch.randint(CLASS_IMAGES, (128,), generator=rng)
+            trainer.step(images[rows], rows % INFO.num_classes, rng)
+    centers = dict(sampler.centers)
+    row = interleaved(lambda: representatives(plain, normal, real), fast)
+    # A network's features, and at most 10 iterations of distances and means in 2048 dimensions, or 128.
+    count = pool or CLASS_IMAGES
+    flops = operations(lambda: plain.features(normal[:64])) * count // 64
+    flops += 10 * 2 * 2 * count * real * (128 if pooled else 2048)
+    named = f"{f'pool {pool}' if pool else 'all'}{', warm' if warm else ''}{', pooled' if pooled else ''}"
+    return {
+        "work": f"clustering a class into {real}, {named}",
+        "operations": flops,
+        "images_per_s": count / row["fast_s"],
+        **row,
+    }
+
+
+def evaluating(compute: Compute) -> dict[str, Any]:
+    """An evaluation whole, at ipc 1: networks built, trained on 40 decoded images, asked for 1000 predictions."""
+    rng, k = torch.Generator().manual_seed(0), INFO.num_classes
+    synthetic = SyntheticSet(torch.rand(k, 1, 28, 28, generator=rng), torch.arange(k), k, 2)
+    against = LabeledImages(torch.rand(1000, 1, 28, 28, generator=rng), torch.arange(1000) % k, k)
     row = interleaved(
-        lambda: representatives(plain, normal, real),
-        lambda: sampler.prepare(0, lambda x: embed(model, x, INFO, kernels)),
+        lambda: evaluation(synthetic, against, INFO, EVALUATED, 128, 0),
+        lambda: evaluate(synthetic, against, INFO, EVALUATED, ("convnet", {}), compute, seed=0, split="none"),
+        repeats=2,
     )
-    # A network's features, and 10 iterations of distances and means in 2048 dimensions.
-    flops = operations(lambda: plain.features(normal[:64])) * (pool or CLASS_IMAGES) // 64
-    flops += 10 * 2 * 2 * (pool or CLASS_IMAGES) * real * 2048
-    return {"work": f"clustering a class into {real}, {f'pool {pool}' if pool else 'all'}", "operations": flops, **row}
+    images = EVALUATED.epochs * EVALUATED.repeats * 4 * k
+    return {
+        "work": f"evaluation, ipc 1, {EVALUATED.epochs} epochs, {EVALUATED.repeats} networks",
+        "images_per_s": images / row["fast_s"],
+        **row,
+    }
 
 
 def scaled(row: dict[str, Any], factor: float) -> dict[str, float]:
@@ -135,10 +177,11 @@ def scaled(row: dict[str, Any], factor: float) -> dict[str, float]:
     return {key: row[key] * factor for key in ("reference_s", "fast_s")}
 
 
-def total(work: str, *parts: dict[str, float]) -> dict[str, Any]:
-    """A row computed from measured ones: the sum of their times."""
+def total(work: str, *parts: dict[str, float], images: float) -> dict[str, Any]:
+    """A row computed from measured ones: the sum of their times, over ``images`` that enter them."""
     times = {key: sum(part[key] for part in parts) for key in ("reference_s", "fast_s")}
-    return {"work": work, "computed": True, **times, "ratio": times["reference_s"] / times["fast_s"]}
+    ratios = {"ratio": times["reference_s"] / times["fast_s"], "images_per_s": images / times["fast_s"]}
+    return {"work": work, "computed": True, **times, **ratios}
 
 
 def resident_bytes(ipc: int) -> int:
@@ -154,9 +197,12 @@ def main() -> None:
     match = {size: matching(compute, *size) for size in ((1, 64), (1, 128), (10, 128), (50, 128))}
     step, evaluated = training(compute, 128, 5), training(compute, 40, 25)
     cluster = {pool: clustering(compute, pool, 128) for pool in (0, 512)}
-    measured = [*match.values(), step, evaluated, *cluster.values()]
+    options = [{"pool": 512, "warm": True}, {"pool": 0, "pooled": True}, {"pool": 512, "pooled": True}]
+    clusters = [*cluster.values(), *(clustering(compute, real=128, **option) for option in options)]
+    measured = [*match.values(), step, evaluated, *clusters]
     for row in measured:
         row["floor_s"] = row["operations"] / peak["bfloat16"]
+    measured.append(evaluating(compute))
     computed = []
     for ipc in (1, 10):
         for pool, row in cluster.items():
@@ -166,9 +212,12 @@ def main() -> None:
                     scaled(match[ipc, 128], 1),
                     scaled(step, NETWORK_STEPS / 5),
                     scaled(row, INFO.num_classes / INTERVAL),
+                    images=INFO.num_classes * (128 + min(4 * ipc, 128) + (pool or CLASS_IMAGES) / INTERVAL)
+                    + NETWORK_STEPS * 128,
                 )
             )
-    computed.append(total("evaluation, ipc 1, 1000 epochs, 5 networks", scaled(evaluated, EVALUATION_STEPS / 25)))
+    whole = scaled(evaluated, EVALUATION_STEPS / 25)
+    computed.append(total("evaluation, ipc 1, 1000 epochs, 5 networks", whole, images=EVALUATION_STEPS * 40))
     machine = next((x for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), "unknown")
     result = {
         "machine": {**compute.describe(), "cpu": machine.split(":")[-1].strip()},

@@ -7,8 +7,16 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dreamlib.augment import cutmix
+from dreamlib.evaluate import train_settings
+from dreamlib.networks import build
 from dreamlib.networks.convnet import AvgPool2d, ConvNet, FirstConv2d
 from dreamlib.objectives import MatchState
+from dreamlib.params import EvaluationParams
+from dreamlib.seeding import derive, generator
+from dreamlib.synthetic import SyntheticSet
+from dreamlib.training import SCHEDULES
+from dreamlib.types import DatasetInfo, LabeledImages
 
 
 def with_torchs_layers(network: ConvNet) -> ConvNet:
@@ -76,3 +84,44 @@ def representatives(network: ConvNet, images: Tensor, clusters: int, seed: int =
         features = torch.cat([network.features(part) for part in images.split(256)]).numpy()
     found = KMeans(clusters, init="random", n_init=1, max_iter=10, random_state=seed).fit(features)
     return torch.from_numpy(found.transform(features).argmin(0))
+
+
+def evaluation(
+    synthetic: SyntheticSet,
+    against: LabeledImages,
+    info: DatasetInfo,
+    how: EvaluationParams,
+    width: int,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+) -> list[float]:
+    """Accuracies of ``how.repeats`` ConvNets trained on a set, one eager step at a time.
+
+    The networks, the order of the images and the draws are those of ``dreamlib.evaluate``.
+    """
+    images, labels = synthetic.decode()
+    settings, found = train_settings(info, how, synthetic), []
+    for index in range(how.repeats):
+        own = derive(seed, "evaluation", index)
+        built = build("convnet", info, generator(own, "network"), {"width": width})
+        assert isinstance(built, ConvNet)
+        network = with_torchs_layers(built).to(dtype).train()
+        optimizer = torch.optim.SGD(
+            network.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+        )
+        for epoch in range(how.epochs):
+            optimizer.param_groups[0]["lr"] = SCHEDULES[how.decay](settings.lr, epoch, how.epochs)
+            rng = generator(own, "fit", epoch)
+            for rows in torch.randperm(len(labels), generator=rng).split(settings.batch):
+                x = info.normalise(images[rows])
+                x = settings.augmentation.apply(x, settings.augmentation.draw(len(x), tuple(x.shape[1:]), rng))
+                x, a, b, share = cutmix(x, labels[rows], rng, probability=settings.cutmix)
+                logits = network(x.to(dtype))
+                optimizer.zero_grad()
+                (share * F.cross_entropy(logits, a) + (1 - share) * F.cross_entropy(logits, b)).backward()
+                optimizer.step()
+        network.eval()
+        with torch.no_grad():
+            parts = [network(info.normalise(x).to(dtype)).argmax(1) for x in against.images.split(256)]
+        found.append(float((torch.cat(parts) == against.labels).double().mean()))
+    return found

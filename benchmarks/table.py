@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+from benchmarks import cost
 from dreamlib.files import read_json
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results.json"
 BEGIN, END = "<!-- benchmarks: written by `make bench` -->", "<!-- end of benchmarks -->"
+COST_BEGIN, COST_END = "<!-- costs: modelled from the benchmarks by `make bench` -->", "<!-- end of costs -->"
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -35,11 +37,14 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def readme_text(readme: str, result: dict[str, Any]) -> str:
-    """The README's text with its table of speeds replaced; raises ValueError when the markers are missing."""
-    if readme.count(BEGIN) != 1 or readme.count(END) != 1:
-        raise ValueError(f"README.md must hold '{BEGIN}' and '{END}' once each, around the table of speeds")
-    before, rest = readme.split(BEGIN)
-    return f"{before}{BEGIN}\n{markdown(result)}{END}{rest.split(END)[1]}"
+    """The README's text with its tables of speeds and costs replaced; raises ValueError when markers are missing."""
+    parts = ((BEGIN, END, markdown(result), "speeds"), (COST_BEGIN, COST_END, cost.markdown(result), "costs"))
+    for begin, end, text, what in parts:
+        if readme.count(begin) != 1 or readme.count(end) != 1:
+            raise ValueError(f"README.md must hold '{begin}' and '{end}' once each, around the table of {what}")
+        before, rest = readme.split(begin)
+        readme = f"{before}{begin}\n{text}{end}{rest.split(end)[1]}"
+    return readme
 
 
 def write() -> None:

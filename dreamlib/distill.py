@@ -1,7 +1,7 @@
 """The distillation loop: the only code that changes pixels. IDC, DREAM and every other method run through it."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dreamlib import objectives
+from dreamlib import objectives, parallel
 from dreamlib.checkpoint import Checkpoint
 from dreamlib.compute import Compute
 from dreamlib.kernels import Kernels
@@ -72,8 +72,10 @@ def snapshot_iterations(total: int, count: int) -> list[int]:
     return sorted({0, total} | {max(1, total >> k) for k in range(count) if total})
 
 
-def make_sampler(data: LabeledImages, settings: DistillParams, seed: int) -> Sampler:
-    """The sampler the settings name."""
+def make_sampler(
+    data: LabeledImages, settings: DistillParams, seed: int, classes: Sequence[int] | None = None
+) -> Sampler:
+    """The sampler the settings name, for all classes or some."""
     kind = SAMPLERS[settings.sampler]
     common: dict[str, Any] = {"data": data, "batch": settings.real_batch, "seed": seed}
     options = {
@@ -82,6 +84,8 @@ def make_sampler(data: LabeledImages, settings: DistillParams, seed: int) -> Sam
         "pool": settings.pool,
         "max_iterations": settings.cluster_iterations,
         "start": settings.cluster_start,
+        "classes": classes,
+        "warm_start": settings.warm_start,
     }
     known = {each.name for each in fields(kind)}
     return kind(**common, **{name: value for name, value in options.items() if name in known})
@@ -93,6 +97,10 @@ class Distiller:
 
     ``start`` is the initial set; ``data`` the real training images; ``network`` a (name, options) pair. The same
     arguments give the same bits on the same machine and thread count, interrupted or not.
+
+    In a group of workers (``dreamlib.parallel``) each matches and clusters its share of the classes and the pixels'
+    gradients are summed, so that all take the same step. A class's gradient is zero outside its own canvases, so the
+    sum is what one process computes, bit for bit. Every worker trains the same networks, which needs no exchange.
     """
 
     start: SyntheticSet
@@ -107,12 +115,20 @@ class Distiller:
     def __post_init__(self) -> None:
         s = self.settings
         self.objective = objectives.make(s.objective, s.options)
+        every = range(self.info.num_classes)
+        if parallel.world() > 1 and s.image_update == "per_class":
+            raise ValueError(
+                "image_update 'per_class' takes the classes in turn: with workers use batched or collapsed"
+            )
+        if parallel.world() > len(every):
+            raise ValueError(f"{parallel.world()} workers share {len(every)} classes; use at most {len(every)}")
+        self.classes = parallel.my_classes(len(every)) if self.objective.by_class else every
         self.synthetic = self.start.to(self.compute.device)
         self.synthetic.canvases = self.synthetic.canvases.clone().requires_grad_(True)
         learned = self.objective.learned(self.synthetic)
         self.synthetic.extras = {name: value.clone().requires_grad_(True) for name, value in learned.items()}
         self.data = self.data.to(self.compute.device)
-        self.sampler = make_sampler(self.data, s, self.seed)
+        self.sampler = make_sampler(self.data, s, self.seed, self.classes)
         self.augmentation = augmentation_for(self.info, s.augmentation, s.augmentation_mode)
         self.lr = effective_image_lr(s, self.synthetic.ipc, self.info)
         self.optimizer = self._image_optimizer()
@@ -146,6 +162,9 @@ class Distiller:
         saved = checkpoint.load() if checkpoint else None
         if saved:
             self.load_state(saved)
+        # Also the moment all wait for: no worker goes on to change or delete the file before all have read it.
+        if len(set(begun := parallel.gather([self.iteration]))) > 1:
+            raise RuntimeError(f"workers read different checkpoints, of iterations {begun}: delete {checkpoint.path}")
         self._snapshot()
         last = time.monotonic()
         with progress(self.total, label, initial=self.iteration) as bar:
@@ -153,8 +172,11 @@ class Distiller:
                 self.step()
                 bar.set_postfix(loss=f"{self.history[-1][1]:.4g}", refresh=False)
                 bar.update()
-                if checkpoint and time.monotonic() - last > self.settings.checkpoint_every_s:
-                    checkpoint.save(self.state())
+                due = time.monotonic() - last > self.settings.checkpoint_every_s
+                if checkpoint and parallel.as_the_first(due):
+                    state = self.state()
+                    if parallel.first():
+                        checkpoint.save(state)
                     last = time.monotonic()
         self.synthetic.canvases = self.synthetic.canvases.detach()
         self.synthetic.extras = {name: value.detach() for name, value in self.synthetic.extras.items()}
@@ -185,7 +207,8 @@ class Distiller:
         how = self.settings.cluster_features
         if how == "pixels":
             return images.flatten(1)
-        return embed(self._untrained if how == "random" else self.model, images, self.info, self.kernels)
+        model = self._untrained if how == "random" else self.model
+        return embed(model, images, self.info, self.kernels, pooled=how == "pooled")
 
     @cached_property
     def _untrained(self) -> nn.Module:
@@ -197,6 +220,7 @@ class Distiller:
 
     def _begin_outer(self) -> None:
         self._fresh_network()
+        self.sampler.new_network()
         self._train(self.settings.pretrain_steps, "pretrain")
 
     def _fresh_network(self) -> None:
@@ -235,10 +259,10 @@ class Distiller:
     def _match(self) -> None:
         state = MatchState(
             self.synthetic, self.model, self.kernels, self.sampler, self.info, self.augmentation,
-            self.seed, self.iteration, self.settings.synthetic_batch,
+            self.seed, self.iteration, self.settings.synthetic_batch, self.classes,
         )  # fmt: skip
         self.optimizer.zero_grad(set_to_none=True)
-        losses, leaves = [], [self.synthetic.canvases, *self.synthetic.extras.values()]
+        labels, losses, leaves = [], [], [self.synthetic.canvases, *self.synthetic.extras.values()]
         for label, loss in self.objective.losses(state):
             if not bool(loss.isfinite()):
                 of = f"class {label} ({self.info.classes[label]})" if label >= 0 else "all classes"
@@ -247,14 +271,46 @@ class Distiller:
                     f"iteration {self.iteration}, with image_lr {self.lr:g}: lower image_lr and run again"
                 )
             loss.backward(inputs=leaves)
+            labels.append(label)
             losses.append(float(loss.detach()))
             if self.settings.image_update == "per_class":
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=False)
+        if self.objective.by_class:
+            losses = self._summed(leaves, labels, losses)
         if self.settings.image_update != "per_class":
             self.optimizer.step()
         self._refuse_broken_pixels(leaves)
         self.history.append((self.iteration, sum(losses) / len(losses)))
+
+    def _summed(self, leaves: list[Tensor], labels: list[int], losses: list[float]) -> list[float]:
+        """The gradients of all workers' classes on every worker's leaves; all classes' losses, in order."""
+        if parallel.world() == 1:
+            return losses
+        if labels != list(self.classes):
+            raise RuntimeError(
+                f"objective '{self.settings.objective}' gave losses of classes {labels} where a worker was to do "
+                f"{list(self.classes)}: loop over state.classes, or set by_class = False (see Objective)"
+            )
+        for leaf in leaves:
+            leaf.grad = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+        whole = torch.zeros(self.info.num_classes, dtype=torch.float64, device=self.compute.device)
+        whole[list(self.classes)] = torch.tensor(losses, dtype=torch.float64, device=whole.device)
+        parallel.sum_over_workers([*(leaf.grad for leaf in leaves if leaf.grad is not None), whole])
+        return whole.tolist()
+
+    def _centers(self) -> list[Tensor | None] | None:
+        """Each class's cluster centres where the sampler keeps them, for a checkpoint."""
+        if not self.settings.warm_start:
+            return None
+        kept = getattr(self.sampler, "centers", {})
+        return self._of_all_classes([kept.get(c) for c in range(self.info.num_classes)])
+
+    def _of_all_classes(self, kept: list[Tensor | None] | None) -> list[Tensor | None] | None:
+        """What a sampler keeps of each class, from whichever worker has it."""
+        if kept is None or len(self.classes) == len(kept):
+            return kept
+        return parallel.gather([None if (row := kept[c]) is None else row.cpu() for c in self.classes])
 
     def _refuse_broken_pixels(self, leaves: list[Tensor]) -> None:
         # A finite loss may have a gradient that is not: stop before such pixels reach a checkpoint.
@@ -273,7 +329,7 @@ class Distiller:
             self.clock[self.iteration] = sum(self.seconds.values())
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs; generators are not in it, because each iteration makes its own."""
+        """What a resumed run needs, called by all workers; generators are not in it: each iteration makes its own."""
         return {
             "iteration": self.iteration,
             "canvases": self.synthetic.canvases.detach(),
@@ -281,7 +337,8 @@ class Distiller:
             "image_optimizer": self.optimizer.state_dict(),
             "network": self.model.state_dict(),
             "network_optimizer": self.trainer.optimizer.state_dict(),
-            "chosen": self.sampler.chosen,
+            "chosen": self._of_all_classes(self.sampler.chosen),
+            "centers": self._centers(),
             "history": self.history,
             "snapshots": self.snapshots,
         }
@@ -299,5 +356,8 @@ class Distiller:
         self.trainer.optimizer.load_state_dict(saved["network_optimizer"])
         chosen = saved["chosen"]
         self.sampler.chosen = None if chosen is None else [rows.to(self.compute.device) for rows in chosen]
+        if saved["centers"] is not None:
+            kept = {c: x.to(self.compute.device) for c, x in enumerate(saved["centers"]) if x is not None}
+            self.sampler.centers = {c: x for c, x in kept.items() if c in self.classes}
         self.history = [tuple(row) for row in saved["history"]]
         self.snapshots = dict(saved["snapshots"])

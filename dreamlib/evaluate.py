@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dreamlib import datasets
+from dreamlib import datasets, parallel
 from dreamlib.compute import Compute
 from dreamlib.networks import build
 from dreamlib.params import DataParams, EvaluationParams
@@ -80,6 +80,7 @@ def evaluate(
 
     Network i starts from the seed derived from (seed, i) alone, so every set meets the same initial networks. Nothing
     is chosen on ``against``: it is looked at once, after training. Soft labels are used where the set stores them.
+    Workers (``dreamlib.parallel``) take turns at the networks; every one of them gets all accuracies.
     """
     repeats, epochs = repeats or how.repeats, epochs or how.epochs
     placed = synthetic.to(compute.device)
@@ -87,9 +88,9 @@ def evaluate(
     labels = hard if placed.soft_labels is None else placed.soft_labels
     against = against.to(compute.device)
     name, options = network
-    results, kernels = [], kernels_for(network, info, compute)
-    with progress(repeats * epochs, label, unit="epoch") as bar:
-        for index in range(repeats):
+    results, kernels, mine = [], kernels_for(network, info, compute), parallel.my_share(range(repeats))
+    with progress(len(mine) * epochs, label, unit="epoch") as bar:
+        for index in mine:
             own = derive(seed, "evaluation", index)
             model = compute.place(build(name, info, generator(own, "network"), options))
             fit(
@@ -98,7 +99,7 @@ def evaluate(
             )  # fmt: skip
             results.append(accuracy(predict(model, against.images, info, kernels), against.labels))
             bar.set_postfix(accuracy=f"{results[-1]:.4f}")
-    return Evaluation(tuple(results), split, epochs)
+    return Evaluation(tuple(parallel.gather(results)), split, epochs)
 
 
 def curve(

@@ -239,7 +239,7 @@ def check(params: Params) -> None:
             raise ParameterError(f"'{name}' names both a method and a budget; rename one")
     for method in params.methods:
         for ipc in params.ipc:
-            params.distillation(method, ipc)
+            _check_workers(params.compute, params.distillation(method, ipc), method)
             params.evaluation(ipc)
     params.clustering()
     params.experts()
@@ -247,6 +247,21 @@ def check(params: Params) -> None:
         values = getattr(params, key)
         if len(set(values)) != len(values):
             raise ParameterError(f"params.yaml: {key} lists a value twice: {values}; DVC would run it twice")
+
+
+def _check_workers(compute: ComputeParams, how: DistillParams, method: str) -> None:
+    if compute.workers == 1:
+        return
+    if how.image_update == "per_class" and how.outer_iterations:
+        raise ParameterError(
+            f"params.yaml: compute.workers = {compute.workers}, but method {method} has image_update: per_class, which "
+            "takes the classes in turn; use batched or collapsed, or workers: 1"
+        )
+    if compute.device not in ("auto", "cpu", "cuda"):
+        raise ParameterError(
+            f"params.yaml: compute.workers = {compute.workers}, but compute.device {compute.device} names one device; "
+            "use auto, cuda or cpu, or workers: 1"
+        )
 
 
 def digest(*parts: Any) -> str:

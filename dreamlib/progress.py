@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dreamlib import parallel
+
 PROGRESS_FILE = "DREAM_PROGRESS_FILE"
 
 
@@ -17,6 +19,12 @@ def progress(total: int, label: str, initial: int = 0, unit: str = "it") -> Iter
     Under the launcher the notebook's kernel has no terminal, so the bar is written to the file the launcher names in
     the environment and shows on its standard error. In JupyterLab it is a widget.
     """
+    if not parallel.first():  # one bar a group of workers
+        from tqdm import tqdm
+
+        with tqdm(total=total, disable=True) as silent:
+            yield silent
+        return
     path = os.environ.get(PROGRESS_FILE)
     if path:
         from tqdm import tqdm

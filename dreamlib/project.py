@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dreamlib import datasets
+from dreamlib import datasets, parallel
 from dreamlib.augment import Augmentation
 from dreamlib.compute import Compute
 from dreamlib.datasets import DATASETS
@@ -17,11 +17,11 @@ from dreamlib.kernels import Kernels
 from dreamlib.networks import NETWORKS, build
 from dreamlib.objectives import make as make_objective
 from dreamlib.params import ParameterError, Params, find_root, read_params
-from dreamlib.provenance import note_run
+from dreamlib.provenance import note_run, noted_seconds
 from dreamlib.registry import unknown
 from dreamlib.sampling import SAMPLERS, Embed
 from dreamlib.seeding import derive, generator
-from dreamlib.training import TrainSettings, augmentation_for, embed, fit
+from dreamlib.training import TrainSettings, augmentation_for, embed, feature_channels, fit
 from dreamlib.types import DatasetInfo, LabeledImages
 from dreamlib.whitening import ZCA, whitened_info
 
@@ -72,7 +72,8 @@ class Project:
     def compute(self) -> Compute:
         """The device and format params.yaml asks for."""
         c = self.params.compute
-        return Compute.resolve(c.device, c.precision, c.threads, c.compile)
+        device, threads = parallel.local_device(c.device), parallel.share_of_threads(c.threads)
+        return Compute.resolve(device, c.precision, threads, c.compile)
 
     @cached_property
     def info(self) -> DatasetInfo:
@@ -148,6 +149,23 @@ class Project:
         """Keep this run's times (see ``provenance.note_run``)."""
         note_run(f"{self.study}/{name}" if self.study else name, self.compute, seconds, self.root, **more)
 
+    def delegated(self, stage: str, setting: Setting, *more: str) -> bool:
+        """Run a stage in ``compute.workers`` processes, when there are to be several and this is not one of them.
+
+        Returns whether that was done: the stage's files are then there. Raises ``parallel.WorkerError``.
+        """
+        c = self.params.compute
+        if c.workers == 1 or parallel.active():
+            return False
+        point = {"root": self.root.resolve(), "method": setting.method, "ipc": setting.ipc, "seed": setting.seed}
+        named = [f"--{key}={value}" for key, value in point.items()] + ([f"--study={self.study}"] if self.study else [])
+        parallel.run_workers(c.workers, [stage, *named, *more], self.root, c.threads)
+        return True
+
+    def noted(self, name: str) -> dict[str, float]:
+        """The times ``note`` kept under a name."""
+        return noted_seconds(f"{self.study}/{name}" if self.study else name, self.root)
+
     def embedder(self, seed: int) -> Embed:
         """The feature map the clustering stage works in: pixels, an untrained or a briefly trained network."""
         how = self.params.clustering()
@@ -202,10 +220,18 @@ def preflight(project: Project) -> None:
 
     Raises ParameterError, ValueError or DataError with the value, the limit and the remedy.
     """
-    train, p = project.split("train"), project.params
+    p = project.params
+    if p.compute.workers > project.info.num_classes:
+        raise ParameterError(
+            f"params.yaml: compute.workers = {p.compute.workers} is more than the {project.info.num_classes} classes "
+            f"of {p.dataset}, which are what workers share; use at most {project.info.num_classes}"
+        )
+    train = project.split("train")
     for network in (p.network, *(network for ipc in p.ipc for network in p.evaluation(ipc).networks)):
         build(network.name, project.info, torch.Generator(), network.options)
     for method in p.methods:
         for ipc in p.ipc:
             how = p.distillation(method, ipc)
             check_budget(train, project.info, ipc, how.factor, how.decode)
+            if how.cluster_features == "pooled":
+                feature_channels(build(p.network.name, project.info, torch.Generator(), p.network.options))

@@ -7,7 +7,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from dreamlib.compute import Compute, peak_memory_bytes
-from dreamlib.files import write_json
+from dreamlib.files import read_json, write_json
 from dreamlib.params import find_root
 
 RUNS = Path(".dream") / "runs"  # times of this machine's runs: outside version control, since they never repeat
@@ -46,3 +46,8 @@ def note_run(
         **{kind: {str(k): round(v, 2) for k, v in table.items()} for kind, table in more.items()},
     }
     write_json((root or find_root()) / RUNS / f"{name}.json", entry)
+
+
+def noted_seconds(name: str, root: Path | None = None) -> dict[str, float]:
+    """The seconds ``note_run`` kept under a name."""
+    return read_json((root or find_root()) / RUNS / f"{name}.json")["seconds"]

@@ -1,8 +1,8 @@
 """Which real images supervise a matching step: random, DREAM's representative ones, or those it warns of."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -36,13 +36,18 @@ class Sampler(ABC):
     data: LabeledImages
     batch: int
     seed: int
-    chosen: list[Tensor] | None = None  # each class's rows of data, where a sampler keeps them between iterations
+    chosen: list[Tensor | None] | None = (
+        None  # each class's rows of data, where a sampler keeps them between iterations
+    )
 
     def __post_init__(self) -> None:
         self.members = [self.data.of_class(c) for c in range(self.data.num_classes)]
         empty = [c for c, rows in enumerate(self.members) if not len(rows)]
         if empty:
             raise ValueError(f"classes {empty} have no training image; every class needs at least one")
+
+    def new_network(self) -> None:  # noqa: B027 (a sampler that keeps nothing of a network's has nothing to forget)
+        """Called when a fresh network takes the place of the one that images were embedded with."""
 
     def prepare(  # noqa: B027 (a sampler without state has nothing to do)
         self, iteration: int, embed: Embed, predict: Predict | None = None
@@ -71,11 +76,12 @@ class KeptSampler(Sampler):
     """A sampler that chooses every ``interval`` inner iterations and keeps its choice in between.
 
     ``pool`` bounds how many random images of a class it chooses from (0: all, as DREAM's released code); features of at
-    most one class are held at a time.
+    most one class are held at a time. ``classes`` are those it chooses for: all, or a worker's share.
     """
 
     interval: int = 10
     pool: int = 0
+    classes: Sequence[int] | None = None
 
     @abstractmethod
     def choose(self, label: int, members: Tensor, rng: torch.Generator, embed: Embed, predict: Predict) -> Tensor:
@@ -85,18 +91,19 @@ class KeptSampler(Sampler):
         """Choose anew when the interval has passed (or nothing is chosen yet)."""
         if self.chosen is not None and iteration % self.interval:
             return
-        chosen = []
-        for label in range(self.data.num_classes):
+        chosen: list[Tensor | None] = [None] * self.data.num_classes
+        for label in range(self.data.num_classes) if self.classes is None else self.classes:
             rng = generator(self.seed, "cluster", label, iteration)
             members = class_pool(self.data, label, self.pool, rng)
-            chosen.append(self.choose(label, members, rng, embed, predict or _no_predictions))
+            chosen[label] = self.choose(label, members, rng, embed, predict or _no_predictions)
         self.chosen = chosen
 
     def rows(self, label: int, iteration: int) -> Tensor:
         """See ``Sampler.rows``."""
-        if self.chosen is None:
-            raise RuntimeError("prepare() must run before rows()")
-        return self.chosen[label]
+        rows = None if self.chosen is None else self.chosen[label]
+        if rows is None:
+            raise RuntimeError("prepare() must run before rows(), for a class among those chosen for")
+        return rows
 
 
 def _no_predictions(images: Tensor) -> Tensor:
@@ -110,7 +117,9 @@ class RepresentativeSampler(KeptSampler):
 
     Every ``interval`` inner iterations each class is clustered into batch / ``per_cluster`` clusters, and the
     ``per_cluster`` images nearest to each centre supervise the next ``interval`` iterations. The features are those
-    ``prepare`` is given: the current network's in DREAM.
+    ``prepare`` is given: the current network's in DREAM. With ``warm_start`` a clustering goes on from the centres of
+    the one before (k·D numbers a class, kept in ``centers``), for as long as the network is the same one: another
+    network's features are another space, and its first clustering starts as ``start`` says.
 
     Raises ValueError when ``per_cluster`` does not divide the batch.
     """
@@ -118,6 +127,8 @@ class RepresentativeSampler(KeptSampler):
     per_cluster: int = 1
     max_iterations: int = 10
     start: str = "random"
+    warm_start: bool = False
+    centers: dict[int, Tensor] = field(default_factory=dict)  # class → (k, D), with warm_start
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -127,12 +138,19 @@ class RepresentativeSampler(KeptSampler):
                 f"{next(m for m in range(self.per_cluster, 0, -1) if self.batch % m == 0)}"
             )
 
+    def new_network(self) -> None:
+        """See ``Sampler.new_network``."""
+        self.centers = {}
+
     def choose(self, label: int, members: Tensor, rng: torch.Generator, embed: Embed, predict: Predict) -> Tensor:
         """See ``KeptSampler.choose``."""
         per_cluster = min(self.per_cluster, len(members))
         k = min(self.batch, len(members)) // per_cluster
         features = embed(self.data.images[members]).float().unsqueeze(0)  # (1, n, D)
-        found = kmeans(features, k, rng, max_iterations=self.max_iterations, start=self.start)
+        start = self.centers[label].unsqueeze(0) if label in self.centers else self.start
+        found = kmeans(features, k, rng, max_iterations=self.max_iterations, start=start)
+        if self.warm_start:
+            self.centers[label] = found.centers[0]
         return members[nearest_members(features, found, per_cluster)[0]]
 
 

@@ -20,12 +20,17 @@ class Strict(BaseModel):
 
 
 class ComputeParams(Strict):
-    """Where and how precisely to compute; see ``Compute.resolve``."""
+    """Where and how precisely to compute; see ``Compute.resolve``.
+
+    ``workers`` processes share the classes of a distillation and the networks of an evaluation (``dreamlib.parallel``);
+    ``threads`` are then shared too.
+    """
 
     device: str = "auto"
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     threads: Natural = 0
     compile: bool = False
+    workers: Positive = 1
 
 
 class DataParams(Strict):
@@ -80,7 +85,8 @@ class DistillParams(Strict):
     when pixels step: 'per_class', after every class on one shared momentum buffer (the released code); 'collapsed',
     once an iteration with the plain step that equals it; 'batched', once with momentum. ``learned_lr`` is the step size
     of whatever an objective learns besides pixels. ``cluster_features`` is the space real batches are chosen in: the
-    'current' network's features (DREAM), those of one untrained network kept for the run ('random'), or 'pixels'.
+    'current' network's features (DREAM), the same averaged over space ('pooled'), those of one untrained network kept
+    for the run ('random'), or 'pixels'; ``warm_start`` goes on from the last clustering's centres.
     ``whitening`` 'zca' is MTT's: real images whitened by the statistics
     of the training images, canvases without bounds, evaluation on test images whitened alike (``dreamlib.whitening``).
     """
@@ -98,7 +104,8 @@ class DistillParams(Strict):
     pool: Natural = 0
     cluster_iterations: Positive = 10
     cluster_start: Literal["random", "k-means++"] = "random"
-    cluster_features: Literal["current", "random", "pixels"] = "current"
+    cluster_features: Literal["current", "pooled", "random", "pixels"] = "current"
+    warm_start: bool = False
     synthetic_batch: Positive = 128
     outer_iterations: Natural = 2000
     inner_iterations: Positive = 100

@@ -7,6 +7,7 @@ import pandas as pd
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from dreamlib import parallel
 from dreamlib.checkpoint import Checkpoint
 from dreamlib.distill import Distiller, DistillResult
 from dreamlib.files import write_atomically, write_json
@@ -22,7 +23,7 @@ from dreamlib.training import TrainSettings, augmentation_for
 from dreamlib.types import DatasetInfo, LabeledImages
 
 # Options younger than the first published sets: unused, they leave the hash of such a set as it was.
-LATER = ("whitening", "cluster_features")
+LATER = ("whitening", "cluster_features", "warm_start")
 
 
 def starting_set(
@@ -75,16 +76,20 @@ def parameter_hash(project: Project, setting: Setting) -> str:
     p = project.params
     how = p.distillation(setting.method, setting.ipc).model_dump(exclude={"checkpoint_every_s"})
     how = {k: v for k, v in how.items() if k not in LATER or v != DistillParams.model_fields[k].default}
-    return digest(p.dataset, setting.name, how, p.clustering(), p.network, p.data, p.compute)
+    compute = p.compute.model_dump(exclude={"workers"})  # how many share the work does not shape the set
+    return digest(p.dataset, setting.name, how, p.clustering(), p.network, p.data, compute)
 
 
 def run_distillation(project: Project, setting: Setting) -> DistillResult:
     """Distil one setting, resuming where a killed run stopped, and write its set, snapshots, history and metrics.
 
     results/sets/<name>.safetensors is the set; results/distillation/<name>.{json,csv} its metrics and loss history;
-    results/snapshots/<name>.safetensors the canvases along the way.
+    results/snapshots/<name>.safetensors the canvases along the way. With ``compute.workers`` above 1 the classes are
+    shared among that many processes; the first of them writes.
     """
     project.require(setting.method, setting.ipc, setting.seed)
+    if project.delegated("distillation", setting):
+        return read_result(project, setting)
     how = project.params.distillation(setting.method, setting.ipc)
     data, info = project.seen(project.split("train"), how.whitening)
     start = starting_set(project, setting, how, data, info)
@@ -93,6 +98,8 @@ def run_distillation(project: Project, setting: Setting) -> DistillResult:
     checkpoint = Checkpoint(project.root / ".dream" / "checkpoints", f"{setting.name}-{key}")
     run = Distiller(start, data, info, how, project.network, project.compute, setting.seed)
     result = run.run(checkpoint, setting.name)
+    if not parallel.first():
+        return result
     result.synthetic = _labelled(project, setting, how, result.synthetic, data, info)
     result.synthetic.info = describe(project, setting, info) | hashes
     _write_distillation(project, setting, result)
@@ -130,6 +137,14 @@ def _write_distillation(project: Project, setting: Setting, result: DistillResul
         "sha256": sha256,
     }
     write_json(project.file("distillation", setting, ".json"), metrics)
+
+
+def read_result(project: Project, setting: Setting) -> DistillResult:
+    """A distillation read back from its files; the times are those of the last one of that name on this machine."""
+    history = pd.read_csv(project.file("distillation", setting, ".csv"))
+    rows = list(zip(history["iteration"].tolist(), history["loss"].tolist(), strict=True))
+    seconds = project.noted(f"distillation-{setting.name}")
+    return DistillResult(read_set(project, setting), rows, read_snapshots(project, setting), seconds)
 
 
 def read_snapshots(project: Project, setting: Setting) -> dict[int, Tensor]:

@@ -1,13 +1,15 @@
 """The evaluation stage: from sets to accuracies."""
 
+import json
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
+from dreamlib import parallel
 from dreamlib.evaluate import Evaluation, curve, evaluate, seen_as, test_split
-from dreamlib.files import write_atomically, write_json
+from dreamlib.files import read_json, write_atomically, write_json
 from dreamlib.params import EvaluationParams, NetworkParams
 from dreamlib.project import Project, Setting
 from dreamlib.stage_distillation import read_set, read_snapshots
@@ -27,11 +29,14 @@ def run_evaluation(
 
     The first of ``networks`` (by default those of params.yaml) stands for the set; the others and the protocol's views
     are listed beside it. Writes results/evaluation/<name>.json (metrics) and results/curves/<name>.csv (iteration,
-    accuracy, std, networks). A whitened set is evaluated on images whitened alike.
+    accuracy, std, networks). A whitened set is evaluated on images whitened alike. With ``compute.workers`` above 1
+    that many processes share the networks to train.
     """
     project.require(setting.method, setting.ipc, setting.seed)
     how, began = project.params.evaluation(setting.ipc), time.perf_counter()
     networks = list(networks or evaluated_networks(project, how))
+    if project.delegated("evaluation", setting, f"--networks={json.dumps([n.model_dump() for n in networks])}"):
+        return read_evaluation(project, setting)
     synthetic = read_set(project, setting)
     test, info = project.seen(
         test_split(project.params.dataset, project.params.data, project.root), synthetic.whitening
@@ -47,12 +52,21 @@ def run_evaluation(
         )
     evaluated = time.perf_counter() - began
     points = _curve_rows(project, setting, synthetic, how, networks[0])
+    if not parallel.first():
+        return found[0], points
     metrics = _metrics(setting, found[0], how, synthetic) | {"views": rows, "network": networks[0].label}
     write_json(project.file("evaluation", setting, ".json"), metrics)
     write_atomically(project.file("curves", setting, ".csv"), points.to_csv(index=False).encode())
     seconds = {"evaluation": evaluated, "curve": time.perf_counter() - began - evaluated}
     project.note(f"evaluation-{setting.name}", seconds)
     return found[0], points
+
+
+def read_evaluation(project: Project, setting: Setting) -> tuple[Evaluation, pd.DataFrame]:
+    """An evaluation and its curve, read back from their files."""
+    found = read_json(project.file("evaluation", setting, ".json"))
+    points = pd.read_csv(project.file("curves", setting, ".csv"))
+    return Evaluation(tuple(found["accuracies"]), found["split"], found["epochs"]), points
 
 
 def _evaluated(

@@ -3,13 +3,17 @@
 import pytest
 import torch
 
-from benchmarks import table
-from benchmarks.reference import matching_gradient, representatives, training_step, with_torchs_layers
+from benchmarks import accuracy, cost, table
+from benchmarks.reference import evaluation, matching_gradient, representatives, training_step, with_torchs_layers
 from benchmarks.work import INFO, fast_matching_gradient, matching_state
 from dreamlib.compute import Compute
+from dreamlib.datasets import create
+from dreamlib.evaluate import evaluate
 from dreamlib.files import read_json
 from dreamlib.kernels import Kernels
 from dreamlib.networks import build
+from dreamlib.params import EvaluationParams
+from dreamlib.synthetic import SyntheticSet
 from dreamlib.training import Trainer, TrainSettings
 
 MODULES = ("container", "conv", "normalization", "activation", "pooling")
@@ -56,6 +60,35 @@ def test_training_step_agrees_with_the_plain_loop():
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
 
 
+def test_an_evaluation_agrees_with_the_plain_loop(toy_data, toy_info):
+    info, against = toy_info(size=16), toy_data(per_class=40, size=16)
+    real = toy_data(per_class=2, size=16, seed=1)
+    synthetic = SyntheticSet(real.images[real.labels.argsort(stable=True)], torch.arange(3).repeat_interleave(2), 3, 2)
+    how = EvaluationParams(epochs=6, repeats=3, batch=16, lr=0.05)
+    compute, network = Compute.resolve("cpu", "float64"), ("convnet", {"width": 8})
+    found = evaluate(synthetic, against, info, how, network, compute, seed=2, split="none").accuracies
+    assert evaluation(synthetic, against, info, how, 8, 2, torch.float64) == pytest.approx(found, abs=1e-12)
+    assert len(set(found)) > 1
+
+
+def test_the_accuracy_program_runs_small_and_compares_what_it_says(tmp_path, capsys):
+    create("digits").fetch(tmp_path)
+    sizes = "--ipc 1 --seeds 2 --iterations 2 --width 4 --real 8 --networks 1 --epochs 1 --evaluations 2 --threads 1"
+    files = ["--data", str(tmp_path), "--output", str(tmp_path / "accuracy.json")]
+    result = accuracy.main(["--dataset", "digits", "--validation", "20", "--eager", *sizes.split(), *files])
+    assert read_json(tmp_path / "accuracy.json") == result
+    rows = result["rows"]
+    assert [(row["variant"], row["seed"]) for row in rows] == [(v, s) for s in (0, 1) for v in accuracy.VARIANTS]
+    of = {(row["variant"], row["seed"]): row["accuracy"] for row in rows}
+    first = result["differences"][0]
+    assert (first["of"], first["from"], first["seeds"]) == ("fast", "plain", 2)
+    assert first["difference"] == pytest.approx(sum(of["fast", s] - of["plain", s] for s in (0, 1)) / 2)
+    assert len(result["evaluation_loops"][0]["plain"]) == len(result["evaluation_loops"][0]["library"]) == 2
+    assert "fast from plain" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="multiple of"):
+        accuracy.settings_of(1, 21, None, {})
+
+
 def test_the_reference_has_torchs_layers_and_the_same_function():
     ours = build("convnet", INFO, torch.Generator().manual_seed(1), {"width": 16}).double()
     plain = with_torchs_layers(ours)
@@ -83,3 +116,32 @@ def test_readme_table_is_the_one_of_the_measurements():
 def test_readme_without_markers_is_refused():
     with pytest.raises(ValueError, match="once each"):
         table.readme_text("# no markers", read_json(table.RESULTS))
+
+
+def test_costs_without_markers_are_refused():
+    with pytest.raises(ValueError, match="table of costs"):
+        table.readme_text(f"{table.BEGIN}{table.END}", read_json(table.RESULTS))
+
+
+def test_an_images_operations_by_hand():
+    """Two a multiplication: three 3 × 3 convolutions at 32, 16 and 8 pixels, and the linear layer over 4 × 4."""
+    by_hand = 2 * (9 * 3 * 128 * 32**2 + 9 * 128 * 128 * (16**2 + 8**2) + 128 * 4 * 4 * 100)
+    assert cost.forward_operations(100, 3, 32) == by_hand
+
+
+def test_the_model_gives_back_the_measurement_it_rests_on():
+    """10 classes of 28 grey pixels at ipc 10 are a measured row: its matching operations must come out of the model."""
+    result = read_json(table.RESULTS)
+    real, synthetic = cost.passes(result)
+    row = next(row for row in result["rows"] if row["work"] == "matching, ipc 10, 128 real")
+    modelled = 10 * (128 * real + 40 * synthetic) * cost.forward_operations(10, 1, 28)
+    assert modelled == pytest.approx(row["operations"], rel=0.01)
+    assert 2 < real < 3.5 and 4 < synthetic < 10
+
+
+def test_workers_share_what_grows_with_classes_and_not_the_networks_training():
+    result = read_json(table.RESULTS)
+    one, four = (cost.iteration_seconds(result, cost.Size("any", 100, 32), workers) for workers in (1, 4))
+    assert {what: one[what] / four[what] for what in one} == pytest.approx(
+        {"matching": 4, "clustering": 4, "network": 1}
+    )

@@ -40,6 +40,7 @@ VARIANTS = {
     "boundary": {"sampler": "boundary"},
     "fixed features": {"sampler": "representative", "cluster_features": "random", "pool": 9},
     "batched dsa": {"image_update": "batched", "augmentation_mode": "dsa", "pretrain_steps": 2},
+    "warm pooled": {"sampler": "representative", "interval": 2, "warm_start": True, "cluster_features": "pooled"},
     "collapsed": {"image_update": "collapsed", "train_on": "synthetic"},
 }
 

@@ -54,7 +54,8 @@ def imported(path, study=None):
             names = ["__init__", *objectives_in_use(study)] if len(inner) == 1 else ["__init__", inner[1]]
             found |= {f"objectives/{name}.py" for name in names}
         else:
-            found |= {inner[0] if (LIBRARY / inner[0]).is_dir() else f"{inner[0]}.py"}
+            names = inner[:1] if node.module != "dreamlib" else inner  # from dreamlib import one, two
+            found |= {name if (LIBRARY / name).is_dir() else f"{name}.py" for name in names}
     return {name for name in found if (LIBRARY / name).exists() and name not in PRESENTATION}
 
 

@@ -97,6 +97,7 @@ class ConvNet(nn.Module):
 
     def __init__(self, blocks: nn.Sequential, classifier: Linear) -> None:
         super().__init__()
+        self.feature_channels = int(blocks[-1].conv.out_channels)
         self.blocks = blocks
         self.classifier = classifier
 

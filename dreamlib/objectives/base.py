@@ -1,8 +1,9 @@
 """What an objective is given and what it must give back."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,8 @@ class MatchState:
     """Everything a matching step may look at; ``synthetic.canvases`` is the leaf its gradient must reach.
 
     ``iteration`` counts inner iterations over the whole run. Randomness comes from ``rng``, a generator made anew for
-    (seed, purpose, iteration), so that a resumed run draws what the uninterrupted one would have drawn.
+    (seed, purpose, iteration), so that a resumed run draws what the uninterrupted one would have drawn. ``classes`` are
+    those to give losses for: all, or a worker's share.
     """
 
     synthetic: SyntheticSet
@@ -35,6 +37,10 @@ class MatchState:
     seed: int
     iteration: int
     synthetic_batch: int
+    classes: Sequence[int] = field(default=())
+
+    def __post_init__(self) -> None:
+        self.classes = self.classes or range(self.info.num_classes)
 
     def rng(self, *purpose: str | int) -> torch.Generator:
         """The generator of one purpose at this iteration."""
@@ -70,7 +76,12 @@ class Objective(ABC):
 
     A subclass is a frozen dataclass whose fields are its options, registered in ``OBJECTIVES``. It must not change
     the network, the real data or any global state.
+
+    ``by_class`` says that it yields one loss for each of ``state.classes``, which workers may share. An objective that
+    yields one loss of the whole set, as class -1, sets it to False: every worker then does all of it, identically.
     """
+
+    by_class: ClassVar[bool] = True
 
     def learned(self, start: SyntheticSet) -> dict[str, Tensor]:
         """Starting values of what is learned besides pixels (a step size, label logits), by name; none by default.
@@ -86,7 +97,7 @@ class Objective(ABC):
 
     @abstractmethod
     def losses(self, state: MatchState) -> Iterator[tuple[int, Tensor]]:
-        """Yield (class, scalar loss) pairs; the caller back-propagates each before the next is computed.
+        """Yield (class, scalar loss) over ``state.classes``; the caller back-propagates each before the next.
 
         Yielding class by class keeps one class's graph in memory at a time, and lets the caller step after each one as
         the released code does.

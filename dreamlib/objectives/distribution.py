@@ -45,7 +45,7 @@ class DistributionMatching(Objective):
     def losses(self, state: MatchState) -> Iterator[tuple[int, Tensor]]:
         """See ``Objective.losses``."""
         weights = detached(weights_of(state.network))
-        for label in range(state.info.num_classes):
+        for label in state.classes:
             draw = state.draw(label)
             real = state.prepare(state.real_images(label), draw)
             ours = state.prepare(state.synthetic_images(label), draw)

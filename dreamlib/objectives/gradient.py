@@ -87,7 +87,7 @@ class GradientMatching(Objective):
         """See ``Objective.losses``."""
         matched, fixed = matched_weights(state.network, self.layers)
         distance, kernels = DISTANCES[self.distance], state.kernels
-        for label in range(state.info.num_classes):
+        for label in state.classes:
             draw = state.draw(label)
             real = state.prepare(state.real_images(label), draw)
             target = kernels.weight_gradient(matched, fixed, real, state.targets(label, len(real)))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -43,6 +44,8 @@ class TrajectoryMatching(Objective):
     >>> TrajectoryMatching(synthetic_steps=50, max_start=2).expert_epochs
     2
     """
+
+    by_class: ClassVar[bool] = False
 
     experts: str = "results/experts"
     synthetic_steps: int = 30

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -53,6 +54,8 @@ class UnrolledTraining(Objective):
     >>> UnrolledTraining(steps=10, passes=3).total
     30
     """
+
+    by_class: ClassVar[bool] = False
 
     steps: int = 10
     passes: int = 3
