@@ -22,6 +22,7 @@ SECTIONS = {
     "03_evaluation": "Evaluation: how well each set trains a network",
     "04_figures": "Results: all settings side by side",
     "05_methods": "Study: every family of methods in the same time",
+    "06_claims": "Study: which of DREAM's claims hold at a small budget",
 }
 
 

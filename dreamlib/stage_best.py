@@ -40,7 +40,7 @@ def record_table(root: Path, dataset: str) -> pd.DataFrame:
              | {"seconds": f"{r.seconds:,.0f}", "source": f"results/best, {r.protocol}, {r.epochs} epochs"})
         )  # fmt: skip
     ordered = [row for _, row in sorted(rows, key=lambda pair: (pair[1]["ipc"], -pair[0]))]
-    return pd.DataFrame(ordered, columns=COLUMNS).fillna("–").set_index("ipc")
+    return pd.DataFrame(ordered, columns=COLUMNS).astype(object).fillna("–").set_index("ipc")
 
 
 def _count(seeds: int | list[int]) -> int:

@@ -251,7 +251,8 @@ def operations_saved(claims: Claims, ipc: int) -> list[float]:
     """1 − operations on the set / on all data to the same accuracy, for each network; below 0: none saved."""
     table = claims.table("cost")
     rows = table[(table.data != FULL) & (table.ipc == ipc)]
-    return [1 - r.operations / real_training(claims, r.accuracy, r.repeat) for r in rows.itertuples()]
+    needed = [real_training(claims, r.accuracy, r.repeat) for r in rows.itertuples()]  # 0: the set is at chance
+    return [1 - r / n if n else float("-inf") for r, n in zip(rows.operations, needed, strict=True)]
 
 
 def cost_table(claims: Claims) -> pd.DataFrame:
@@ -259,7 +260,7 @@ def cost_table(claims: Claims) -> pd.DataFrame:
     table, shown = cost_points(claims), []
     joules = claims.record.get(f"{STUDY}/cost", {}).get("joules", {})
     repeats = sorted(set(claims.table("cost").repeat))
-    for r in table[(table.data != FULL) | (table.step == table.step.max())].itertuples():
+    for r in table.groupby("data", sort=False).tail(1).itertuples():  # of training on all data, where it ended
         seconds = pd.Series([_training_s(claims, r.data, r.step, k) for k in repeats]).median()
         energy = pd.Series([joules.get(f"{r.data}, step {r.step}, network {k}") for k in repeats], dtype=float).median()
         shown.append(

@@ -162,3 +162,9 @@ def answer(table: pd.DataFrame) -> str:
     failed = f" Not so here: {'; '.join(c[0].lower() + c[1:] for c in listed[NOT])}." if listed[NOT] else ""
     sooner = table[table.index.str.startswith("DREAM reaches")].iloc[0]
     return f"{counted} To IDC's final accuracy DREAM takes {sooner.measured}: **{sooner.verdict}**.{failed}"
+
+
+def as_markdown(table: pd.DataFrame) -> str:
+    """The verdicts as a Markdown table: whole sentences, which a DataFrame's own display would cut short."""
+    lines = [f"| {c} | {r.measured} | **{r.verdict}** |" for c, r in table.iterrows()]
+    return "\n".join(["| claim | measured here | verdict |", "|---|---|---|", *lines])
