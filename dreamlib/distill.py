@@ -1,5 +1,6 @@
 """The distillation loop: the only code that changes pixels. IDC, DREAM and every other method run through it."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -61,6 +62,15 @@ def effective_image_lr(settings: DistillParams, ipc: int, info: DatasetInfo) -> 
         return settings.image_lr * sum(std**power for std in info.std) / len(info.std)
     reference = 28 if info.name == "mnist" else 32
     return settings.image_lr * ipc / 10 * (info.size / reference) ** 2
+
+
+def scheduled_lr(base: float, schedule: str, iteration: int, total: int) -> float:
+    """The step size on pixels at an inner iteration of ``total``: 'constant', or 'cosine', falling to zero at the end.
+
+    >>> [round(scheduled_lr(0.1, "cosine", i, 4), 3) for i in range(4)], scheduled_lr(0.1, "constant", 3, 4)
+    ([0.1, 0.085, 0.05, 0.015], 0.1)
+    """
+    return base if schedule == "constant" else base * (1 + math.cos(math.pi * iteration / total)) / 2
 
 
 def snapshot_iterations(total: int, count: int) -> list[int]:
@@ -132,6 +142,7 @@ class Distiller:
         self.augmentation = augmentation_for(self.info, s.augmentation, s.augmentation_mode)
         self.lr = effective_image_lr(s, self.synthetic.ipc, self.info)
         self.optimizer = self._image_optimizer()
+        self._first_lr = self.optimizer.param_groups[0]["lr"]
         self.total = s.outer_iterations * s.inner_iterations
         self.kernels: Kernels | None = None  # made with the first network, kept for all
         self.iteration = 0
@@ -189,6 +200,8 @@ class Distiller:
         if self.iteration % s.inner_iterations == 0:
             self._timed("network", self._begin_outer)
         self._timed("clustering", lambda: self.sampler.prepare(self.iteration, self._embed, self._predict))
+        of_pixels = self.optimizer.param_groups[0]
+        of_pixels["lr"] = scheduled_lr(self._first_lr, s.image_lr_schedule, self.iteration, self.total)
         self._timed("matching", self._match)
         if self.iteration % s.inner_iterations != s.inner_iterations - 1:  # the network is thrown away otherwise
             self._timed("network", lambda: self._train(s.network_steps))

@@ -87,8 +87,9 @@ class DistillParams(Strict):
     of whatever an objective learns besides pixels. ``cluster_features`` is the space real batches are chosen in: the
     'current' network's features (DREAM), the same averaged over space ('pooled'), those of one untrained network kept
     for the run ('random'), or 'pixels'; ``warm_start`` goes on from the last clustering's centres.
-    ``whitening`` 'zca' is MTT's: real images whitened by the statistics
-    of the training images, canvases without bounds, evaluation on test images whitened alike (``dreamlib.whitening``).
+    ``image_lr_schedule`` 'cosine' lets the step size on pixels fall to zero at the last iteration. ``whitening`` 'zca'
+    is MTT's: real images whitened by the statistics of the training images, canvases without bounds, evaluation on test
+    images whitened alike (``dreamlib.whitening``).
     """
 
     objective: str = "gradient"
@@ -112,6 +113,7 @@ class DistillParams(Strict):
     image_optimizer: Literal["sgd", "adam"] = "sgd"
     image_lr: Rate = 5e-3
     image_lr_rule: Literal["fixed", "scaled", "normalised"] = "fixed"
+    image_lr_schedule: Literal["constant", "cosine"] = "constant"
     image_momentum: Momentum = 0.5
     image_update: Literal["per_class", "collapsed", "batched"] = "batched"
     learned_lr: Rate = 1e-5

@@ -1,13 +1,52 @@
-"""The record table: the project's best sets beside what others published, with what each number rests on."""
+"""The project's best sets: gathered from the studies that made them, and set beside what others published.
 
+``python -m dreamlib.stage_best IPC`` gathers those of one ipc from the study best_ipc<IPC> into results/best.
+"""
+
+import math
+import statistics
+import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from dreamlib.files import read_json
-from dreamlib.synthetic import BEST
+from dreamlib import figures
+from dreamlib.files import read_json, write_json
+from dreamlib.project import Project, Setting
+from dreamlib.synthetic import BEST, SyntheticSet
 
 COLUMNS = ["ipc", "method", "test accuracy (%)", "factor", "iterations", "networks × seeds", "seconds", "source"]
+
+
+def gather(project: Project, ipc: int) -> dict[str, Any]:
+    """Keep the first seed's set of a study of one method, with the accuracies of all its seeds; returns the numbers.
+
+    Writes results/best/<dataset>-ipc<ipc>.safetensors, .png (its contact sheet) and .json. The first seed's set stands
+    for the method whatever it scored. Raises ValueError for a study of several methods.
+    """
+    p = project.params
+    if len(p.methods) != 1:
+        raise ValueError(f"study {project.study} lists methods {p.methods}; the best set comes from one: list it alone")
+    settings = [Setting(p.methods[0], ipc, seed) for seed in p.seeds]
+    found = [read_json(project.file("evaluation", setting, ".json")) for setting in settings]
+    accuracies = [accuracy for each in found for accuracy in each["accuracies"]]
+    path = project.root / BEST / f"{p.dataset}-ipc{ipc}.safetensors"
+    synthetic = SyntheticSet.open(project.file("sets", settings[0], ".safetensors"))
+    synthetic.save(path)
+    shown = project.pictures(synthetic.canvases, synthetic.whitening)
+    figures.write_contact_sheet(shown, synthetic.num_classes, path.with_suffix(".png"), scale=2 if ipc > 1 else 4)
+    shared = ("protocol", "epochs", "method", "factor", "stored_floats", "label_kind", "networks")
+    numbers = {key: found[0][key] for key in shared} | {
+        "accuracy": statistics.fmean(accuracies),
+        "std": statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0,
+        "accuracies": accuracies,
+        "seeds": p.seeds,
+        "study": project.study,
+        "iterations": read_json(project.file("distillation", settings[0], ".json"))["iterations"],
+    }
+    write_json(path.with_suffix(".json"), numbers)
+    return numbers
 
 
 def best_sets(root: Path, dataset: str) -> pd.DataFrame:
@@ -15,7 +54,17 @@ def best_sets(root: Path, dataset: str) -> pd.DataFrame:
     rows = []
     for path in (root / BEST).glob(f"{dataset}-ipc*.json"):
         rows.append(read_json(path) | {"ipc": int(path.stem.rpartition("-ipc")[2])})
+        rows[-1]["seconds"] = _seconds(root, rows[-1])
     return pd.DataFrame(rows).sort_values("ipc", ignore_index=True) if rows else pd.DataFrame()
+
+
+def _seconds(root: Path, best: dict[str, Any]) -> float:
+    """What distilling the kept set took, by the record of the machine that made it; nan without one."""
+    path = root / BEST / "record.json"
+    record = read_json(path) if path.is_file() else {}
+    name = Setting(best["method"], best["ipc"], best["seeds"][0]).name
+    entry = record.get(f"{best['study']}/distillation-{name}")
+    return sum(entry["seconds"].values()) if entry else float("nan")
 
 
 def record_table(root: Path, dataset: str) -> pd.DataFrame:
@@ -36,15 +85,12 @@ def record_table(root: Path, dataset: str) -> pd.DataFrame:
         rows.append(
             (100 * r.accuracy, {"ipc": r.ipc, "method": f"here: {r.method}{soft}"}
              | {"test accuracy (%)": f"{100 * r.accuracy:.1f} ± {100 * r.std:.1f}", "factor": r.factor}
-             | {"iterations": f"{r.iterations:,}", "networks × seeds": f"{r.networks} × {_count(r.seeds)}"}
-             | {"seconds": f"{r.seconds:,.0f}", "source": f"results/best, {r.protocol}, {r.epochs} epochs"})
+             | {"iterations": f"{r.iterations:,}", "networks × seeds": f"{r.networks} × {len(r.seeds)}"}
+             | {"seconds": "–" if math.isnan(r.seconds) else f"{r.seconds:,.0f}"}
+             | {"source": f"results/best, {r.protocol}, {r.epochs} epochs"})
         )  # fmt: skip
     ordered = [row for _, row in sorted(rows, key=lambda pair: (pair[1]["ipc"], -pair[0]))]
     return pd.DataFrame(ordered, columns=COLUMNS).astype(object).fillna("–").set_index("ipc")
-
-
-def _count(seeds: int | list[int]) -> int:
-    return len(seeds) if isinstance(seeds, list) else seeds
 
 
 def record_sentence(root: Path, dataset: str) -> str:
@@ -54,3 +100,8 @@ def record_sentence(root: Path, dataset: str) -> str:
         return f"No best set of {dataset} is kept in results/best yet, so the table shows the published numbers alone."
     listed = ", ".join(f"ipc {r.ipc}: {100 * r.accuracy:.1f} ± {100 * r.std:.1f} %" for r in ours.itertuples())
     return f'The best sets this project keeps (`dreamlib.load("{dataset}", ipc=…)`) reach {listed}.'
+
+
+if __name__ == "__main__":
+    asked = int(sys.argv[1])
+    gather(Project.open(study=f"best_ipc{asked}"), asked)

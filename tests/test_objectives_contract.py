@@ -20,6 +20,7 @@ NETWORK = ("convnet", {"width": 8})
 SMALL = {  # options that make a setting small; the rest is default
     "gradient": [{}, {"feature_weight": 0.1}, {"distance": "cosine", "layers": "conv_linear"}],
     "distribution": [{}],
+    "ridge": [{}],
     "trajectory": [{"synthetic_steps": 3, "max_start": 1, "step_size": 0.05}],
     "unrolled": [
         {"steps": 2, "passes": 2, "real_batch": 32},

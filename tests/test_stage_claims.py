@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -14,6 +15,7 @@ from dreamlib.params import find_root
 from dreamlib.project import Setting
 from dreamlib.stage_claims import Claims
 from dreamlib.stage_cost import FULL
+from dreamlib.synthetic import SyntheticSet, load
 
 ROOT = find_root()
 NETWORK, SEEDS = "convnet (width 64)", (0, 1, 2)
@@ -198,12 +200,14 @@ def test_the_record_lays_ours_beside_the_published(tmp_path, claims):
     root = claims.curves.root
     assert "kept in results/best yet" in stage_best.record_sentence(root, "fashion_mnist")
     assert set(stage_best.record_table(root, "fashion_mnist").iterations) == {"–"}
-    ours = {"accuracy": 0.81, "std": 0.004, "accuracies": [0.81], "networks": 5, "seeds": 1, "protocol": "idc"}
-    ours |= {"epochs": 1000, "method": "dream", "factor": 2, "iterations": 12345, "seconds": 3600.4}
+    ours = {"accuracy": 0.81, "std": 0.004, "accuracies": [0.81], "networks": 5, "seeds": [3], "protocol": "idc"}
+    ours |= {"epochs": 1000, "method": "dream", "factor": 2, "iterations": 12345, "study": "best_ipc1"}
     ours |= {"stored_floats": 7840, "label_kind": "hard"}
     write_json(root / "results" / "best" / "fashion_mnist-ipc1.json", ours)
     write_json(root / "results" / "best" / "fashion_mnist-ipc10.json", ours | {"label_kind": "soft", "seeds": [0, 1]})
     write_json(root / "results" / "best" / "mnist-ipc1.json", ours)
+    times = {"best_ipc1/distillation-dream-ipc1-seed3": {"seconds": {"matching": 3000.0, "network": 600.4}}}
+    write_json(root / "results" / "best" / "record.json", times)
     table = stage_best.record_table(root, "fashion_mnist")
     first = table.loc[1].reset_index(drop=True)
     assert first.method.tolist()[:3] == ["DREAM (f=2)", "IDC (f=2)", "here: dream"]  # best first: 81.3, 81.0, 81.0
@@ -213,3 +217,27 @@ def test_the_record_lays_ours_beside_the_published(tmp_path, claims):
     assert "here: dream, soft labels" in set(table.loc[10].method)
     said = stage_best.record_sentence(root, "fashion_mnist")
     assert "ipc 1: 81.0 ± 0.4 %, ipc 10: 81.0" in said
+
+
+def test_the_first_seeds_set_is_kept_with_the_accuracies_of_all(tmp_path, claims):
+    project = replace(claims.curves, study="best_ipc1")
+    p = project.params.model_copy(update={"methods": ["dream"], "ipc": [1], "seeds": [4, 5]})
+    project = replace(project, root=tmp_path, params=p)
+    made = {}
+    for seed, accuracies in ((4, [0.5, 0.6]), (5, [0.9, 1.0])):
+        setting, k = Setting("dream", 1, seed), project.info.num_classes
+        shape = (k, project.info.channels, project.info.size, project.info.size)
+        made[seed] = SyntheticSet(torch.rand(shape), torch.arange(k), k)
+        made[seed].save(project.file("sets", setting, ".safetensors"))
+        numbers = {"protocol": "idc", "epochs": 3, "method": "dream", "factor": 1, "stored_floats": 7, "networks": 2}
+        numbers |= {"label_kind": "hard", "accuracies": accuracies}
+        write_json(project.file("evaluation", setting, ".json"), numbers)
+        write_json(project.file("distillation", setting, ".json"), {"iterations": 40})
+    found = stage_best.gather(project, 1)
+    assert found["accuracy"] == pytest.approx(0.75)
+    assert found["std"] == pytest.approx((0.17 / 3) ** 0.5)  # deviations .25, .15, .15, .25
+    kept = load(tmp_path / "results" / "best" / f"{p.dataset}-ipc1.safetensors", normalise=False)
+    assert torch.equal(kept.images, made[4].canvases)
+    assert (tmp_path / "results" / "best" / f"{p.dataset}-ipc1.png").is_file()
+    with pytest.raises(ValueError, match="list it alone"):
+        stage_best.gather(replace(project, params=p.model_copy(update={"methods": ["dream", "idc"]})), 1)

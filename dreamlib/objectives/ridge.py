@@ -1,0 +1,76 @@
+"""Ridge regression on features: the distilled images, as its training set, should predict real images (FRePo)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dreamlib.kernels import weights_of
+from dreamlib.objectives.base import OBJECTIVES, MatchState, Objective
+from dreamlib.objectives.distribution import detached
+
+
+def centred_targets(labels: Tensor, num_classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Class numbers (n,) → regression targets (n, K): one-hot less 1/K, so that each row sums to zero.
+
+    >>> centred_targets(torch.tensor([1]), 2).tolist()
+    [[-0.5, 0.5]]
+    """
+    return F.one_hot(labels, num_classes).to(dtype) - 1 / num_classes
+
+
+def ridge_predictions(support: Tensor, targets: Tensor, features: Tensor, penalty: float) -> Tensor:
+    """What ridge regression fitted on ``support`` (m, D) with ``targets`` (m, K) says of ``features`` (n, D): (n, K).
+
+    The penalty on the squared weights is ``penalty`` × the mean squared norm of the support's features. Solved in its
+    dual form, an m × m system: m is small. Differentiable in everything.
+
+    >>> x, y = torch.eye(2), torch.tensor([[1.0], [-1.0]])
+    >>> ridge_predictions(x, y, torch.tensor([[2.0, 0.0]]), 1.0).item()  # weights y / (1 + 1)
+    1.0
+    """
+    gram = support @ support.T  # (m, m)
+    system = gram + penalty * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    return features @ (support.T @ torch.linalg.solve(system, targets))
+
+
+@OBJECTIVES.register("ridge")
+@dataclass(frozen=True)
+class RidgeRegression(Objective):
+    """Error on real images of the linear classifier that ridge regression fits to the distilled set (FRePo).
+
+    Zhou, Nezhadarya & Ba, NeurIPS 2022: the last layer's training is solved in closed form on the current network's
+    features, so that a step costs one forward pass of the real batch and one forward and backward pass of the distilled
+    set. The loss is half the mean squared distance to the centred one-hot targets; all classes share it. FRePo ages its
+    networks on the distilled set (``train_on: synthetic``); here labels stay hard, and the sampler chooses real images.
+
+    Raises ValueError for a ``penalty`` that is not positive.
+    """
+
+    by_class: ClassVar[bool] = False
+
+    penalty: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not self.penalty > 0:
+            raise ValueError(f"options.penalty = {self.penalty} must be above 0, for example 0.001")
+
+    def losses(self, state: MatchState) -> Iterator[tuple[int, Tensor]]:
+        """See ``Objective.losses``; one loss for all classes, given as class -1."""
+        weights, classes = detached(weights_of(state.network)), state.info.num_classes
+        draw = state.draw(-1)
+        real = [state.real_images(c) for c in range(classes)]
+        ours = [state.synthetic_images(c) for c in range(classes)]
+        with torch.no_grad():
+            features = state.kernels.features(weights, state.prepare(torch.cat(real), draw))  # (n, D)
+        support = state.kernels.features(weights, state.prepare(torch.cat(ours), draw))  # (m, D)
+        wide = torch.float64 if support.dtype == torch.float64 else torch.float32
+        wanted, known = (
+            centred_targets(torch.cat([state.targets(c, len(x)) for c, x in enumerate(images)]), classes, wide)
+            for images in (real, ours)
+        )
+        predicted = ridge_predictions(support.to(wide), known, features.to(wide), self.penalty)
+        yield -1, (predicted - wanted).square().sum(1).mean() / 2

@@ -1,0 +1,58 @@
+"""Ridge regression on features against scikit-learn's and finite differences."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import Ridge
+from test_objectives_contract import losses_and_gradients, make_state
+
+from dreamlib import objectives
+from dreamlib.augment import Augmentation
+from dreamlib.objectives.ridge import centred_targets, ridge_predictions
+
+
+def test_predictions_are_those_of_scikit_learns_ridge():
+    rng = torch.Generator().manual_seed(0)
+    support, features = (torch.randn(n, 7, generator=rng, dtype=torch.float64) for n in (5, 9))
+    targets = centred_targets(torch.tensor([0, 1, 2, 0, 1]), 3).double()
+    alpha = 0.3 * float(support.square().sum(1).mean())
+    theirs = Ridge(alpha=alpha, fit_intercept=False).fit(support.numpy(), targets.numpy()).predict(features.numpy())
+    np.testing.assert_allclose(ridge_predictions(support, targets, features, 0.3).numpy(), theirs, rtol=1e-10)
+    both = support.requires_grad_(True), features.requires_grad_(True)
+    assert torch.autograd.gradcheck(lambda a, b: ridge_predictions(a, targets, b, 0.3), both)
+
+
+def test_loss_and_gradient_on_real_and_distilled_images(toy_info, toy_data, tiny, float64):
+    info, data = toy_info(), toy_data(dtype=torch.float64)
+    network, objective = tiny(info, double=True), objectives.make("ridge", {"penalty": 0.1})
+    state = make_state(
+        objective, data, info, network, factor=2, compute=float64, augmentation=Augmentation.parse("none")
+    )
+    (found,), gradients = losses_and_gradients(objective, state)
+
+    def features(images):
+        return network.features(info.normalise(images.detach())).detach().numpy()
+
+    ours, hard = state.synthetic.decode()
+    real = torch.cat([state.real_images(c) for c in range(3)])
+    labels = np.repeat(np.arange(3), len(real) // 3)
+    x = features(ours)
+    fitted = Ridge(alpha=0.1 * (x**2).sum(1).mean(), fit_intercept=False).fit(x, np.eye(3)[hard.numpy()] - 1 / 3)
+    error = fitted.predict(features(real)) - (np.eye(3)[labels] - 1 / 3)
+    assert found[0] == -1
+    assert float(found[1]) == pytest.approx((error**2).sum(1).mean() / 2, rel=1e-9)
+
+    def loss(shift):
+        with torch.no_grad():
+            state.synthetic.canvases[2, 0, 3, 4] += shift
+            value = float(next(iter(objective.losses(state)))[1])
+            state.synthetic.canvases[2, 0, 3, 4] -= shift
+        return value
+
+    numeric = (loss(1e-5) - loss(-1e-5)) / 2e-5
+    assert float(gradients["canvases"][2, 0, 3, 4]) == pytest.approx(numeric, rel=1e-5)
+
+
+def test_a_penalty_must_be_positive():
+    with pytest.raises(ValueError, match=r"penalty = 0 must be above 0, for example"):
+        objectives.make("ridge", {"penalty": 0})
