@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY := PASSIVE
 # Compiled bytecode is kept: without it every stage spends seconds compiling the libraries it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup data repro methods claims test bench bench-accuracy check lint clean-notebooks lab report record
+.PHONY: help setup data repro methods best claims test bench bench-accuracy check lint clean-notebooks lab report record
 
 help:            ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -30,6 +30,9 @@ repro: data      ## reproduce the default pipeline from the data up, then compar
 
 methods: data    ## the methods study: every family of methods at ipc 1, under an hour on two cores
 	$(BIN)/dvc repro methods
+
+best: data       ## the best sets the project keeps (results/best), about half an hour on two cores
+	$(BIN)/dvc repro best
 
 claims: data     ## the study of DREAM's claims at a reduced budget, about 45 minutes on two cores
 	$(BIN)/dvc repro claims

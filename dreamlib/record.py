@@ -79,12 +79,19 @@ def compare(root: Path) -> tuple[pd.DataFrame, bool]:
 
 def readme_text(root: Path) -> str:
     """README.md with the result table between its markers replaced by results/summary.md."""
-    text = (root / "README.md").read_text()
-    if BEGIN not in text or END not in text:
-        raise ValueError(f"README.md lost its markers; put '{BEGIN}' and '{END}' around the result table")
-    before, rest = text.split(BEGIN)
-    table = (root / "results" / "summary.md").read_text()
-    return f"{before}{BEGIN}\n{table}{END}{rest.split(END)[1]}"
+    return between((root / "README.md").read_text(), BEGIN, END, (root / "results" / "summary.md").read_text())
+
+
+def between(text: str, begin: str, end: str, table: str) -> str:
+    """README.md's text with what stands between two markers replaced; raises ValueError where a marker is missing.
+
+    >>> between("a <1> old <2> z", "<1>", "<2>", "new")
+    'a <1>\\nnew<2> z'
+    """
+    if begin not in text or end not in text:
+        raise ValueError(f"README.md lost its markers; put '{begin}' and '{end}' around the table")
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n{table}{end}{rest.split(end)[1]}"
 
 
 def _write(root: Path, study: str) -> int:

@@ -1,6 +1,7 @@
 """The project's best sets: gathered from the studies that made them, and set beside what others published.
 
-``python -m dreamlib.stage_best IPC`` gathers those of one ipc from the study best_ipc<IPC> into results/best.
+``python -m dreamlib.stage_best IPC`` gathers those of one ipc from the study best_ipc<IPC> into results/best;
+``python -m dreamlib.stage_best readme`` writes the table into README.md.
 """
 
 import math
@@ -12,10 +13,13 @@ from typing import Any
 import pandas as pd
 
 from dreamlib import figures
-from dreamlib.files import read_json, write_json
+from dreamlib.files import read_json, write_atomically, write_json
+from dreamlib.params import find_root
 from dreamlib.project import Project, Setting
+from dreamlib.record import between
 from dreamlib.synthetic import BEST, SyntheticSet
 
+BEGIN, END = "<!-- best sets: written by `python -m dreamlib.stage_best readme` -->", "<!-- end of best sets -->"
 COLUMNS = ["ipc", "method", "test accuracy (%)", "factor", "iterations", "networks × seeds", "seconds", "source"]
 
 
@@ -76,7 +80,8 @@ def record_table(root: Path, dataset: str) -> pd.DataFrame:
     published = pd.read_csv(root / "notebooks" / "published.csv")
     published = published[published.dataset == dataset]
     rows = [
-        (r.accuracy, {"ipc": r.ipc, "method": r.method, "test accuracy (%)": f"{r.accuracy:.1f} ± {r.std:.1f}"}
+        (r.accuracy, {"ipc": r.ipc, "method": r.method}
+         | {"test accuracy (%)": f"{r.accuracy:.1f}" + ("" if math.isnan(r.std) else f" ± {r.std:.1f}")}
          | {"factor": r.factor, "source": r.source})
         for r in published.itertuples()
     ]  # fmt: skip
@@ -102,6 +107,17 @@ def record_sentence(root: Path, dataset: str) -> str:
     return f'The best sets this project keeps (`dreamlib.load("{dataset}", ipc=…)`) reach {listed}.'
 
 
+def readme_text(root: Path) -> str:
+    """README.md with the table of the best sets, Fashion-MNIST's, between its markers."""
+    table = record_table(root, "fashion_mnist").reset_index()
+    rows = [table.columns, ["---"] * len(table.columns), *table.values]
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    return between((root / "README.md").read_text(), BEGIN, END, "\n".join(lines) + "\n")
+
+
 if __name__ == "__main__":
-    asked = int(sys.argv[1])
-    gather(Project.open(study=f"best_ipc{asked}"), asked)
+    if sys.argv[1] == "readme":
+        here = find_root()
+        write_atomically(here / "README.md", readme_text(here).encode())
+    else:
+        gather(Project.open(study=f"best_ipc{sys.argv[1]}"), int(sys.argv[1]))

@@ -241,3 +241,11 @@ def test_the_first_seeds_set_is_kept_with_the_accuracies_of_all(tmp_path, claims
     assert (tmp_path / "results" / "best" / f"{p.dataset}-ipc1.png").is_file()
     with pytest.raises(ValueError, match="list it alone"):
         stage_best.gather(replace(project, params=p.model_copy(update={"methods": ["dream", "idc"]})), 1)
+
+
+def test_readmes_table_of_the_best_sets_is_that_of_the_results():
+    assert (ROOT / "README.md").read_text() == stage_best.readme_text(ROOT)
+    for numbers in stage_best.best_sets(ROOT, "fashion_mnist").itertuples():
+        kept = load("fashion_mnist", ipc=numbers.ipc)
+        assert kept.set.stored_floats == numbers.stored_floats == 7840 * numbers.ipc
+        assert numbers.label_kind == "hard" and len(numbers.accuracies) == numbers.networks * len(numbers.seeds)
