@@ -4,6 +4,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,19 +80,21 @@ def compare(root: Path) -> tuple[pd.DataFrame, bool]:
 
 def readme_text(root: Path) -> str:
     """README.md with the result table between its markers replaced by results/summary.md."""
-    return between((root / "README.md").read_text(), BEGIN, END, (root / "results" / "summary.md").read_text())
+    return between((root / "README.md").read_text(), BEGIN, END, (root / "results" / "summary.md").read_text)
 
 
-def between(text: str, begin: str, end: str, table: str) -> str:
-    """README.md's text with what stands between two markers replaced; raises ValueError where a marker is missing.
+def between(text: str, begin: str, end: str, table: Callable[[], str]) -> str:
+    """README.md's text with what stands between two markers replaced by what ``table`` gives.
 
-    >>> between("a <1> old <2> z", "<1>", "<2>", "new")
+    Raises ValueError where a marker is missing, before the table is asked for.
+
+    >>> between("a <1> old <2> z", "<1>", "<2>", lambda: "new")
     'a <1>\\nnew<2> z'
     """
     if begin not in text or end not in text:
         raise ValueError(f"README.md lost its markers; put '{begin}' and '{end}' around the table")
     before, rest = text.split(begin)
-    return f"{before}{begin}\n{table}{end}{rest.split(end)[1]}"
+    return f"{before}{begin}\n{table()}{end}{rest.split(end)[1]}"
 
 
 def _write(root: Path, study: str) -> int:

@@ -112,7 +112,7 @@ def readme_text(root: Path) -> str:
     table = record_table(root, "fashion_mnist").reset_index()
     rows = [table.columns, ["---"] * len(table.columns), *table.values]
     lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
-    return between((root / "README.md").read_text(), BEGIN, END, "\n".join(lines) + "\n")
+    return between((root / "README.md").read_text(), BEGIN, END, lambda: "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -234,8 +234,7 @@ def test_per_class_at_the_second_visit_is_the_collapsed_run_to_two_to_the_minus_
 
 def toy_gradient(run):
     """The first iteration's summed gradient, from the objective itself."""
-    probe = distiller(image_update="batched", double=True)
-    probe.optimizer = torch.optim.SGD([probe.synthetic.canvases], lr=1.0)
+    probe = distiller(image_update="batched", image_lr=1.0, image_momentum=0.0, double=True)
     probe.step()
     return run.start.canvases - probe.synthetic.canvases.detach()
 

@@ -177,8 +177,8 @@ def test_verdicts_follow_the_numbers(claims):
 
 def test_factors_are_shown_with_their_iterations(claims):
     table = stage_claims.factor_table(claims)
-    assert list(table.columns) == ["ipc 1, 20 iterations", "ipc 10, 20 iterations", "ipc 50, 10 iterations"]
-    assert table.loc[2, "ipc 1, 20 iterations"] == "60.0 ± 0.0" and list(table.index) == [1, 2, 3]
+    assert list(table.columns) == ["ipc 1, 10 iterations", "ipc 10, 10 iterations", "ipc 50, 10 iterations"]
+    assert table.loc[2, "ipc 1, 10 iterations"] == "60.0 ± 0.0" and list(table.index) == [1, 2, 3]
 
 
 def test_pictures_show_what_was_picked():
@@ -210,7 +210,9 @@ def test_the_record_lays_ours_beside_the_published(tmp_path, claims):
     write_json(root / "results" / "best" / "record.json", times)
     table = stage_best.record_table(root, "fashion_mnist")
     first = table.loc[1].reset_index(drop=True)
-    assert first.method.tolist()[:3] == ["DREAM (f=2)", "IDC (f=2)", "here: dream"]  # best first: 81.3, 81.0, 81.0
+    ranked = ["FreD", "DANCE (f=2)", "DREAM (f=2)", "IDC (f=2)", "here: dream"]  # 84.6, 81.5, 81.3, 81.0, 81.0
+    assert first.method.tolist()[:5] == ranked
+    assert first["test accuracy (%)"].tolist()[:2] == ["84.6", "81.5"]  # published without a spread
     row = first[first.method == "here: dream"].iloc[0]
     assert (row["test accuracy (%)"], row.iterations, row["networks × seeds"]) == ("81.0 ± 0.4", "12,345", "5 × 1")
     assert (row.seconds, row.source) == ("3,600", "results/best, idc, 1000 epochs")
