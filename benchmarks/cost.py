@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.work import INFO
 from dreamlib.networks import build
+from dreamlib.tables import markdown
 from dreamlib.types import DatasetInfo
 
 REAL, IPC, FACTOR, SYNTHETIC, NETWORK_STEPS, INTERVAL, POOL = 128, 10, 2, 128, 4, 10, 512
@@ -90,26 +91,22 @@ def iteration_seconds(result: dict[str, Any], size: Size, workers: int) -> dict[
     return {what: operations[what] / rates[what] for what in rates}
 
 
-def markdown(result: dict[str, Any]) -> str:
-    """The modelled table."""
+def costs(result: dict[str, Any]) -> str:
+    """The modelled table, in Markdown."""
     real, synthetic = passes(result)
-    lines = [
-        f"Modelled, not run: ipc {IPC}, factor {FACTOR}, {REAL} real images a class, {NETWORK_STEPS} network steps of "
-        f"128, clusterings of {POOL} images every {INTERVAL} iterations. A real image costs matching {real:.1f} "
-        f"forward passes, a synthetic one {synthetic:.1f} (counted); operations are divided by the throughput of the "
-        f"table above, every worker as fast as that machine, sums among workers free.",
-        "",
-        f"| classes, side | operations of an image | {' | '.join(_workers(n) for n in WORKERS)} |",
-        "|---|---|" + "---|" * len(WORKERS),
-    ]
+    rows = []
     for size in SIZES:
         hours = [sum(iteration_seconds(result, size, n).values()) * ITERATIONS / 3600 for n in WORKERS]
         one = forward_operations(size.classes, 3, size.side)
-        lines.append(
-            f"| {size.name}: {size.classes}, {size.side} px | {one / 1e6:,.0f} · 10⁶ | "
-            f"{' | '.join(f'{h:,.1f}' for h in hours)} |"
-        )
-    return "\n".join(lines) + "\n"
+        name = f"{size.name}: {size.classes}, {size.side} px"
+        rows.append((name, f"{one / 1e6:,.0f} · 10⁶", *(f"{h:,.1f}" for h in hours)))
+    return (
+        f"Modelled, not run: ipc {IPC}, factor {FACTOR}, {REAL} real images a class, {NETWORK_STEPS} network steps of "
+        f"128, clusterings of {POOL} images every {INTERVAL} iterations. A real image costs matching {real:.1f} "
+        f"forward passes, a synthetic one {synthetic:.1f} (counted); operations are divided by the throughput of the "
+        "table above, every worker as fast as that machine, sums among workers free.\n\n"
+        + markdown(("classes, side", "operations of an image", *map(_workers, WORKERS)), rows)
+    )
 
 
 def _workers(count: int) -> str:

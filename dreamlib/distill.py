@@ -82,6 +82,19 @@ def snapshot_iterations(total: int, count: int) -> list[int]:
     return sorted({0, total} | {max(1, total >> k) for k in range(count) if total})
 
 
+def network_settings(settings: DistillParams, info: DatasetInfo) -> TrainSettings:
+    """How a distillation trains its own networks."""
+    augmentation = augmentation_for(info, settings.network_augmentation, settings.augmentation_mode)
+    return TrainSettings(
+        settings.network_batch,
+        settings.network_lr,
+        settings.network_momentum,
+        settings.network_weight_decay,
+        augmentation,
+        settings.cutmix,
+    )
+
+
 def make_sampler(
     data: LabeledImages, settings: DistillParams, seed: int, classes: Sequence[int] | None = None
 ) -> Sampler:
@@ -200,8 +213,9 @@ class Distiller:
         if self.iteration % s.inner_iterations == 0:
             self._timed("network", self._begin_outer)
         self._timed("clustering", lambda: self.sampler.prepare(self.iteration, self._embed, self._predict))
-        of_pixels = self.optimizer.param_groups[0]
-        of_pixels["lr"] = scheduled_lr(self._first_lr, s.image_lr_schedule, self.iteration, self.total)
+        if s.image_lr_schedule != "constant":
+            lr = scheduled_lr(self._first_lr, s.image_lr_schedule, self.iteration, self.total)
+            self.optimizer.param_groups[0]["lr"] = lr
         self._timed("matching", self._match)
         if self.iteration % s.inner_iterations != s.inner_iterations - 1:  # the network is thrown away otherwise
             self._timed("network", lambda: self._train(s.network_steps))
@@ -242,15 +256,7 @@ class Distiller:
         self.model = self.compute.place(build(name, self.info, generator(self.seed, "network", outer), options))
         if self.kernels is None:
             self.kernels = kernels_for(self.network, self.info, self.compute)
-        how = TrainSettings(
-            s.network_batch,
-            s.network_lr,
-            s.network_momentum,
-            s.network_weight_decay,
-            augmentation_for(self.info, s.network_augmentation, s.augmentation_mode),
-            s.cutmix,
-        )
-        self.trainer = Trainer(self.model, self.info, how, self.kernels)
+        self.trainer = Trainer(self.model, self.info, network_settings(s, self.info), self.kernels)
 
     def _train(self, steps: int, purpose: str = "train") -> None:
         if self.settings.train_on == "none" or steps == 0:

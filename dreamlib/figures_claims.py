@@ -58,7 +58,8 @@ def accuracy_along(table: pd.DataFrame, x: str, xlabel: str) -> Figure:
                 line[x], 100 * line.accuracy, 100 * line["std"], label=method, color=color(method), marker="o", ms=3,
                 capsize=2,
             )  # fmt: skip
-        axis.set(xlabel=xlabel, ylabel="validation accuracy (%)", title=f"{ipc} stored per class")
+        stored = f"{ipc} stored image{'s' if ipc > 1 else ''} per class"
+        axis.set(xlabel=xlabel, ylabel="validation accuracy (%)", title=stored)
         axis.legend()
     return finished(figure)
 

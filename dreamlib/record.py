@@ -4,7 +4,6 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pandas as pd
 from dreamlib.files import read_json, write_atomically, write_json
 from dreamlib.params import find_root
 from dreamlib.provenance import RUNS
+from dreamlib.tables import between
 
 RECORD = Path("results") / "record.json"
 BEGIN, END = "<!-- results: written by `make record` -->", "<!-- end of results -->"
@@ -81,20 +81,6 @@ def compare(root: Path) -> tuple[pd.DataFrame, bool]:
 def readme_text(root: Path) -> str:
     """README.md with the result table between its markers replaced by results/summary.md."""
     return between((root / "README.md").read_text(), BEGIN, END, (root / "results" / "summary.md").read_text)
-
-
-def between(text: str, begin: str, end: str, table: Callable[[], str]) -> str:
-    """README.md's text with what stands between two markers replaced by what ``table`` gives.
-
-    Raises ValueError where a marker is missing, before the table is asked for.
-
-    >>> between("a <1> old <2> z", "<1>", "<2>", lambda: "new")
-    'a <1>\\nnew<2> z'
-    """
-    if begin not in text or end not in text:
-        raise ValueError(f"README.md lost its markers; put '{begin}' and '{end}' around the table")
-    before, rest = text.split(begin)
-    return f"{before}{begin}\n{table()}{end}{rest.split(end)[1]}"
 
 
 def _write(root: Path, study: str) -> int:

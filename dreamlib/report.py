@@ -16,6 +16,7 @@ from dreamlib.project import Project, Setting
 from dreamlib.provenance import code_hash
 from dreamlib.record import cost_table
 from dreamlib.seeding import generator
+from dreamlib.tables import markdown
 
 
 def settings_table(settings: BaseModel) -> pd.DataFrame:
@@ -82,4 +83,4 @@ def provenance(project: Project, stage: str, info: dict[str, Any] | None = None)
         "device": ", ".join(f"{k} {v}" for k, v in project.compute.describe().items() if k != "python"),
         "versions": ", ".join(f"{name} {version(name)}" for name in ("torchvision", "numpy", "scikit-learn", "dvc")),
     }
-    return "| | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+    return markdown(("", ""), rows.items())

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -126,6 +126,16 @@ def restart_prepared(module: str) -> None:
     if "MALLOC_TRIM_THRESHOLD_" not in os.environ:
         prepare_kernel(find_root())
         os.execv(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]])
+
+
+def exit_status(work: Callable[[], object]) -> int:
+    """Do a command's work: 0, or 1 after one line on standard error where something is wrong."""
+    try:
+        work()
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def failed_copy(root: Path, output: Path) -> Path:

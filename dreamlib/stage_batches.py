@@ -8,14 +8,15 @@ import torch
 from sklearn.decomposition import PCA
 
 from dreamlib.batches import KINDS, BatchStudy, pooled
+from dreamlib.distill import network_settings
 from dreamlib.files import write_atomically
 from dreamlib.kernels import Kernels
 from dreamlib.networks import build
 from dreamlib.params import BatchesParams, DistillParams, read_claims
 from dreamlib.project import Project
-from dreamlib.run import restart_prepared
+from dreamlib.run import exit_status, restart_prepared
 from dreamlib.seeding import generator
-from dreamlib.training import Trainer, TrainSettings, augmentation_for, kernels_for
+from dreamlib.training import Trainer, kernels_for
 from dreamlib.types import LabeledImages
 
 STUDY = "claims_curves"  # whose data, network, seeds and settings are used
@@ -54,15 +55,7 @@ def _trainer(project: Project, settings: DistillParams, kernels: Kernels, seed: 
     """A network as the distillation trains its own."""
     name, options = project.network
     network = project.compute.place(build(name, project.info, generator(seed, "batches-network"), options))
-    train = TrainSettings(
-        settings.network_batch,
-        settings.network_lr,
-        settings.network_momentum,
-        settings.network_weight_decay,
-        augmentation_for(project.info, settings.network_augmentation, settings.augmentation_mode),
-        settings.cutmix,
-    )
-    return Trainer(network, project.info, train, kernels)
+    return Trainer(network, project.info, network_settings(settings, project.info), kernels)
 
 
 def _train_step(trainer: Trainer, data: LabeledImages, settings: DistillParams, seed: int, step: int) -> None:
@@ -83,16 +76,6 @@ def _picture(study: BatchStudy, trainer: Trainer, rows: torch.Tensor, label: int
     return table
 
 
-def main() -> int:
-    """The stage; returns the exit status, with one clear line on standard error where something is wrong."""
-    try:
-        run_batches(Project.open(study=STUDY), read_claims().batches)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
     restart_prepared("dreamlib.stage_batches")
-    sys.exit(main())
+    sys.exit(exit_status(lambda: run_batches(Project.open(study=STUDY), read_claims().batches)))

@@ -4,6 +4,7 @@
 ``python -m dreamlib.stage_best readme`` writes the table into README.md.
 """
 
+import argparse
 import math
 import statistics
 import sys
@@ -16,8 +17,9 @@ from dreamlib import figures
 from dreamlib.files import read_json, write_atomically, write_json
 from dreamlib.params import find_root
 from dreamlib.project import Project, Setting
-from dreamlib.record import between
+from dreamlib.run import exit_status
 from dreamlib.synthetic import BEST, SyntheticSet
+from dreamlib.tables import between, markdown
 
 BEGIN, END = "<!-- best sets: written by `python -m dreamlib.stage_best readme` -->", "<!-- end of best sets -->"
 COLUMNS = ["ipc", "method", "test accuracy (%)", "factor", "iterations", "networks × seeds", "seconds", "source"]
@@ -110,14 +112,22 @@ def record_sentence(root: Path, dataset: str) -> str:
 def readme_text(root: Path) -> str:
     """README.md with the table of the best sets, Fashion-MNIST's, between its markers."""
     table = record_table(root, "fashion_mnist").reset_index()
-    rows = [table.columns, ["---"] * len(table.columns), *table.values]
-    lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
-    return between((root / "README.md").read_text(), BEGIN, END, lambda: "\n".join(lines) + "\n")
+    text = (root / "README.md").read_text()
+    return between(text, BEGIN, END, lambda: markdown(table.columns, table.values))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status, with one clear line on standard error where something is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m dreamlib.stage_best", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("what", help="an ipc, to gather its sets; or 'readme', to write the table")
+    what = parser.parse_args(arguments).what
+    if what == "readme":
+        root = find_root()
+        return exit_status(lambda: write_atomically(root / "README.md", readme_text(root).encode()))
+    if not what.isdigit():
+        parser.error(f"'{what}' is neither an ipc nor 'readme'")
+    return exit_status(lambda: gather(Project.open(study=f"best_ipc{what}"), int(what)))
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "readme":
-        here = find_root()
-        write_atomically(here / "README.md", readme_text(here).encode())
-    else:
-        gather(Project.open(study=f"best_ipc{sys.argv[1]}"), int(sys.argv[1]))
+    sys.exit(main())

@@ -14,7 +14,7 @@ from dreamlib.evaluate import train_settings
 from dreamlib.files import write_atomically
 from dreamlib.params import CostParams, read_claims
 from dreamlib.project import Project, Setting
-from dreamlib.run import restart_prepared
+from dreamlib.run import exit_status, restart_prepared
 from dreamlib.stage_batches import FOLDER, STUDY
 from dreamlib.stage_distillation import read_set
 from dreamlib.training import TrainSettings, augmentation_for
@@ -93,16 +93,6 @@ def _trainings(project: Project, how: CostParams) -> Iterator[_Training]:
     yield _Training(FULL, 0, placed.images, placed.labels, usual, tuple(how.points), "none", size)
 
 
-def main() -> int:
-    """The stage; returns the exit status, with one clear line on standard error where something is wrong."""
-    try:
-        run_cost(Project.open(study=STUDY), read_claims().cost)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
     restart_prepared("dreamlib.stage_cost")
-    sys.exit(main())
+    sys.exit(exit_status(lambda: run_cost(Project.open(study=STUDY), read_claims().cost)))

@@ -4,6 +4,7 @@ import pandas as pd
 
 from dreamlib.files import read_json, write_atomically, write_json
 from dreamlib.project import Project, Setting
+from dreamlib.tables import markdown
 
 
 def evaluations(project: Project) -> pd.DataFrame:
@@ -55,33 +56,25 @@ def write_summary(project: Project) -> pd.DataFrame:
     }
     write_json(results / "summary.json", metrics)
     write_atomically(results / "summary.csv", table.to_csv(index=False).encode())
-    write_atomically(results / "summary.md", markdown(table).encode())
+    write_atomically(results / "summary.md", summary_markdown(table).encode())
     return table
 
 
-def markdown(table: pd.DataFrame) -> str:
+def summary_markdown(table: pd.DataFrame) -> str:
     """The summary as a Markdown table in percent, as the README shows it."""
     columns = (
-        "ipc",
-        "method",
-        "test accuracy (%)",
-        "networks × seeds",
-        "protocol",
-        "labels",
-        "factor",
-        "training images",
-        "stored floats",
-        "iterations",
-    )
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for r in table.itertuples():
-        score = f"{100 * r.accuracy:.1f} ± {100 * r.std:.1f}"
-        counts = f"{r.networks // r.seeds} × {r.seeds}"
-        lines.append(
-            f"| {r.ipc} | {r.method} | {score} | {counts} | {r.protocol}, {r.epochs} epochs | {r.label_kind} "
-            f"| {r.factor} | {r.training_images} | {r.stored_floats:,} | {r.iterations} |"
-        )
-    return "\n".join(lines) + "\n"
+        "ipc", "method", "test accuracy (%)", "networks × seeds", "protocol", "labels", "factor", "training images",
+        "stored floats", "iterations",
+    )  # fmt: skip
+    rows = [
+        [
+            r.ipc, r.method, f"{100 * r.accuracy:.1f} ± {100 * r.std:.1f}", f"{r.networks // r.seeds} × {r.seeds}",
+            f"{r.protocol}, {r.epochs} epochs", r.label_kind, r.factor, r.training_images, f"{r.stored_floats:,}",
+            r.iterations,
+        ]
+        for r in table.itertuples()
+    ]  # fmt: skip
+    return markdown(columns, rows)
 
 
 def curves(project: Project) -> pd.DataFrame:

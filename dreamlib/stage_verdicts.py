@@ -16,6 +16,7 @@ from dreamlib.stage_claims import (
     transfer_gains,
 )
 from dreamlib.stage_cost import FULL
+from dreamlib.tables import markdown
 
 
 def verdicts(claims: Claims) -> pd.DataFrame:
@@ -166,5 +167,5 @@ def answer(table: pd.DataFrame) -> str:
 
 def as_markdown(table: pd.DataFrame) -> str:
     """The verdicts as a Markdown table: whole sentences, which a DataFrame's own display would cut short."""
-    lines = [f"| {c} | {r.measured} | **{r.verdict}** |" for c, r in table.iterrows()]
-    return "\n".join(["| claim | measured here | verdict |", "|---|---|---|", *lines])
+    rows = ((claim, r.measured, f"**{r.verdict}**") for claim, r in table.iterrows())
+    return markdown(("claim", "measured here", "verdict"), rows)

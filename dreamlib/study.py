@@ -7,16 +7,17 @@ results/STUDY/.
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from dreamlib.params import ParameterError
 from dreamlib.project import Project, Setting
-from dreamlib.run import restart_prepared
+from dreamlib.run import exit_status, restart_prepared
 from dreamlib.stage_clustering import run_clustering
 from dreamlib.stage_distillation import run_distillation
 from dreamlib.stage_evaluation import evaluated_networks, run_evaluation
 from dreamlib.stage_experts import run_experts
 
-KEPT_IPC = 10  # sets of more stored images a class are not kept by `all`
+KEPT_IPC = 10  # sets of more stored images a class are not kept by `all` in a study that compares methods
 
 
 def study_settings(project: Project, method: str) -> list[Setting]:
@@ -54,7 +55,8 @@ def drop_bulk(project: Project, method: str) -> None:
     """
     for setting in study_settings(project, method):
         project.file("snapshots", setting, ".safetensors").unlink()
-        if setting.seed != project.params.seeds[0] or setting.ipc > KEPT_IPC:
+        large = setting.ipc > KEPT_IPC and len(project.params.methods) > 1  # a study of one method is for its set
+        if setting.seed != project.params.seeds[0] or large:
             project.file("sets", setting, ".safetensors").unlink()
     project.file("snapshots", setting, "").parent.rmdir()
 
@@ -66,6 +68,18 @@ def run_clusters(project: Project) -> None:
             run_clustering(project, ipc, seed)
 
 
+def run_part(project: Project, part: str, methods: Sequence[str] = ()) -> None:
+    """One of the command's parts; ``methods`` is for 'run'. Raises ParameterError before any work for a wrong name."""
+    if part != "run":
+        return {"clusters": run_clusters, "experts": run_experts, "all": run_all}[part](project)
+    if not methods:
+        raise ParameterError(f"which method? one of {', '.join(project.params.methods)}")
+    for method in methods:
+        study_settings(project, method)
+    for method in methods:
+        run_method(project, method)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status, with one clear line on standard error where something is wrong."""
     parser = argparse.ArgumentParser(prog="python -m dreamlib.study", description=(__doc__ or "").splitlines()[0])
@@ -73,21 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("part", choices=["clusters", "experts", "run", "all"])
     parser.add_argument("methods", nargs="*", metavar="method", help="for run: one or more")
     given = parser.parse_args(arguments)
-    try:
-        project = Project.open(study=given.study)
-        if given.part == "run":
-            if not given.methods:
-                raise ParameterError(f"which method? one of {', '.join(project.params.methods)}")
-            for method in given.methods:  # a name that is not listed is refused before any work
-                study_settings(project, method)
-            for method in given.methods:
-                run_method(project, method)
-        else:
-            {"clusters": run_clusters, "experts": run_experts, "all": run_all}[given.part](project)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_status(lambda: run_part(Project.open(study=given.study), given.part, given.methods))
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def test_readme_without_markers_is_refused():
 
 
 def test_costs_without_markers_are_refused():
-    with pytest.raises(ValueError, match="table of costs"):
+    with pytest.raises(ValueError, match="costs: modelled"):
         table.readme_text(f"{table.BEGIN}{table.END}", read_json(table.RESULTS))
 
 

@@ -16,6 +16,7 @@ from dreamlib.checkpoint import Checkpoint
 from dreamlib.compute import Compute
 from dreamlib.distill import DistillationDivergedError, Distiller, effective_image_lr, snapshot_iterations
 from dreamlib.initialize import fill, random_rows
+from dreamlib.kernels import compiler_found
 from dreamlib.objectives import OBJECTIVES, Objective
 from dreamlib.params import DistillParams
 from dreamlib.synthetic import SyntheticSet
@@ -54,12 +55,12 @@ def toys(classes=3, per_class=12, dtype=torch.float32):
     return info, LabeledImages((0.5 * noise + 0.5 * ramp).to(dtype), labels, classes)
 
 
-def distiller(seed=0, classes=3, per_class=12, double=False, start=None, **changes):
+def distiller(seed=0, classes=3, per_class=12, double=False, start=None, compute=None, **changes):
     """A small run: three classes, two canvases each, 3 × 4 iterations of a width-8 network."""
     info, data = toys(classes, per_class, torch.float64 if double else torch.float32)
     settings = DistillParams(**{**SMALL, **changes})
     start = start or fill(data, random_rows(data, 2 * settings.factor**2, 0), 2, settings.factor, "single")
-    compute = Compute(dtype=torch.float64) if double else Compute()
+    compute = compute or (Compute(dtype=torch.float64) if double else Compute())
     return Distiller(start, data, info, settings, NETWORK, compute, seed)
 
 
@@ -130,6 +131,20 @@ def test_interrupted_and_resumed_is_bit_identical(tmp_path, variant, stop):
     result = resumed.run(Checkpoint(tmp_path, "key"))
     assert steps == list(range(stop, 12)), "it goes on where it stopped"
     assert same(result, uninterrupted(variant))
+
+
+@pytest.mark.skipif(not compiler_found(), reason="no C++ compiler on this machine: torch.compile cannot")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+def test_the_fast_path_repeats_and_resumes_to_the_bit(tmp_path):
+    """Compiled, half precision, a pool of images clustered."""
+    fast = {"compute": Compute(dtype=torch.bfloat16, compile=True), "sampler": "representative", "pool": 9}
+    first = distiller(**fast).run()
+    assert same(first, distiller(**fast).run())
+    with pytest.raises(Killed):
+        distiller(**fast).run(KilledAfter(tmp_path, "key", 5))
+    resumed = distiller(**fast)
+    result = resumed.run(Checkpoint(tmp_path, "key"))
+    assert resumed.kernels.compile and same(result, first)
 
 
 def test_two_interruptions_are_as_good_as_none(tmp_path):

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "dreamlib"
 # DESIGN.md's table, with the modules it leaves unnamed. A module imports its own rank or lower ones.
 RANKS = {
-    0: "types seeding registry sections params files progress compute parallel _torchvision",
+    0: "types seeding registry tables sections params files progress compute parallel _torchvision",
     1: "datasets networks augment kmeans kernels checkpoint whitening",
     2: "training synthetic sampling",
     3: "initialize coverage selection experts objectives",
@@ -19,11 +19,11 @@ RANKS = {
     5: "evaluate",
     6: "provenance figures figures_claims notebooks record claims",
     7: "project",  # params.yaml and data, opened: where every stage begins
-    8: "stage_clustering stage_experts stage_best report",
+    8: "stage_clustering stage_experts report",
     9: "stage_distillation stage_figures",
     10: "stage_evaluation stage_methods",
     11: "run worker",  # the launcher, and one of several processes of a stage
-    12: "study stage_batches stage_cost",  # many settings in one process
+    12: "study stage_batches stage_cost stage_best",  # many settings in one process
     13: "stage_claims",
     14: "stage_verdicts",
 }

@@ -24,7 +24,7 @@ from dreamlib.stage_experts import run_experts
 ROOT = find_root(Path(__file__).parent)
 STAGES = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"]
 # Modules that draw, tell or launch: they cannot change a number. `figures` alone depends on those that draw.
-PRESENTATION = {"progress.py", "report.py", "figures.py", "figures_claims.py", "record.py", "run.py"}
+PRESENTATION = {"progress.py", "report.py", "figures.py", "figures_claims.py", "record.py", "run.py", "tables.py"}
 COMPUTING = {name: f"stage_{name}.py" for name in ("clustering", "distillation", "evaluation")}
 STUDY = {
     "methods_clusters": ("stage_clustering.py", "methods"),
