@@ -16,6 +16,7 @@ from dreamlib.tables import between
 
 RECORD = Path("results") / "record.json"
 BEGIN, END = "<!-- results: written by `make record` -->", "<!-- end of results -->"
+CLAIMS_BEGIN, CLAIMS_END = "<!-- claims: written by `make record` -->", "<!-- end of claims -->"
 
 
 def collect(root: Path, study: str = "") -> dict[str, Any]:
@@ -79,8 +80,9 @@ def compare(root: Path) -> tuple[pd.DataFrame, bool]:
 
 
 def readme_text(root: Path) -> str:
-    """README.md with the result table between its markers replaced by results/summary.md."""
-    return between((root / "README.md").read_text(), BEGIN, END, (root / "results" / "summary.md").read_text)
+    """README.md with what stands between its markers replaced: results/summary.md, results/claims/verdicts.md."""
+    text = between((root / "README.md").read_text(), BEGIN, END, (root / "results" / "summary.md").read_text)
+    return between(text, CLAIMS_BEGIN, CLAIMS_END, (root / "results" / "claims" / "verdicts.md").read_text)
 
 
 def _write(root: Path, study: str) -> int:

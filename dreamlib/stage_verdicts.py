@@ -1,8 +1,13 @@
 """Every claim of DREAM with what was measured and whether it holds here, computed from the study's results."""
 
+from pathlib import Path
+
 import pandas as pd
+from matplotlib.figure import Figure
 
 from dreamlib.claims import HOLDS, NOT, PARTLY, judge, together
+from dreamlib.files import write_atomically
+from dreamlib.stage_batches import FOLDER
 from dreamlib.stage_claims import (
     REFERENCE,
     Claims,
@@ -169,3 +174,10 @@ def as_markdown(table: pd.DataFrame) -> str:
     """The verdicts as a Markdown table: whole sentences, which a DataFrame's own display would cut short."""
     rows = ((claim, r.measured, f"**{r.verdict}**") for claim, r in table.iterrows())
     return markdown(("claim", "measured here", "verdict"), rows)
+
+
+def write_headline(root: Path, table: pd.DataFrame, figure: Figure) -> None:
+    """What the README shows of the study: results/claims/verdicts.md and results/claims/headline.png."""
+    folder = root / "results" / FOLDER
+    write_atomically(folder / "verdicts.md", f"{answer(table)}\n\n{as_markdown(table)}".encode())
+    figure.savefig(folder / "headline.png", dpi=110, metadata={"Software": None})  # no version: the same file again

@@ -172,7 +172,7 @@ def test_verdicts_follow_the_numbers(claims):
         assert found[found.index.str.startswith(start)].tolist() == [verdict], start
     said = stage_verdicts.answer(stage_verdicts.verdicts(claims))
     assert "25 % of IDC's 160 iterations" in said and "re-clustering every 5" in said
-    assert stage_verdicts.as_markdown(stage_verdicts.verdicts(claims)).count("\n") == 1 + len(found)
+    assert stage_verdicts.as_markdown(stage_verdicts.verdicts(claims)).count("\n") == 2 + len(found)
 
 
 def test_factors_are_shown_with_their_iterations(claims):
