@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from benchmarks.reference import evaluation
-from benchmarks.table import ROOT
+from benchmarks.table import ACCURACY, ROOT, write
 from dreamlib import datasets
 from dreamlib.compute import Compute
 from dreamlib.distill import Distiller
 from dreamlib.evaluate import evaluate
-from dreamlib.files import write_json
+from dreamlib.files import read_json, write_json
 from dreamlib.initialize import cluster_class, fill, images_needed
 from dreamlib.networks import build
 from dreamlib.params import DistillParams, EvaluationParams, read_params
@@ -43,9 +43,10 @@ VARIANTS: dict[str, tuple[bool, dict[str, Any]]] = {
 PAIRS = (("fast", "plain"), ("fast", "fast, all"), ("fast, warm", "fast"), ("fast, pooled", "fast"))
 
 
-def settings_of(ipc: int, iterations: int, real: int | None, changes: dict[str, Any]) -> DistillParams:
-    """DREAM's of params.yaml at ``ipc``, for ``iterations`` inner iterations."""
+def settings_of(ipc: int, iterations: int | None, real: int | None, changes: dict[str, Any]) -> DistillParams:
+    """DREAM's of params.yaml at ``ipc``, for ``iterations`` inner iterations if given."""
     how = read_params(ROOT).distillation("dream", ipc).model_dump()
+    iterations = iterations or how["outer_iterations"] * how["inner_iterations"]
     inner = min(how["inner_iterations"], iterations)
     if iterations % inner:
         raise ValueError(
@@ -85,7 +86,7 @@ def differences(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         seeds = sorted({seed for _, seed in of})
         for one, other in PAIRS:
             if any((name, seed) not in of for name in (one, other) for seed in seeds):
-                continue
+                continue  # a run on its way
             a, b = ([of[name, seed]["accuracy"] for seed in seeds] for name in (one, other))
             gaps = [x - y for x, y in zip(a, b, strict=True)]
             # The median, because the first seed's time holds the compilation.
@@ -114,7 +115,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--validation", type=int, default=500, help="validation images a class")
     parser.add_argument("--ipc", type=int, nargs="+", default=[1, 10])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--iterations", type=int, default=40)
+    parser.add_argument("--iterations", type=int, help="inner iterations; default: params.yaml's")
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--real", type=int, help="real images a class in a step; default: params.yaml's")
     parser.add_argument("--networks", type=int, default=3, help="networks trained on each set")
@@ -122,7 +123,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--evaluations", type=int, default=5, help="networks the two evaluation loops are compared on")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--eager", action="store_true", help="do not compile the fast path (a trial of this program)")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "accuracy.json")
+    parser.add_argument("--output", type=Path, default=ACCURACY)
     given = parser.parse_args(arguments)
 
     info = datasets.info(given.dataset, {})
@@ -133,12 +134,16 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         False: Compute.resolve("cpu", "float32", given.threads),
         True: Compute.resolve("cpu", "bfloat16", given.threads, not given.eager),
     }
-    rows, loops = [], []
+    options = {k: v for k, v in vars(given).items() if k not in ("data", "output")}
+    machine = computes[True].describe()
+    rows, loops = _kept(given.output, options, machine)
     for ipc in given.ipc:
         protocol = read_params(ROOT).evaluation(ipc).model_dump()
         how = EvaluationParams(**protocol | {"repeats": given.networks, "epochs": given.epochs or protocol["epochs"]})
         for seed in range(given.seeds):
             for name, (fast, changes) in VARIANTS.items():
+                if any((r["ipc"], r["seed"], r["variant"]) == (ipc, seed, name) for r in rows):
+                    continue
                 settings, compute = settings_of(ipc, given.iterations, given.real, changes), computes[fast]
                 start = starting_set(data, info, settings, ipc, given.width, compute, seed)
                 run = Distiller(start, data, info, settings, network, compute, seed)
@@ -151,16 +156,31 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
                 if name == "plain" and seed == 0:
                     several = how.model_copy(update={"repeats": given.evaluations})
                     loops.append({"ipc": ipc} | _loops(result.synthetic, held, info, several, network, computes[True]))
+                _write(given.output, options, machine, rows, loops)
+    result = _write(given.output, options, machine, rows, loops)
+    _print(result)
+    if given.output == ACCURACY:
+        write()
+    return result
+
+
+def _write(path: Path, options: dict[str, Any], machine: dict[str, Any], rows: list[Any], loops: list[Any]) -> Any:
     result = {
-        "machine": computes[True].describe(),
-        "options": {k: v for k, v in vars(given).items() if k not in ("data", "output")},
+        "machine": machine,
+        "options": options,
         "rows": rows,
         "differences": differences(rows),
         "evaluation_loops": loops,
     }
-    write_json(given.output, result)
-    _print(result)
+    write_json(path, result)
     return result
+
+
+def _kept(path: Path, options: dict[str, Any], machine: dict[str, Any]) -> tuple[list[Any], list[Any]]:
+    """What an interrupted run of the same options on such a machine has measured already."""
+    found = read_json(path) if path.is_file() else {}
+    same = (found.get("options"), found.get("machine")) == (options, machine)
+    return (found["rows"], found["evaluation_loops"]) if same else ([], [])
 
 
 def _loops(

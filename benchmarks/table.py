@@ -10,6 +10,8 @@ from dreamlib.tables import between, markdown
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results.json"
 BEGIN, END = "<!-- benchmarks: written by `make bench` -->", "<!-- end of benchmarks -->"
+ACCURACY = ROOT / "benchmarks" / "accuracy.json"
+ACCURACY_BEGIN, ACCURACY_END = "<!-- accuracy: written by `make bench-accuracy` -->", "<!-- end of accuracy -->"
 COST_BEGIN, COST_END = "<!-- costs: modelled from the benchmarks by `make bench` -->", "<!-- end of costs -->"
 
 
@@ -33,16 +35,42 @@ def speeds(result: dict[str, Any]) -> str:
     )
 
 
-def readme_text(readme: str, result: dict[str, Any]) -> str:
-    """The README's text with its tables of speeds and costs replaced; raises ValueError when markers are missing."""
+def accuracy_text(result: dict[str, Any]) -> str:
+    """What speed costs in accuracy, in Markdown: differences in points, paired by seed or network."""
+
+    def told(row: dict[str, Any]) -> tuple[str, str, str]:
+        points = [f"{100 * row[key]:.1f}" for key in ("std", "spread")]
+        return f"{100 * row['difference']:+.1f} ± {points[0]}", points[1], f"{row['time_ratio']:.1f}"
+
+    rows = [(r["ipc"], f"{r['of']} from {r['from']}", *told(r)) for r in result["differences"]]
+    rows += [(r["ipc"], "evaluation loop, library from plain", *told(r)) for r in result["evaluation_loops"]]
+    seeds = {r["seeds"] for r in result["differences"]}
+    networks = {len(r["plain"]) for r in result["evaluation_loops"]}
+    return (
+        f"DREAM of `params.yaml` on the validation images, differences over {_counted(seeds)} seeds; of the evaluation "
+        f"loop, over {_counted(networks)} networks on one set:\n\n"
+        + markdown(("ipc", "what", "difference (points)", "spread of the second", "times as fast"), rows)
+    )
+
+
+def _counted(numbers: set[int]) -> str:
+    return " or ".join(map(str, sorted(numbers)))
+
+
+def readme_text(readme: str, result: dict[str, Any], accuracy: dict[str, Any]) -> str:
+    """The README's text with its tables of speeds, accuracies and costs replaced.
+
+    Raises ValueError when markers are missing.
+    """
     readme = between(readme, BEGIN, END, lambda: speeds(result))
+    readme = between(readme, ACCURACY_BEGIN, ACCURACY_END, lambda: accuracy_text(accuracy))
     return between(readme, COST_BEGIN, COST_END, lambda: cost.costs(result))
 
 
 def write() -> None:
-    """Bring README.md up to date with results.json."""
+    """Bring README.md up to date with results.json and accuracy.json."""
     path = ROOT / "README.md"
-    path.write_text(readme_text(path.read_text(), read_json(RESULTS)))
+    path.write_text(readme_text(path.read_text(), read_json(RESULTS), read_json(ACCURACY)))
 
 
 if __name__ == "__main__":

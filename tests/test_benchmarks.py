@@ -9,7 +9,7 @@ from benchmarks.work import INFO, fast_matching_gradient, matching_state
 from dreamlib.compute import Compute
 from dreamlib.datasets import create
 from dreamlib.evaluate import evaluate
-from dreamlib.files import read_json
+from dreamlib.files import read_json, write_json
 from dreamlib.kernels import Kernels
 from dreamlib.networks import build
 from dreamlib.params import EvaluationParams
@@ -71,7 +71,7 @@ def test_an_evaluation_agrees_with_the_plain_loop(toy_data, toy_info):
     assert len(set(found)) > 1
 
 
-def test_the_accuracy_program_runs_small_and_compares_what_it_says(tmp_path, capsys):
+def test_the_accuracy_program_runs_small_and_compares_what_it_says(tmp_path, capsys, monkeypatch):
     create("digits").fetch(tmp_path)
     sizes = "--ipc 1 --seeds 2 --iterations 2 --width 4 --real 8 --networks 1 --epochs 1 --evaluations 2 --threads 1"
     files = ["--data", str(tmp_path), "--output", str(tmp_path / "accuracy.json")]
@@ -85,6 +85,16 @@ def test_the_accuracy_program_runs_small_and_compares_what_it_says(tmp_path, cap
     assert first["difference"] == pytest.approx(sum(of["fast", s] - of["plain", s] for s in (0, 1)) / 2)
     assert len(result["evaluation_loops"][0]["plain"]) == len(result["evaluation_loops"][0]["library"]) == 2
     assert "fast from plain" in capsys.readouterr().out
+    told = table.accuracy_text(result)
+    assert told.count("fast from plain") == 1 and "over 2 seeds" in told
+
+    whole = result["rows"].copy()
+    write_json(tmp_path / "accuracy.json", {**result, "rows": whole[:-1]})
+    runs, run = [], accuracy.Distiller.run
+    monkeypatch.setattr(accuracy.Distiller, "run", lambda self, **k: (runs.append(k["label"]), run(self, **k))[1])
+    again = accuracy.main(["--dataset", "digits", "--validation", "20", "--eager", *sizes.split(), *files])
+    assert runs == [whole[-1]["variant"]], "what was measured before is kept"
+    assert [row["accuracies"] for row in again["rows"]] == [row["accuracies"] for row in whole]
     with pytest.raises(ValueError, match="multiple of"):
         accuracy.settings_of(1, 21, None, {})
 
@@ -106,7 +116,7 @@ def test_the_references_representatives_are_the_images_of_separate_groups():
 
 def test_readme_table_is_the_one_of_the_measurements():
     readme = (table.ROOT / "README.md").read_text()
-    assert readme == table.readme_text(readme, read_json(table.RESULTS))
+    assert readme == table.readme_text(readme, read_json(table.RESULTS), read_json(table.ACCURACY))
     measured = read_json(table.RESULTS)
     assert all(
         f"| {row['work']} | {row['reference_s']:.3f} | {row['fast_s']:.3f} |" in readme for row in measured["rows"]
@@ -115,12 +125,16 @@ def test_readme_table_is_the_one_of_the_measurements():
 
 def test_readme_without_markers_is_refused():
     with pytest.raises(ValueError, match="once each"):
-        table.readme_text("# no markers", read_json(table.RESULTS))
+        table.readme_text("# no markers", {}, {})
 
 
 def test_costs_without_markers_are_refused():
     with pytest.raises(ValueError, match="costs: modelled"):
-        table.readme_text(f"{table.BEGIN}{table.END}", read_json(table.RESULTS))
+        table.readme_text(
+            f"{table.BEGIN}{table.END}{table.ACCURACY_BEGIN}{table.ACCURACY_END}",
+            read_json(table.RESULTS),
+            read_json(table.ACCURACY),
+        )
 
 
 def test_an_images_operations_by_hand():

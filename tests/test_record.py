@@ -71,7 +71,9 @@ def test_summary_pools_networks_and_seeds():
     assert row.accuracy == pytest.approx(0.73)
     assert row["std"] == pytest.approx(np.std([0.70, 0.74, 0.72, 0.76], ddof=1))
     assert (row.networks, row.seeds) == (4, 2)
-    assert "| 1 | dream | 73.0 ± 2.6 | 2 × 2 | idc, 3 epochs | hard | 2 | 40 | 7,840 | 5 |" in summary_markdown(summary(rows))
+    assert "| 1 | dream | 73.0 ± 2.6 | 2 × 2 | idc, 3 epochs | hard | 2 | 40 | 7,840 | 5 |" in summary_markdown(
+        summary(rows)
+    )
 
 
 def test_formulas_become_mathml_and_code_keeps_its_dollars():
