@@ -251,3 +251,12 @@ def test_readmes_table_of_the_best_sets_is_that_of_the_results():
         kept = load("fashion_mnist", ipc=numbers.ipc)
         assert kept.set.stored_floats == numbers.stored_floats == 7840 * numbers.ipc
         assert numbers.label_kind == "hard" and len(numbers.accuracies) == numbers.networks * len(numbers.seeds)
+
+
+def test_the_best_sets_command_says_what_is_wrong_in_one_line(capsys):
+    assert stage_best.main(["7"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and "best_ipc7" in said and said.count("\n") == 1
+    with pytest.raises(SystemExit):
+        stage_best.main(["seven"])
+    assert "neither an ipc nor 'readme'" in capsys.readouterr().err

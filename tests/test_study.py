@@ -301,6 +301,15 @@ def test_all_does_clusters_and_every_method_and_keeps_what_is_small(root, monkey
     assert set(read_json(runs / "distillation-dream-ipc1-seed0.json")["snapshots_s"]) == {"0", "2"}
 
 
+def test_a_study_of_one_method_keeps_its_set_however_large(root, monkeypatch):
+    tiny = {"distillation": {"outer_iterations": 0}, "evaluation": {"repeats": 1, "epochs": 1, "curve_networks": 0}}
+    write(root, SMALL | {"ipc": [2], "methods": ["random"], "seeds": [0, 1], "budgets": {"small": tiny}})
+    monkeypatch.setattr(study, "KEPT_IPC", 1)
+    assert study.main(["small", "all"]) == 0
+    kept = [p.name for p in (root / "results" / "small" / "random" / "sets").iterdir()]
+    assert kept == ["random-ipc2-seed0.safetensors"]
+
+
 def test_several_methods_run_in_one_process_and_a_wrong_one_stops_all(root, capsys):
     tiny = {"distillation": {"outer_iterations": 0}, "evaluation": {"repeats": 1, "epochs": 1, "curve_networks": 0}}
     write(root, SMALL | {"methods": ["random", "herding"], "budgets": {"small": tiny}})
