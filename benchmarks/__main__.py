@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from benchmarks.reference import evaluation, matching_gradient, representatives, training_step, with_torchs_layers
 from benchmarks.table import RESULTS, write
@@ -68,11 +70,23 @@ def peak_bandwidth(size: int = 2**28) -> float:
     return 2 * size / min(seconds(lambda: b.copy_(a)) for _ in range(REPEATS))
 
 
-def operations(work: Callable[[], object]) -> int:
-    """Floating-point operations of the convolutions and products of eager work."""
-    with FlopCounterMode(display=False) as counter:
+class _Traffic(TorchDispatchMode):
+    """Counts the numbers that the convolutions and products of eager work take and give, each once."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket in flop_registry:
+            self.numbers += sum(x.numel() for x in tree_leaves((args, kwargs, out)) if isinstance(x, torch.Tensor))
+        return out
+
+
+def counted(work: Callable[[], object]) -> dict[str, int]:
+    """Operations of the convolutions and products of eager work, and the bytes in half precision they must move."""
+    with FlopCounterMode(display=False) as counter, _Traffic() as traffic:
         work()
-    return counter.get_total_flops()
+    return {"operations": counter.get_total_flops(), "bytes": 2 * traffic.numbers}
 
 
 def matching(compute: Compute, ipc: int, real: int) -> dict[str, Any]:
@@ -81,7 +95,7 @@ def matching(compute: Compute, ipc: int, real: int) -> dict[str, Any]:
     row = interleaved(lambda: matching_gradient(plain), lambda: fast_matching_gradient(quick))
     return {
         "work": f"matching, ipc {ipc}, {real} real",
-        "operations": operations(lambda: matching_gradient(plain)),
+        **counted(lambda: matching_gradient(plain)),
         "images_per_s": INFO.num_classes * (real + min(4 * ipc, 128)) / row["fast_s"],
         **row,
     }
@@ -109,7 +123,7 @@ def training(compute: Compute, batch: int, steps: int) -> dict[str, Any]:
     row = interleaved(reference, fast)
     return {
         "work": f"training, {steps} steps of {batch}",
-        "operations": operations(reference),
+        **counted(reference),
         "images_per_s": batch * steps / row["fast_s"],
         **row,
     }
@@ -142,13 +156,15 @@ def clustering(compute: Compute, pool: int, real: int, *, warm: bool = False, po
     centers = dict(sampler.centers)
     row = interleaved(lambda: representatives(plain, normal, real), fast)
     # A network's features, and at most 10 iterations of distances and means in 2048 dimensions, or 128.
-    count = pool or CLASS_IMAGES
-    flops = operations(lambda: plain.features(normal[:64])) * count // 64
-    flops += 10 * 2 * 2 * count * real * (128 if pooled else 2048)
+    count, features = pool or CLASS_IMAGES, 128 if pooled else 2048
+    embedding = counted(lambda: plain.features(normal[:64]))
+    flops = embedding["operations"] * count // 64 + 10 * 2 * 2 * count * real * features
+    moved = embedding["bytes"] * count // 64 + 10 * 2 * 2 * count * features
     named = f"{f'pool {pool}' if pool else 'all'}{', warm' if warm else ''}{', pooled' if pooled else ''}"
     return {
         "work": f"clustering a class into {real}, {named}",
         "operations": flops,
+        "bytes": moved,
         "images_per_s": count / row["fast_s"],
         **row,
     }
@@ -200,8 +216,10 @@ def main() -> None:
     options = [{"pool": 512, "warm": True}, {"pool": 0, "pooled": True}, {"pool": 512, "pooled": True}]
     clusters = [*cluster.values(), *(clustering(compute, real=128, **option) for option in options)]
     measured = [*match.values(), step, evaluated, *clusters]
+    bandwidth = peak_bandwidth()
     for row in measured:
         row["floor_s"] = row["operations"] / peak["bfloat16"]
+        row["bytes_floor_s"] = row["bytes"] / bandwidth
     measured.append(evaluating(compute))
     computed = []
     for ipc in (1, 10):
@@ -222,7 +240,7 @@ def main() -> None:
     result = {
         "machine": {**compute.describe(), "cpu": machine.split(":")[-1].strip()},
         "peak_flops": peak,
-        "peak_bytes_per_s": peak_bandwidth(),
+        "peak_bytes_per_s": bandwidth,
         "repeats": REPEATS,
         "memory_above_torch_bytes": {str(ipc): resident_bytes(ipc) for ipc in (1, 50)},
         "rows": measured + computed,

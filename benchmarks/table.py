@@ -12,6 +12,7 @@ RESULTS = ROOT / "benchmarks" / "results.json"
 BEGIN, END = "<!-- benchmarks: written by `make bench` -->", "<!-- end of benchmarks -->"
 ACCURACY = ROOT / "benchmarks" / "accuracy.json"
 ACCURACY_BEGIN, ACCURACY_END = "<!-- accuracy: written by `make bench-accuracy` -->", "<!-- end of accuracy -->"
+FLOORS = ("operations' floor (s)", "bytes' floor (s)", "ratio at the floor")
 COST_BEGIN, COST_END = "<!-- costs: modelled from the benchmarks by `make bench` -->", "<!-- end of costs -->"
 
 
@@ -21,19 +22,22 @@ def speeds(result: dict[str, Any]) -> str:
     rows = []
     for row in result["rows"]:
         spread = "computed" if row.get("computed") else "{:.2f} to {:.2f}".format(*row["ratio_range"])
-        bound = ("", "")
+        bound = ("", "", "")
         if "floor_s" in row:
-            bound = (f"{row['floor_s']:.3f}", f"{row['reference_s'] / row['floor_s']:.1f}")
+            floors = row["floor_s"], row["bytes_floor_s"]
+            bound = (*(f"{floor:.3f}" for floor in floors), f"{row['reference_s'] / max(floors):.1f}")
         times = (f"{row['reference_s']:.3f}", f"{row['fast_s']:.3f}", f"{row['ratio']:.1f}")
         rows.append((row["work"], *times, spread, *bound))
     memory = [f"{size / 2**20:,.0f} MiB at ipc {ipc}" for ipc, size in result["memory_above_torch_bytes"].items()]
     return (
         f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, {machine['precision']}"
         f"{', compiled' if machine['compiled'] else ''}; medians of {result['repeats']}, interleaved:\n\n"
-        + markdown(("work", "plain loop (s)", "library (s)", "ratio", "range", "floor (s)", "ratio at the floor"), rows)
-        + f"\nThe floor is the operations over the {peak / 1e12:.2f} · 10¹² a second that a matrix product reaches "
-        "here: a library that does the same operations in this format cannot go beyond the last column. Peak memory of "
-        f"DREAM's iterations above the import of torch: {', '.join(memory)}.\n"
+        + markdown(("work", "plain loop (s)", "library (s)", "ratio", "range", *FLOORS), rows)
+        + f"\nFloors: the operations over the {peak / 1e12:.2f} · 10¹² a second that a matrix product reaches here, and "
+        "the bytes that convolutions and products must move, each operand and result once, over the "
+        f"{result['peak_bytes_per_s'] / 1e9:.0f} · 10⁹ a second of a copy. A library that does the same operations in "
+        "this format cannot go beyond the last column. Peak memory of DREAM's iterations above the import of torch: "
+        f"{', '.join(memory)}.\n"
     )
 
 

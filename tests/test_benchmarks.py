@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from benchmarks import accuracy, cost, table
+from benchmarks.__main__ import counted
 from benchmarks.reference import evaluation, matching_gradient, representatives, training_step, with_torchs_layers
 from benchmarks.work import INFO, fast_matching_gradient, matching_state
 from dreamlib.compute import Compute
@@ -135,6 +136,14 @@ def test_costs_without_markers_are_refused():
             read_json(table.RESULTS),
             read_json(table.ACCURACY),
         )
+
+
+def test_operations_and_bytes_counted_by_hand():
+    """A 3 × 3 convolution of one 4 × 4 map into two: two operations a multiplication, two bytes a number."""
+    conv = torch.nn.Conv2d(1, 2, 3, padding=1, bias=False)
+    with torch.no_grad():
+        found = counted(lambda: conv(torch.zeros(1, 1, 4, 4)).relu())
+    assert found == {"operations": 2 * 9 * 2 * 16, "bytes": 2 * (16 + 18 + 32)}
 
 
 def test_an_images_operations_by_hand():
