@@ -33,7 +33,7 @@ def speeds(result: dict[str, Any]) -> str:
         f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, {machine['precision']}"
         f"{', compiled' if machine['compiled'] else ''}; medians of {result['repeats']}, interleaved:\n\n"
         + markdown(("work", "plain loop (s)", "library (s)", "ratio", "range", *FLOORS), rows)
-        + f"\nFloors: the operations over the {peak / 1e12:.2f} · 10¹² a second that a matrix product reaches here, and "
+        + f"\nFloors: the operations over the {peak / 1e12:.2f} · 10¹² a second that a matrix product reaches here; "
         "the bytes that convolutions and products must move, each operand and result once, over the "
         f"{result['peak_bytes_per_s'] / 1e9:.0f} · 10⁹ a second of a copy. A library that does the same operations in "
         "this format cannot go beyond the last column. Peak memory of DREAM's iterations above the import of torch: "
