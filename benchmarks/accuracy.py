@@ -43,11 +43,6 @@ VARIANTS: dict[str, tuple[bool, dict[str, Any]]] = {
 PAIRS = (("fast", "plain"), ("fast", "fast, all"), ("fast, warm", "fast"), ("fast, pooled", "fast"))
 
 
-def variants_of(ipc: int, all_ipc: list[int]) -> list[str]:
-    """Every variant at the first ipc; at the others the two paths alone, to save time."""
-    return list(VARIANTS) if ipc == all_ipc[0] else ["plain", "fast"]
-
-
 def settings_of(ipc: int, iterations: int, real: int | None, changes: dict[str, Any]) -> DistillParams:
     """DREAM's of params.yaml at ``ipc``, for ``iterations`` inner iterations."""
     how = read_params(ROOT).distillation("dream", ipc).model_dump()
@@ -90,7 +85,7 @@ def differences(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         seeds = sorted({seed for _, seed in of})
         for one, other in PAIRS:
             if any((name, seed) not in of for name in (one, other) for seed in seeds):
-                continue  # a run on its way
+                continue  # not asked at this ipc, or not yet
             a, b = ([of[name, seed]["accuracy"] for seed in seeds] for name in (one, other))
             gaps = [x - y for x, y in zip(a, b, strict=True)]
             # The median, because the first seed's time holds the compilation.
@@ -140,13 +135,16 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     }
     options = {k: v for k, v in vars(given).items() if k not in ("data", "output")}
     machine = computes[True].describe()
-    rows, loops = _kept(given.output, options, machine)
+    part = given.output.with_suffix(".part.json")  # what an interrupted run goes on from; a finished one leaves none
+    rows, loops = _kept(part, options, machine)
     for ipc in given.ipc:
+        first = ipc == given.ipc[0]  # at the others the two paths alone, to save time
         protocol = read_params(ROOT).evaluation(ipc).model_dump()
         how = EvaluationParams(**protocol | {"repeats": given.networks, "epochs": given.epochs or protocol["epochs"]})
         for seed in range(given.seeds):
-            for name in variants_of(ipc, given.ipc):
-                fast, changes = VARIANTS[name]
+            for name, (fast, changes) in VARIANTS.items():
+                if not first and name not in ("plain", "fast"):
+                    continue
                 if any((r["ipc"], r["seed"], r["variant"]) == (ipc, seed, name) for r in rows):
                     continue
                 settings, compute = settings_of(ipc, given.iterations, given.real, changes), computes[fast]
@@ -158,27 +156,27 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
                 )
                 row = {"ipc": ipc, "variant": name, "seed": seed, "accuracy": found.mean, "std": found.std}
                 rows.append(row | {"seconds": took, "accuracies": list(found.accuracies)})
-                if name == "plain" and seed == 0 and ipc == given.ipc[0]:
+                if name == "plain" and seed == 0 and first:
                     several = how.model_copy(update={"repeats": given.evaluations})
                     loops.append({"ipc": ipc} | _loops(result.synthetic, held, info, several, network, computes[True]))
-                _write(given.output, options, machine, rows, loops)
-    result = _write(given.output, options, machine, rows, loops)
+                write_json(part, _result(options, machine, rows, loops))
+    result = _result(options, machine, rows, loops)
+    write_json(given.output, result)
+    part.unlink(missing_ok=True)
     _print(result)
     if given.output == ACCURACY:
         write()
     return result
 
 
-def _write(path: Path, options: dict[str, Any], machine: dict[str, Any], rows: list[Any], loops: list[Any]) -> Any:
-    result = {
+def _result(options: dict[str, Any], machine: dict[str, Any], rows: list[Any], loops: list[Any]) -> dict[str, Any]:
+    return {
         "machine": machine,
         "options": options,
         "rows": rows,
         "differences": differences(rows),
         "evaluation_loops": loops,
     }
-    write_json(path, result)
-    return result
 
 
 def _kept(path: Path, options: dict[str, Any], machine: dict[str, Any]) -> tuple[list[Any], list[Any]]:

@@ -90,12 +90,15 @@ def test_the_accuracy_program_runs_small_and_compares_what_it_says(tmp_path, cap
     assert told.count("fast from plain") == 1 and "over 2 seeds" in told
 
     whole = result["rows"].copy()
-    write_json(tmp_path / "accuracy.json", {**result, "rows": whole[:-1]})
+    part = tmp_path / "accuracy.part.json"
+    assert not part.exists(), "a finished run is not gone on from: the next one measures anew"
+    write_json(part, {**result, "rows": whole[:-1]})
     runs, run = [], accuracy.Distiller.run
     monkeypatch.setattr(accuracy.Distiller, "run", lambda self, **k: (runs.append(k["label"]), run(self, **k))[1])
     again = accuracy.main(["--dataset", "digits", "--validation", "20", "--eager", *sizes.split(), *files])
     assert runs == [whole[-1]["variant"]], "what was measured before is kept"
     assert [row["accuracies"] for row in again["rows"]] == [row["accuracies"] for row in whole]
+    assert not part.exists()
     with pytest.raises(ValueError, match="multiple of"):
         accuracy.settings_of(1, 21, None, {})
 
