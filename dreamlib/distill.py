@@ -164,6 +164,11 @@ class Distiller:
         self.clock: dict[int, float] = {}
         self._keep = snapshot_iterations(self.total, s.snapshots)
 
+    @property
+    def _bounded(self) -> bool:
+        """Whether canvases hold pixels, of images that lie in [0, 1]."""
+        return self.info.bounded and self.synthetic.frequencies is None
+
     def _image_optimizer(self) -> torch.optim.Optimizer:
         s = self.settings
         groups = [{"params": [self.synthetic.canvases], "lr": self.lr}]
@@ -220,7 +225,7 @@ class Distiller:
         if self.iteration % s.inner_iterations != s.inner_iterations - 1:  # the network is thrown away otherwise
             self._timed("network", lambda: self._train(s.network_steps))
         self.iteration += 1
-        if self.iteration % s.inner_iterations == 0 and self.info.bounded:
+        if self.iteration % s.inner_iterations == 0 and self._bounded:
             with torch.no_grad():
                 self.synthetic.canvases.clamp_(0, 1)
         self._snapshot()
@@ -344,7 +349,7 @@ class Distiller:
     def _snapshot(self) -> None:
         if self.iteration in self._keep:
             canvases = self.synthetic.canvases.detach()
-            self.snapshots[self.iteration] = (canvases.clamp(0, 1) if self.info.bounded else canvases.clone()).cpu()
+            self.snapshots[self.iteration] = (canvases.clamp(0, 1) if self._bounded else canvases.clone()).cpu()
             self.clock[self.iteration] = sum(self.seconds.values())
 
     def state(self) -> dict[str, Any]:

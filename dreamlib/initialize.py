@@ -1,17 +1,16 @@
 """The canvases distillation starts from: noise, random real images, or each class's k-means representatives."""
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from dreamlib.frequency import affordable, pack, strongest
 from dreamlib.kmeans import Clustering, kmeans, nearest_members, squared_distances
 from dreamlib.registry import Registry
 from dreamlib.sampling import Embed, class_pool
 from dreamlib.seeding import generator
-from dreamlib.synthetic import SyntheticSet, formation
+from dreamlib.synthetic import SyntheticSet, formation, tile
 from dreamlib.types import DatasetInfo, LabeledImages
 
 INITS: Registry[str] = Registry("initialisation")
@@ -108,26 +107,15 @@ def cluster_class(
     return ClassClusters(members, features, found, rows)
 
 
-def tile(images: Tensor, factor: int, shrink: str = "area") -> Tensor:
-    """factor² images in a row → one canvas: each shrunk to 1/factor and laid row-major; undone by ``decode``.
-
-    (n·factor², C, H, W) → (n, C, H, W). 'area' averages pixels; 'nearest' drops them, as the released code does. Where
-    factor does not divide the side, the canvas keeps the top-left H×W of the tiling.
-
-    >>> tile(torch.arange(4.).view(4, 1, 1, 1).expand(4, 1, 2, 2), 2).tolist()
-    [[[[0.0, 1.0], [2.0, 3.0]]]]
-    """
-    if factor == 1:
-        return images
-    _, c, h, w = images.shape
-    size = (math.ceil(h / factor), math.ceil(w / factor))
-    small = F.interpolate(images, size=size, mode=shrink)
-    grid = small.view(-1, factor, factor, c, *size).permute(0, 3, 1, 4, 2, 5)  # (n, C, f, h, f, w)
-    return grid.reshape(-1, c, size[0] * factor, size[1] * factor)[:, :, :h, :w].contiguous()
-
-
 def fill(data: LabeledImages, rows: Tensor, ipc: int, factor: int, rule: str, shrink: str = "area") -> SyntheticSet:
-    """The synthetic set whose canvases hold the given real images, (K, images_needed) rows of ``data``."""
+    """The synthetic set whose canvases hold the given real images, (K, images_needed) rows of ``data``.
+
+    Under the rule 'dct' an image is kept as its coefficients at the frequencies strongest in ``data``, as many as the
+    storage of the canvases allows.
+    """
+    labels = torch.arange(data.num_classes, device=data.labels.device).repeat_interleave(ipc)
+    if rule == "dct":
+        return _spectra(data, data.images[rows.flatten()], labels, factor)
     canvases = []
     for label_rows in rows:
         images, parts, start = data.images[label_rows], [], 0
@@ -137,16 +125,25 @@ def fill(data: LabeledImages, rows: Tensor, ipc: int, factor: int, rule: str, sh
             parts.append(tile(images[start : start + count], f, shrink))
             start += count
         canvases.append(torch.cat(parts))
-    labels = torch.arange(data.num_classes, device=data.labels.device).repeat_interleave(ipc)
     return SyntheticSet(torch.cat(canvases), labels, data.num_classes, factor, rule)
+
+
+def _spectra(data: LabeledImages, images: Tensor, labels: Tensor, factor: int) -> SyntheticSet:
+    """The set that keeps images (K·ipc·factor², C, H, W) as coefficients, for canvases of these labels."""
+    kept = affordable(len(labels), factor, tuple(images.shape[1:]))
+    frequencies = strongest(data.images, kept)
+    canvases = pack(images, frequencies, factor)
+    return SyntheticSet(canvases, labels, data.num_classes, factor, "dct", frequencies=frequencies)
 
 
 def noise(data: LabeledImages, info: DatasetInfo, ipc: int, factor: int, rule: str, seed: int) -> SyntheticSet:
     """Canvases of Gaussian noise with the data's mean and standard deviation, clamped where pixels are bounded (DC)."""
-    shape = (data.num_classes * ipc, *data.images.shape[1:])
+    count = data.num_classes * ipc
+    images = count * factor**2 if rule == "dct" else count
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (info.mean, info.std))
-    drawn = torch.randn(shape, generator=generator(seed, "init-noise")) * std + mean
-    labels = torch.arange(data.num_classes).repeat_interleave(ipc)
-    return SyntheticSet(drawn.clamp(0, 1) if info.bounded else drawn, labels, data.num_classes, factor, rule).to(
-        data.images.device
-    )
+    drawn = torch.randn((images, *data.images.shape[1:]), generator=generator(seed, "init-noise")) * std + mean
+    drawn = (drawn.clamp(0, 1) if info.bounded else drawn).to(data.images.device)
+    labels = torch.arange(data.num_classes, device=drawn.device).repeat_interleave(ipc)
+    if rule == "dct":
+        return _spectra(data, drawn, labels, factor)
+    return SyntheticSet(drawn, labels, data.num_classes, factor, rule)

@@ -163,4 +163,4 @@ def read_set(project: Project, setting: Setting) -> SyntheticSet:
 def read_pictures(project: Project, setting: Setting) -> Tensor:
     """The stored canvases of one setting as pictures (K·ipc, C, H, W) in [0, 1]."""
     found = read_set(project, setting)
-    return project.pictures(found.canvases, found.whitening)
+    return project.pictures(found.pictures(), found.whitening)

@@ -14,12 +14,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from dreamlib import frequency
 from dreamlib.files import write_atomically
 from dreamlib.params import find_root
 
 FORMAT = "dreamlib-set-1"
 BOUND = 128  # decoded images per class that the 'bound' rule never exceeds (IDC's released setting)
-DECODE_RULES = ("single", "bound")
+DECODE_RULES = ("single", "bound", "dct")
 
 
 def formation(ipc: int, factor: int, rule: str = "single", bound: int = BOUND) -> tuple[int, ...]:
@@ -27,14 +28,14 @@ def formation(ipc: int, factor: int, rule: str = "single", bound: int = BOUND) -
 
     'single' cuts every canvas by ``factor``. 'bound' (IDC, for large f and ipc) cuts some canvases by ``factor``, the
     next by factor − 1 and so on, so that a class never decodes to more than ``bound`` images; how many of each is the
-    released code's rule.
+    released code's rule. 'dct' counts as 'single'.
 
     >>> formation(3, 2), formation(40, 3, "bound")[8:14]
     ((2, 2, 2), (3, 2, 2, 2, 2, 1))
     """
     if rule not in DECODE_RULES:
         raise ValueError(f"decode must be one of {', '.join(DECODE_RULES)}; got '{rule}'")
-    if rule == "single":
+    if rule != "bound":
         return (factor,) * ipc
     factors: list[int] = []
     for f in range(factor, 0, -1):
@@ -64,11 +65,30 @@ def decode(canvases: Tensor, factor: int) -> Tensor:
     return F.interpolate(crops, size=(h, w), mode="bilinear", align_corners=False)
 
 
+def tile(images: Tensor, factor: int, shrink: str = "area") -> Tensor:
+    """factor² images in a row → one canvas: each shrunk to 1/factor and laid row-major; undone by ``decode``.
+
+    (n·factor², C, H, W) → (n, C, H, W). 'area' averages pixels; 'nearest' drops them, as the released code does. Where
+    factor does not divide the side, the canvas keeps the top-left H×W of the tiling.
+
+    >>> tile(torch.arange(4.).view(4, 1, 1, 1).expand(4, 1, 2, 2), 2).tolist()
+    [[[[0.0, 1.0], [2.0, 3.0]]]]
+    """
+    if factor == 1:
+        return images
+    _, c, h, w = images.shape
+    size = (math.ceil(h / factor), math.ceil(w / factor))
+    small = F.interpolate(images, size=size, mode=shrink)
+    grid = small.view(-1, factor, factor, c, *size).permute(0, 3, 1, 4, 2, 5)  # (n, C, f, h, f, w)
+    return grid.reshape(-1, c, size[0] * factor, size[1] * factor)[:, :, :h, :w].contiguous()
+
+
 @dataclass
 class SyntheticSet:
     """K·ipc stored canvases with labels; what a distillation run changes and what a user takes away.
 
-    ``canvases`` (K·ipc, C, H, W) in [0, 1] (without bounds when whitened) ordered by class, ``labels`` (K·ipc,).
+    ``canvases`` (K·ipc, C, H, W) in [0, 1] (without bounds when whitened) ordered by class, ``labels`` (K·ipc,). Under
+    the rule 'dct' they hold coefficients without bounds, of the ``frequencies`` (k,) that all images keep (FreD).
     ``soft_labels``, when a method stores them, is (K·ipc·f², K) probabilities, one row per decoded image. ``extras``
     holds learned scalars such as a step size. ``info`` is the metadata written into the file.
     """
@@ -81,6 +101,11 @@ class SyntheticSet:
     soft_labels: Tensor | None = None
     extras: dict[str, Tensor] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
+    frequencies: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if (self.rule == "dct") != (self.frequencies is not None):
+            raise ValueError(f"frequencies belong to the rule 'dct' and to no other; the rule is '{self.rule}'")
 
     @property
     def ipc(self) -> int:
@@ -101,11 +126,18 @@ class SyntheticSet:
     def stored_floats(self) -> int:
         """Numbers the set stores: pixels, plus soft labels and learned scalars where there are any.
 
+        Under 'dct' coefficients in place of pixels, and the mask of kept frequencies, a bit for each.
+
         >>> SyntheticSet(torch.zeros(10, 1, 28, 28), torch.arange(10), 10, factor=2).stored_floats
         7840
         """
         soft = 0 if self.soft_labels is None else self.soft_labels.numel()
-        return self.canvases.numel() + soft + sum(t.numel() for t in self.extras.values())
+        images = self.canvases.numel()
+        if self.frequencies is not None:
+            _, channels, height, width = self.canvases.shape
+            kept = len(self.canvases) * self.factor**2 * channels * len(self.frequencies)
+            images = kept + frequency.mask_floats(height, width)
+        return images + soft + sum(t.numel() for t in self.extras.values())
 
     def rows_of_class(self, label: int) -> slice:
         """Where one class's canvases lie."""
@@ -114,6 +146,8 @@ class SyntheticSet:
     def decode_class(self, label: int) -> Tensor:
         """One class's training images (n, C, H, W), differentiable with respect to the canvases."""
         canvases, parts, start = self.canvases[self.rows_of_class(label)], [], 0
+        if self.frequencies is not None:
+            return frequency.unpack(canvases, self.frequencies, self.factor)
         factors = self.factors
         for f in sorted(set(factors), reverse=True):  # formation() lists large factors first
             count = factors.count(f)
@@ -126,6 +160,10 @@ class SyntheticSet:
         images = [self.decode_class(label) for label in range(self.num_classes)]
         labels = [torch.full((len(x),), c, dtype=torch.long) for c, x in enumerate(images)]
         return torch.cat(images), torch.cat(labels).to(self.canvases.device)
+
+    def pictures(self) -> Tensor:
+        """The canvases as a person may look at them, (K·ipc, C, H, W): coefficients decoded, shrunk and tiled."""
+        return self.canvases if self.frequencies is None else tile(self.decode()[0].detach(), self.factor)
 
     def metadata(self) -> dict[str, Any]:
         """What the file says of itself."""
@@ -145,6 +183,8 @@ class SyntheticSet:
         tensors = {"canvases": self.canvases.detach().float(), "labels": self.labels}
         if self.soft_labels is not None:
             tensors["soft_labels"] = self.soft_labels.detach().float()
+        if self.frequencies is not None:
+            tensors["frequencies"] = self.frequencies
         tensors |= {f"extra.{name}": t.detach().float() for name, t in self.extras.items()}
         tensors = {name: t.cpu().contiguous() for name, t in tensors.items()}
         # One metadata key only: safetensors does not keep the order of several, and the bytes must not vary.
@@ -165,19 +205,22 @@ class SyntheticSet:
             if info["format"] != FORMAT:
                 raise KeyError(info["format"])
             parts = (tensors["canvases"], tensors["labels"], info["num_classes"], info["factor"], info["decode"])
+            if info["decode"] == "dct" and "frequencies" not in tensors:
+                raise KeyError("frequencies")
         except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(
                 f"{path} is not a whole distilled set of format {FORMAT} ({error}); restore it with `git checkout` "
                 "or make it again with `dvc repro`"
             ) from error
         extras = {name.removeprefix("extra."): t for name, t in tensors.items() if name.startswith("extra.")}
-        return cls(*parts, tensors.get("soft_labels"), extras, info)
+        return cls(*parts, tensors.get("soft_labels"), extras, info, tensors.get("frequencies"))
 
     def to(self, device: torch.device | str) -> "SyntheticSet":
         """The set on another device."""
         soft = None if self.soft_labels is None else self.soft_labels.to(device)
         extras = {name: t.to(device) for name, t in self.extras.items()}
-        moved = {"canvases": self.canvases.to(device), "labels": self.labels.to(device)}
+        kept = None if self.frequencies is None else self.frequencies.to(device)
+        moved = {"canvases": self.canvases.to(device), "labels": self.labels.to(device), "frequencies": kept}
         return replace(self, **moved, soft_labels=soft, extras=extras)
 
 

@@ -1,6 +1,8 @@
 """What the tests of the core share: toy images, a tiny network, digits, and a watch over the global generators."""
 
 import random
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,22 @@ from dreamlib.compute import Compute
 from dreamlib.datasets import create, load_split
 from dreamlib.networks import build
 from dreamlib.types import DatasetInfo, LabeledImages
+
+
+@pytest.fixture(scope="session")
+def committed(tmp_path_factory):
+    """The project as it was last committed: someone's own run changes results, and with them no text of the README.
+
+    Without git, or in a folder that it knows nothing of, the project as it lies.
+    """
+    project, folder = Path(__file__).parents[1], tmp_path_factory.mktemp("committed")
+    archive = folder / "head.tar"
+    if not (project / ".git").exists():
+        return project
+    what = ["README.md", "params.yaml", "studies.yaml", "results"]
+    subprocess.run(["git", "archive", "-o", archive, "HEAD", *what], cwd=project, check=True)
+    subprocess.run(["tar", "-xf", archive], cwd=folder, check=True)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -43,6 +43,7 @@ VARIANTS = {
     "batched dsa": {"image_update": "batched", "augmentation_mode": "dsa", "pretrain_steps": 2},
     "warm pooled": {"sampler": "representative", "interval": 2, "warm_start": True, "cluster_features": "pooled"},
     "collapsed": {"image_update": "collapsed", "train_on": "synthetic"},
+    "frequencies": {"decode": "dct", "image_optimizer": "adam"},
 }
 
 
@@ -59,7 +60,7 @@ def distiller(seed=0, classes=3, per_class=12, double=False, start=None, compute
     """A small run: three classes, two canvases each, 3 × 4 iterations of a width-8 network."""
     info, data = toys(classes, per_class, torch.float64 if double else torch.float32)
     settings = DistillParams(**{**SMALL, **changes})
-    start = start or fill(data, random_rows(data, 2 * settings.factor**2, 0), 2, settings.factor, "single")
+    start = start or fill(data, random_rows(data, 2 * settings.factor**2, 0), 2, settings.factor, settings.decode)
     compute = compute or (Compute(dtype=torch.float64) if double else Compute())
     return Distiller(start, data, info, settings, NETWORK, compute, seed)
 

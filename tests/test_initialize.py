@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from dreamlib import initialize
-from dreamlib.initialize import check_budget, cluster_class, fill, images_needed, noise, random_rows, tile
+from dreamlib.initialize import check_budget, cluster_class, fill, images_needed, noise, random_rows
+from dreamlib.synthetic import tile
 from dreamlib.types import LabeledImages
 
 

@@ -12,7 +12,7 @@ LIBRARY = ROOT / "dreamlib"
 # DESIGN.md's table, with the modules it leaves unnamed. A module imports its own rank or lower ones.
 RANKS = {
     0: "types seeding registry tables sections params files progress compute parallel _torchvision",
-    1: "datasets networks augment kmeans kernels checkpoint whitening",
+    1: "datasets networks augment kmeans kernels checkpoint whitening frequency",
     2: "training synthetic sampling",
     3: "initialize coverage selection experts objectives",
     4: "distill batches cost",

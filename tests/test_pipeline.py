@@ -129,8 +129,8 @@ def test_cleaning_takes_out_outputs_and_editor_metadata_and_keeps_tags():
     assert done.cells[0].metadata == {"tags": ["parameters"]} and "widgets" not in done.metadata
 
 
-def test_readme_table_is_the_one_of_the_results():
-    assert (ROOT / "README.md").read_text() == readme_text(ROOT)
+def test_readme_table_is_the_one_of_the_results(committed):
+    assert (committed / "README.md").read_text() == readme_text(committed)
 
 
 def test_readme_markers_missing_is_said(tmp_path):

@@ -245,11 +245,14 @@ def test_the_first_seeds_set_is_kept_with_the_accuracies_of_all(tmp_path, claims
         stage_best.gather(replace(project, params=p.model_copy(update={"methods": ["dream", "idc"]})), 1)
 
 
-def test_readmes_table_of_the_best_sets_is_that_of_the_results():
-    assert (ROOT / "README.md").read_text() == stage_best.readme_text(ROOT)
+def test_readmes_table_of_the_best_sets_is_that_of_the_results(committed):
+    assert (committed / "README.md").read_text() == stage_best.readme_text(committed)
+
+
+def test_the_kept_sets_store_no_more_than_so_many_images():
     for numbers in stage_best.best_sets(ROOT, "fashion_mnist").itertuples():
         kept = load("fashion_mnist", ipc=numbers.ipc)
-        assert kept.set.stored_floats == numbers.stored_floats == 7840 * numbers.ipc
+        assert kept.set.stored_floats == numbers.stored_floats <= 7840 * numbers.ipc
         assert numbers.label_kind == "hard" and len(numbers.accuracies) == numbers.networks * len(numbers.seeds)
 
 

@@ -1,0 +1,100 @@
+"""Images as their strongest frequencies: the discrete cosine transform, and canvases that hold its coefficients (FreD).
+
+After Shin, Shin & Moon, "Frequency Domain-based Dataset Distillation", NeurIPS 2023.
+"""
+
+import math
+from functools import cache
+
+import torch
+from torch import Tensor
+
+
+@cache
+def _basis(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    k, x = torch.arange(size, dtype=torch.float64).view(-1, 1), torch.arange(size, dtype=torch.float64)
+    waves = torch.cos(math.pi * (2 * x + 1) * k / (2 * size)) * math.sqrt(2 / size)
+    waves[0] /= math.sqrt(2)
+    return waves.to(device, dtype)
+
+
+def dct(images: Tensor) -> Tensor:
+    """Orthonormal two-dimensional DCT-II of (…, H, W): same shape, same sum of squares; coefficient [0, 0] is the mean.
+
+    >>> dct(torch.ones(1, 2, 2)).round(decimals=6).tolist()
+    [[[2.0, 0.0], [0.0, 0.0]]]
+    """
+    rows, columns = (_basis(size, images.dtype, images.device) for size in images.shape[-2:])
+    return rows @ images @ columns.T
+
+
+def inverse_dct(coefficients: Tensor) -> Tensor:
+    """The images (…, H, W) that ``dct`` takes to ``coefficients``; differentiable.
+
+    >>> x = torch.rand(3, 4, 5, dtype=torch.float64)
+    >>> torch.allclose(inverse_dct(dct(x)), x)
+    True
+    """
+    rows, columns = (_basis(size, coefficients.dtype, coefficients.device) for size in coefficients.shape[-2:])
+    return rows.T @ coefficients @ columns
+
+
+def mask_floats(height: int, width: int) -> int:
+    """What it costs to store which frequencies are kept: one bit each, in floats of 32 bits, rounded up.
+
+    >>> mask_floats(28, 28)
+    25
+    """
+    return math.ceil(height * width / 32)
+
+
+def affordable(canvases: int, factor: int, shape: tuple[int, int, int]) -> int:
+    """Frequencies that factor² images in each of so many (C, H, W) canvases may keep at the storage of the canvases.
+
+    The mask is paid for first. Raises ValueError where nothing is left.
+
+    >>> affordable(10, 2, (1, 28, 28)), affordable(500, 3, (3, 32, 32))
+    (195, 113)
+    """
+    channels, height, width = shape
+    kept = (canvases * channels * height * width - mask_floats(height, width)) // (canvases * factor**2 * channels)
+    if kept < 1:
+        raise ValueError(f"factor {factor} leaves no frequency of a {height}×{width} image: choose a smaller factor")
+    return kept
+
+
+def strongest(images: Tensor, count: int, batch: int = 4096) -> Tensor:
+    """The ``count`` frequencies with the largest mean square over images (N, C, H, W): positions in H·W, ascending.
+
+    >>> strongest(torch.ones(1, 1, 4, 4), 1).tolist()
+    [0]
+    """
+    energy = torch.stack([dct(part).double().square().sum((0, 1)) for part in images.split(batch)]).sum(0)
+    return energy.flatten().argsort(descending=True, stable=True)[:count].sort().values
+
+
+def pack(images: Tensor, frequencies: Tensor, factor: int) -> Tensor:
+    """Images (n·factor², C, H, W), each as its coefficients at ``frequencies`` (k,), one after the other in a canvas.
+
+    Returns (n, C, H, W), of which the last H·W − factor²·k numbers of every channel stay zero and are not stored.
+    """
+    _, c, h, w = images.shape
+    kept = dct(images).flatten(2)[..., frequencies].view(-1, factor**2, c, len(frequencies)).transpose(1, 2)
+    canvases = images.new_zeros(len(kept), c, h * w)
+    canvases[..., : factor**2 * len(frequencies)] = kept.flatten(2)
+    return canvases.view(-1, c, h, w)
+
+
+def unpack(canvases: Tensor, frequencies: Tensor, factor: int) -> Tensor:
+    """The images (n·factor², C, H, W) of canvases made by ``pack``: in [0, 1] by clamping, differentiable in between.
+
+    >>> image = torch.rand(4, 1, 6, 6) / 2 + 0.25
+    >>> all_of_it = unpack(pack(image, torch.arange(36), 1), torch.arange(36), 1)
+    >>> torch.allclose(all_of_it, image, atol=1e-6)
+    True
+    """
+    n, c, h, w = canvases.shape
+    k = len(frequencies)
+    kept = canvases.flatten(2)[..., : factor**2 * k].view(n, c, factor**2, k).transpose(1, 2)
+    spectrum = canvases.new_zeros(n, factor**2, c, h * w).index_copy(3, frequencies, kept)
+    return inverse_dct(spectrum.view(n * factor**2, c, h, w)).clamp(0, 1)
