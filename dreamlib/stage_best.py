@@ -22,7 +22,8 @@ from dreamlib.synthetic import BEST, SyntheticSet
 from dreamlib.tables import between, markdown
 
 BEGIN, END = "<!-- best sets: written by `python -m dreamlib.stage_best readme` -->", "<!-- end of best sets -->"
-COLUMNS = ["ipc", "method", "test accuracy (%)", "factor", "iterations", "networks × seeds", "seconds", "source"]
+COLUMNS = ["ipc", "method", "test accuracy (%)", "factor", "stored floats", "iterations", "networks × seeds"]
+COLUMNS += ["seconds", "source"]
 
 
 def gather(project: Project, ipc: int) -> dict[str, Any]:
@@ -48,6 +49,7 @@ def gather(project: Project, ipc: int) -> dict[str, Any]:
         "std": statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0,
         "accuracies": accuracies,
         "seeds": p.seeds,
+        "decode": synthetic.rule,
         "study": project.study,
         "iterations": read_json(project.file("distillation", settings[0], ".json"))["iterations"],
     }
@@ -91,7 +93,9 @@ def record_table(root: Path, dataset: str) -> pd.DataFrame:
         soft = "" if r.label_kind == "hard" else ", soft labels"
         rows.append(
             (100 * r.accuracy, {"ipc": r.ipc, "method": f"here: {r.method}{soft}"}
-             | {"test accuracy (%)": f"{100 * r.accuracy:.1f} ± {100 * r.std:.1f}", "factor": r.factor}
+             | {"test accuracy (%)": f"{100 * r.accuracy:.1f} ± {100 * r.std:.1f}"}
+             | {"factor": f"{r.factor} (frequencies)" if r.decode == "dct" else r.factor}
+             | {"stored floats": f"{r.stored_floats:,}"}
              | {"iterations": f"{r.iterations:,}", "networks × seeds": f"{r.networks} × {len(r.seeds)}"}
              | {"seconds": "–" if math.isnan(r.seconds) else f"{r.seconds:,.0f}"}
              | {"source": f"results/best, {r.protocol}, {r.epochs} epochs"})

@@ -202,7 +202,7 @@ def test_the_record_lays_ours_beside_the_published(tmp_path, claims):
     assert set(stage_best.record_table(root, "fashion_mnist").iterations) == {"–"}
     ours = {"accuracy": 0.81, "std": 0.004, "accuracies": [0.81], "networks": 5, "seeds": [3], "protocol": "idc"}
     ours |= {"epochs": 1000, "method": "dream", "factor": 2, "iterations": 12345, "study": "best_ipc1"}
-    ours |= {"stored_floats": 7840, "label_kind": "hard"}
+    ours |= {"stored_floats": 7840, "label_kind": "hard", "decode": "dct"}
     write_json(root / "results" / "best" / "fashion_mnist-ipc1.json", ours)
     write_json(root / "results" / "best" / "fashion_mnist-ipc10.json", ours | {"label_kind": "soft", "seeds": [0, 1]})
     write_json(root / "results" / "best" / "mnist-ipc1.json", ours)
@@ -216,6 +216,7 @@ def test_the_record_lays_ours_beside_the_published(tmp_path, claims):
     row = first[first.method == "here: dream"].iloc[0]
     assert (row["test accuracy (%)"], row.iterations, row["networks × seeds"]) == ("81.0 ± 0.4", "12,345", "5 × 1")
     assert (row.seconds, row.source) == ("3,600", "results/best, idc, 1000 epochs")
+    assert (row.factor, row["stored floats"]) == ("2 (frequencies)", "7,840")
     assert "here: dream, soft labels" in set(table.loc[10].method)
     said = stage_best.record_sentence(root, "fashion_mnist")
     assert "ipc 1: 81.0 ± 0.4 %, ipc 10: 81.0" in said
