@@ -24,7 +24,7 @@ def committed(tmp_path_factory):
     archive = folder / "head.tar"
     if not (project / ".git").exists():
         return project
-    what = ["README.md", "params.yaml", "studies.yaml", "results"]
+    what = ["README.md", "params.yaml", "studies.yaml", "notebooks", "results"]
     subprocess.run(["git", "archive", "-o", archive, "HEAD", *what], cwd=project, check=True)
     subprocess.run(["tar", "-xf", archive], cwd=folder, check=True)
     return folder
