@@ -19,7 +19,9 @@ def _basis(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def dct(images: Tensor) -> Tensor:
-    """Orthonormal two-dimensional DCT-II of (…, H, W): same shape, same sum of squares; coefficient [0, 0] is the mean.
+    """Orthonormal two-dimensional DCT-II of (…, H, W): same shape, same sum of squares.
+
+    Coefficient [0, 0] is √(H·W) times the mean.
 
     >>> dct(torch.ones(1, 2, 2)).round(decimals=6).tolist()
     [[[2.0, 0.0], [0.0, 0.0]]]

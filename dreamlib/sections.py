@@ -87,7 +87,8 @@ class DistillParams(Strict):
     of whatever an objective learns besides pixels. ``cluster_features`` is the space real batches are chosen in: the
     'current' network's features (DREAM), the same averaged over space ('pooled'), those of one untrained network kept
     for the run ('random'), or 'pixels'; ``warm_start`` goes on from the last clustering's centres.
-    ``decode`` 'dct' keeps factor² images a canvas as their strongest frequencies (FreD; see ``dreamlib.frequency``).
+    ``decode`` 'dct' keeps factor² images a canvas as their strongest frequencies (FreD; see ``dreamlib.frequency``):
+    ``image_lr`` is then the step size on orthonormal coefficients, and ``shrink`` plays no part.
     ``image_lr_schedule`` 'cosine' lets the step size on pixels fall to zero at the last iteration. ``whitening`` 'zca'
     is MTT's: real images whitened by the statistics of the training images, canvases without bounds, evaluation on test
     images whitened alike (``dreamlib.whitening``).
@@ -146,7 +147,10 @@ class DistillParams(Strict):
                 "canvas: set factor: 1, or whitening: none"
             )
         if self.whitening != "none" and self.decode == "dct":
-            raise ValueError(f"decode = dct keeps pixels in [0, 1], which whitening = {self.whitening} has none of")
+            raise ValueError(
+                f"decode = dct keeps pixels in [0, 1], which whitening = {self.whitening} has none of: set decode: "
+                "single, or whitening: none"
+            )
         if self.image_optimizer == "adam" and self.image_update != "batched":
             raise ValueError(f"image_update = {self.image_update} is defined for sgd only; use batched with adam")
         if self.sampler != "random" and 0 < self.pool < self.real_batch:

@@ -145,10 +145,10 @@ class SyntheticSet:
 
     def decode_class(self, label: int) -> Tensor:
         """One class's training images (n, C, H, W), differentiable with respect to the canvases."""
-        canvases, parts, start = self.canvases[self.rows_of_class(label)], [], 0
+        canvases = self.canvases[self.rows_of_class(label)]
         if self.frequencies is not None:
             return frequency.unpack(canvases, self.frequencies, self.factor)
-        factors = self.factors
+        factors, parts, start = self.factors, [], 0
         for f in sorted(set(factors), reverse=True):  # formation() lists large factors first
             count = factors.count(f)
             parts.append(decode(canvases[start : start + count], f))
@@ -205,15 +205,13 @@ class SyntheticSet:
             if info["format"] != FORMAT:
                 raise KeyError(info["format"])
             parts = (tensors["canvases"], tensors["labels"], info["num_classes"], info["factor"], info["decode"])
-            if info["decode"] == "dct" and "frequencies" not in tensors:
-                raise KeyError("frequencies")
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+            extras = {name.removeprefix("extra."): t for name, t in tensors.items() if name.startswith("extra.")}
+            return cls(*parts, tensors.get("soft_labels"), extras, info, tensors.get("frequencies"))
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path} is not a whole distilled set of format {FORMAT} ({error}); restore it with `git checkout` "
                 "or make it again with `dvc repro`"
             ) from error
-        extras = {name.removeprefix("extra."): t for name, t in tensors.items() if name.startswith("extra.")}
-        return cls(*parts, tensors.get("soft_labels"), extras, info, tensors.get("frequencies"))
 
     def to(self, device: torch.device | str) -> "SyntheticSet":
         """The set on another device."""

@@ -18,7 +18,7 @@ from dreamlib.types import DatasetInfo, LabeledImages
 def committed(tmp_path_factory):
     """The project as it was last committed: someone's own run changes results, and with them no text of the README.
 
-    Without git, or in a folder that it knows nothing of, the project as it lies.
+    Without a repository, the project as it lies.
     """
     project, folder = Path(__file__).parents[1], tmp_path_factory.mktemp("committed")
     archive = folder / "head.tar"

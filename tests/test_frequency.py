@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import scipy.fft
 import torch
+from safetensors import safe_open
+from safetensors.torch import save
 
 from dreamlib import frequency
 from dreamlib.initialize import fill, noise, random_rows
@@ -111,10 +113,21 @@ def test_noise_is_kept_as_coefficients_too():
     assert made.decode()[0].shape == (16, 1, 8, 8) and made.decode()[0].std() > 0.05
 
 
-def test_what_cannot_be_kept_is_refused(tmp_path):
+def test_a_file_of_coefficients_without_its_frequencies_is_not_whole(tmp_path):
+    _, data = toys()
+    path = tmp_path / "set.safetensors"
+    fill(data, random_rows(data, 4, 0), 1, 2, "dct").save(path)
+    with safe_open(path, "pt") as file:
+        tensors, about = {name: file.get_tensor(name) for name in ("canvases", "labels")}, file.metadata()
+    path.write_bytes(save(tensors, metadata=about))
+    with pytest.raises(ValueError, match=r"not a whole distilled set .*frequencies belong to the rule 'dct'"):
+        SyntheticSet.open(path)
+
+
+def test_what_cannot_be_kept_is_refused():
     with pytest.raises(ValueError, match="factor 9 leaves no frequency of a 8×8 image"):
         frequency.affordable(4, 9, (1, 8, 8))
     with pytest.raises(ValueError, match="rule is 'single'"):
         SyntheticSet(torch.zeros(2, 1, 4, 4), torch.arange(2), 2, frequencies=torch.arange(3))
-    with pytest.raises(ValueError, match="whitening = zca"):
+    with pytest.raises(ValueError, match="whitening = zca has none of: set decode: single"):
         DistillParams(decode="dct", whitening="zca", factor=1)

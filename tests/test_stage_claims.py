@@ -253,7 +253,11 @@ def test_readmes_table_of_the_best_sets_is_that_of_the_results(committed):
 def test_the_kept_sets_store_no_more_than_so_many_images():
     for numbers in stage_best.best_sets(ROOT, "fashion_mnist").itertuples():
         kept = load("fashion_mnist", ipc=numbers.ipc)
-        assert kept.set.stored_floats == numbers.stored_floats <= 7840 * numbers.ipc
+        assert kept.set.stored_floats == numbers.stored_floats
+        if numbers.decode == "dct":  # no room is left for one more coefficient of every image
+            assert numbers.stored_floats <= 7840 * numbers.ipc < numbers.stored_floats + len(kept)
+        else:
+            assert numbers.stored_floats == 7840 * numbers.ipc
         assert numbers.label_kind == "hard" and len(numbers.accuracies) == numbers.networks * len(numbers.seeds)
 
 
