@@ -19,6 +19,14 @@ from dreamlib.stage_methods import percent, plug_in_pairs, views
 
 MEASURES = ["distance", "norm", "norm_std", "variance", "nearest_distance", "clusters_hit"]
 REFERENCE = "both"  # the ablation's entry that is DREAM
+# What leads from DREAM to the best sets: every entry of the study `levers` with the one it differs from in one thing.
+LEVERS = {
+    "ridge": "dream",
+    "ridge_representative": "ridge",
+    "ridge_penalty": "ridge",
+    "ridge_frequencies": "ridge_penalty",
+    "ridge_factor3": "ridge_frequencies",
+}
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,7 @@ class Claims:
     curves: Project
     ablation: Project
     factor: Project
+    levers: Project
     methods: Project
     record: dict[str, Any]
 
@@ -35,7 +44,7 @@ class Claims:
     def open(cls, root: Path | None = None) -> "Claims":
         """All of them around the current directory; nothing of the data is read."""
         root = root or find_root()
-        names = (STUDY, "claims_ablation", "claims_factor", "methods")
+        names = (STUDY, "claims_ablation", "claims_factor", "levers", "methods")
         path = root / "results" / FOLDER / "record.json"
         return cls(*(Project(root, read_params(root, n), n) for n in names), read_json(path) if path.is_file() else {})
 
@@ -186,6 +195,17 @@ def factor_table(claims: Claims) -> pd.DataFrame:
         name = f"ipc {ipc}, {how.outer_iterations * how.inner_iterations} iterations"
         shown[name] = {p.distillation(m, ipc).factor: percent(table[m].mean(), table[m].std()) for m in p.methods}
     return pd.DataFrame(shown).rename_axis("factor")
+
+
+def lever_table(claims: Claims) -> pd.DataFrame:
+    """Accuracy of every entry of the study `levers`, and what it adds to the one it changes one thing of."""
+    table = by_seed(claims.levers, claims.levers.params.ipc[0])
+    rows = {
+        m: {"test accuracy (%)": percent(table[m].mean(), table[m].std()), "beside": LEVERS.get(m, "–")}
+        | {"gain": points(list(table[m] - table[LEVERS[m]])) if m in LEVERS else "–"}
+        for m in table.columns
+    }
+    return pd.DataFrame(rows).T.rename_axis("variant")
 
 
 # ---- plug-in, transfer ------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ STUDY = {
     "methods_experts": ("stage_experts.py", "methods"),
     "methods_runs": ("study.py", "methods"),
     "claims_runs": ("study.py", "claims_curves"),
+    "levers_runs": ("study.py", "levers"),
     "best_runs": ("study.py", "best_ipc1"),
     "claims_batches": ("stage_batches.py", "claims_curves"),
     "claims_cost": ("stage_cost.py", "claims_curves"),

@@ -11,7 +11,7 @@ import torch
 from dreamlib import stage_best, stage_claims, stage_verdicts
 from dreamlib.claims import HOLDS, NOT, PARTLY
 from dreamlib.files import write_json
-from dreamlib.params import find_root
+from dreamlib.params import find_root, read_params
 from dreamlib.project import Setting
 from dreamlib.stage_claims import Claims
 from dreamlib.stage_cost import FULL
@@ -30,6 +30,7 @@ ABLATION = {
     "interval_5": (0.61, 0.61, 0.61),
 }
 FACTOR = {1: {"dream_f1": 0.5, "dream_f2": 0.6}, 10: {}, 50: {"dream_f1": 0.7, "dream_f2": 0.7}}
+LEVERS = {"ridge": (0.71, 0.72, 0.73), "ridge_penalty": (0.75, 0.75, 0.72)}
 CURVES = {"idc": {0: 0.3, 40: 0.5, 160: 0.6}, "dream": {0: 0.4, 40: 0.6, 160: 0.7}}
 
 
@@ -56,6 +57,8 @@ def claims(tmp_path):
         for ipc, accuracies in FACTOR.items():
             for method in found.factor.params.methods:
                 write(found.factor, method, ipc, seed, accuracies.get(method, 0.6))
+        for method in found.levers.params.methods:
+            write(found.levers, method, 1, seed, LEVERS.get(method, (0.7,) * 3)[seed])
         for method in found.methods.params.methods:
             write(found.methods, method, 1, seed, 0.6 + 0.01 * seed * method.endswith("dream"))
         for ipc in (1, 10):
@@ -179,6 +182,28 @@ def test_factors_are_shown_with_their_iterations(claims):
     table = stage_claims.factor_table(claims)
     assert list(table.columns) == ["ipc 1, 10 iterations", "ipc 10, 10 iterations", "ipc 50, 10 iterations"]
     assert table.loc[2, "ipc 1, 10 iterations"] == "60.0 ± 0.0" and list(table.index) == [1, 2, 3]
+
+
+def test_every_lever_is_set_beside_the_entry_it_changes_one_thing_of(claims):
+    table = stage_claims.lever_table(claims)
+    assert table.loc["ridge", ["beside", "gain"]].tolist() == ["dream", "+2.0 points (+1.0 to +3.0)"]
+    assert table.loc["ridge_penalty", ["beside", "gain"]].tolist() == ["ridge", "+2.0 points (-1.0 to +4.0)"]
+    assert table.loc["dream", ["test accuracy (%)", "beside", "gain"]].tolist() == ["70.0 ± 0.0", "–", "–"]
+
+
+def test_levers_differ_from_the_entries_beside_them_in_what_they_say():
+    """The settings themselves: which knobs of the distillation are not the same. dream trains on real images."""
+    params = read_params(ROOT, "levers")
+    seen = {m: params.distillation(m, 1).model_dump() for m in params.methods}
+    differ = {m: {k for k in seen[m] if seen[m][k] != seen[b][k]} for m, b in stage_claims.LEVERS.items()}
+    assert list(differ) == params.methods[1:]
+    assert differ.pop("ridge") >= {"objective", "sampler"}
+    assert differ == {
+        "ridge_representative": {"sampler"},
+        "ridge_penalty": {"options"},
+        "ridge_frequencies": {"decode", "image_lr"},
+        "ridge_factor3": {"factor", "network_batch"},
+    }
 
 
 def test_pictures_show_what_was_picked():
