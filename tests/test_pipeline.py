@@ -183,7 +183,8 @@ def project(tmp_path_factory):
     create("digits").fetch(root / "data")
     yaml = YAML()
     params = yaml.load(ROOT / "params.yaml")
-    params.update(dataset="digits", ipc=[1], methods=["random", "dream"], seeds=[0])
+    params.update(dataset="digits", ipc=[1], methods=["random", "dream", "ridge"], seeds=[0])
+    params["method"]["ridge"].update(decode="dct", quick={"real_batch": 16, "inner_iterations": 3, "image_lr": 0.1})
     params["data"]["validation_per_class"] = 20
     params["network"]["options"] = {"width": 16}
     params["compute"].update(compile=False, precision="float32", threads=1)
@@ -230,6 +231,16 @@ def test_the_pipeline_runs_repeats_bit_for_bit_and_reruns_only_what_changed(proj
     yaml.dump(params, project / "params.yaml")
     said = dvc(project, "repro", "figures", "--dry")
     assert "Running stage 'evaluation" in said and "Running stage 'distillation" not in said
+
+
+def test_canvases_of_frequencies_are_pictured_as_the_images_they_hold(project, tmp_path):
+    """The contact sheet that notebook 02 wrote, after the pipeline ran above."""
+    path = project / "results" / "sets" / "ridge-ipc1-seed0.safetensors"
+    found = SyntheticSet.open(path)
+    assert found.rule == "dct"
+    for images, same in ((found.pictures(), True), (found.canvases, False)):
+        write_contact_sheet(images, found.num_classes, tmp_path / "sheet.png")
+        assert ((tmp_path / "sheet.png").read_bytes() == path.with_suffix(".png").read_bytes()) == same
 
 
 @pytest.fixture
