@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 
 from dreamlib import run as launcher
 from dreamlib.datasets import create
+from dreamlib.figures import write_contact_sheet
 from dreamlib.files import read_json
 from dreamlib.notebooks import check, cleaned
 from dreamlib.params import ParameterError, find_root, read_params
@@ -20,6 +21,7 @@ from dreamlib.project import Project
 from dreamlib.record import readme_text
 from dreamlib.registry import UnknownNameError
 from dreamlib.stage_experts import run_experts
+from dreamlib.synthetic import SyntheticSet
 
 ROOT = find_root(Path(__file__).parent)
 STAGES = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"]
