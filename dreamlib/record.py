@@ -4,6 +4,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +86,19 @@ def readme_text(root: Path) -> str:
     return between(text, CLAIMS_BEGIN, CLAIMS_END, (root / "results" / "claims" / "verdicts.md").read_text)
 
 
-def _write(root: Path, study: str) -> int:
+def _write(root: Path, studies: Sequence[str]) -> int:
+    study = studies[0] if studies else ""
     found = collect(root, study)
+    for more in studies[1:]:
+        found |= {f"{more}/{name}": entry for name, entry in collect(root, more).items()}
     if not found:
         print(f"error: no run is noted in {RUNS}; run `make repro` first", file=sys.stderr)
         return 1
     path = RECORD.parent / study / RECORD.name
+    # Of several studies those that were not run on this machine keep their entries.
+    here = {name.partition("/")[0] for name in found if "/" in name}
+    kept = read_json(root / path) if here and (root / path).is_file() else {}
+    found |= {name: entry for name, entry in kept.items() if "/" in name and name.partition("/")[0] not in here}
     write_json(root / path, found)
     print(f"{path}: {len(found)} stages")
     return 0
@@ -120,7 +128,8 @@ def main(arguments: list[str] | None = None) -> int:
     actions = {"compare": _compare, "readme": _readme}
     parser = argparse.ArgumentParser(prog="python -m dreamlib.record", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("action", choices=["compare", "readme", "write"])
-    parser.add_argument("--study", default="", help="write: a study's record instead of the default pipeline's")
+    told = "write: a study's record instead of the default pipeline's; those named after the first join its record"
+    parser.add_argument("--study", nargs="+", default=[], help=told)
     given = parser.parse_args(arguments)
     return _write(find_root(), given.study) if given.action == "write" else actions[given.action](find_root())
 

@@ -123,3 +123,15 @@ def test_a_record_takes_in_the_studies_named_after_it(tmp_path):
         write_json(runs / f"{name}.json", {"of": name})
     assert record.collect(tmp_path) == {"top": {"of": "top"}}
     assert list(record.collect(tmp_path, "claims")) == ["cost", "claims_a/run", "claims_b/run"]
+
+
+def test_studies_run_elsewhere_keep_their_entries(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "find_root", lambda: tmp_path)
+    path = tmp_path / "results" / "claims" / "record.json"
+    write_json(path, {"claims_a/run": {"of": "old"}, "claims_b/run": {"of": "old"}, "claims_b/gone": {"of": "old"}})
+    for name in ("claims_b/run", "levers/run", "best_ipc1/run"):
+        write_json(tmp_path / record.RUNS / f"{name}.json", {"of": "here"})
+    assert record.main(["write", "--study", "claims", "levers"]) == 0
+    assert {name: entry["of"] for name, entry in read_json(path).items()} == {
+        "claims_a/run": "old", "claims_b/run": "here", "levers/run": "here",
+    }  # fmt: skip
