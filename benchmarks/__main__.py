@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from benchmarks.cost import kmeans_operations
 from benchmarks.reference import evaluation, matching_gradient, representatives, training_step, with_torchs_layers
 from benchmarks.table import RESULTS, write
 from benchmarks.work import INFO, fast_matching_gradient, matching_state
@@ -158,7 +159,7 @@ def clustering(compute: Compute, pool: int, real: int, *, warm: bool = False, po
     # A network's features, and at most 10 iterations of distances and means in 2048 dimensions, or 128.
     count, features = pool or CLASS_IMAGES, 128 if pooled else 2048
     embedding = counted(lambda: plain.features(normal[:64]))
-    flops = embedding["operations"] * count // 64 + 10 * 2 * 2 * count * real * features
+    flops = embedding["operations"] * count // 64 + kmeans_operations(count, real, features)
     moved = embedding["bytes"] * count // 64 + 10 * 2 * 2 * count * features
     named = f"{f'pool {pool}' if pool else 'all'}{', warm' if warm else ''}{', pooled' if pooled else ''}"
     return {
@@ -224,18 +225,18 @@ def main() -> None:
     computed = []
     for ipc in (1, 10):
         for pool, row in cluster.items():
-            computed.append(
-                total(
-                    f"DREAM iteration, ipc {ipc}, 128 real, {f'pool {pool}' if pool else 'all'}",
-                    scaled(match[ipc, 128], 1),
-                    scaled(step, NETWORK_STEPS / 5),
-                    scaled(row, INFO.num_classes / INTERVAL),
-                    images=INFO.num_classes * (128 + min(4 * ipc, 128) + (pool or CLASS_IMAGES) / INTERVAL)
-                    + NETWORK_STEPS * 128,
-                )
+            clustered = scaled(row, INFO.num_classes / INTERVAL)
+            whole = total(
+                f"DREAM iteration, ipc {ipc}, 128 real, {f'pool {pool}' if pool else 'all'}",
+                scaled(match[ipc, 128], 1),
+                scaled(step, NETWORK_STEPS / 5),
+                clustered,
+                images=INFO.num_classes * (128 + min(4 * ipc, 128) + (pool or CLASS_IMAGES) / INTERVAL)
+                + NETWORK_STEPS * 128,
             )
-    whole = scaled(evaluated, EVALUATION_STEPS / 25)
-    computed.append(total("evaluation, ipc 1, 1000 epochs, 5 networks", whole, images=EVALUATION_STEPS * 40))
+            computed.append({**whole, "clustering_share": clustered["fast_s"] / whole["fast_s"]})
+    steps = scaled(evaluated, EVALUATION_STEPS / 25)
+    computed.append(total("evaluation, ipc 1, 1000 epochs, 5 networks", steps, images=EVALUATION_STEPS * 40))
     machine = next((x for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), "unknown")
     result = {
         "machine": {**compute.describe(), "cpu": machine.split(":")[-1].strip()},

@@ -54,6 +54,15 @@ def forward_operations(classes: int, channels: int, side: int) -> int:
     return counter.get_total_flops()
 
 
+def kmeans_operations(images: int, clusters: int, features: int) -> int:
+    """Of ten iterations: distances as a matrix product, sums of members by adding.
+
+    >>> kmeans_operations(512, 128, 2048)  # 10 · 512 · 2048 · (2 · 128 + 1)
+    2694840320
+    """
+    return 10 * images * features * (2 * clusters + 1)
+
+
 def passes(result: dict[str, Any]) -> tuple[float, float]:
     """How many forward passes' operations a real and a synthetic image cost in matching, from the counted rows."""
     rows, one = {row["work"]: row for row in result["rows"]}, forward_operations(INFO.num_classes, 1, INFO.size)
@@ -77,7 +86,7 @@ def iteration_seconds(result: dict[str, Any], size: Size, workers: int) -> dict[
     share = -(-size.classes // workers)  # the worker with the most classes
     images = min(IPC * FACTOR**2, SYNTHETIC)
     features = 128 * 4 * 4 if size.side >= 32 else 128 * (size.side // 8) ** 2
-    clustering = POOL * (one + 10 * 2 * 2 * REAL * features) / INTERVAL
+    clustering = (POOL * one + kmeans_operations(POOL, REAL, features)) / INTERVAL
     rates = {
         "matching": throughput(result, "matching, ipc 10, 128 real"),
         "clustering": throughput(result, "clustering a class into 128, pool 512"),

@@ -29,6 +29,7 @@ def speeds(result: dict[str, Any]) -> str:
         times = (f"{row['reference_s']:.3f}", f"{row['fast_s']:.3f}", f"{row['ratio']:.1f}")
         rows.append((row["work"], *times, spread, *bound))
     memory = [f"{size / 2**20:,.0f} MiB at ipc {ipc}" for ipc, size in result["memory_above_torch_bytes"].items()]
+    shares = [f"{row['work']} {row['clustering_share']:.1%}" for row in result["rows"] if "clustering_share" in row]
     return (
         f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, {machine['precision']}"
         f"{', compiled' if machine['compiled'] else ''}; medians of {result['repeats']}, interleaved:\n\n"
@@ -37,7 +38,7 @@ def speeds(result: dict[str, Any]) -> str:
         "the bytes that convolutions and products must move, each operand and result once, over the "
         f"{result['peak_bytes_per_s'] / 1e9:.0f} · 10⁹ a second of a copy. A library that does the same operations in "
         "this format cannot go beyond the last column. Peak memory of DREAM's iterations above the import of torch: "
-        f"{', '.join(memory)}.\n"
+        f"{', '.join(memory)}. Re-clustering's share of the library's time: {', '.join(shares)}.\n"
     )
 
 

@@ -75,10 +75,23 @@ def _refill_empty(distances: Tensor, assignment: Tensor, k: int) -> Tensor:
     return assignment
 
 
+def _sums(points: Tensor, assignment: Tensor, k: int, *, by_product: bool) -> Tensor:
+    """Each cluster's sum of points, (B, k, D): the product with a 0-1 matrix, or by adding each point where it belongs.
+
+    Adding does 1/k of the work. On a GPU, though, its order varies from run to run, and with it the last bits.
+    """
+    if by_product:
+        return torch.bmm(torch.nn.functional.one_hot(assignment, k).to(points.dtype).mT, points)
+    batch, _, width = points.shape
+    rows = assignment + k * torch.arange(batch, device=points.device).unsqueeze(1)  # of all problems' clusters in a row
+    sums = points.new_zeros(batch * k, width)
+    return sums.index_add_(0, rows.flatten(), points.flatten(0, 1)).view(batch, k, width)
+
+
 def _means(points: Tensor, assignment: Tensor, k: int, empty: Tensor) -> Tensor:
-    member = torch.nn.functional.one_hot(assignment, k).to(points.dtype)  # (B, n, k)
-    count = member.sum(1).unsqueeze(-1)  # (B, k, 1)
-    return torch.where(count > 0, torch.bmm(member.mT, points) / count.clamp_min(1), empty)
+    count = torch.zeros(assignment.shape[0], k, dtype=points.dtype, device=points.device)
+    count = count.scatter_add_(1, assignment, torch.ones_like(assignment, dtype=points.dtype)).unsqueeze(-1)
+    return torch.where(count > 0, _sums(points, assignment, k, by_product=points.is_cuda) / count.clamp_min(1), empty)
 
 
 def kmeans(
@@ -120,7 +133,7 @@ def kmeans(
         }
         rows = choose[start]().to(points.device)
         centers = points.gather(1, rows.unsqueeze(-1).expand(-1, -1, points.shape[-1]))
-    threshold = tolerance * points.var(1, correction=0).mean(-1)  # (B,)
+    threshold = tolerance * squares.mean((1, 2)) / points.shape[-1]  # (B,): the mean variance, points having mean zero
     previous, iteration = None, 0
     for iteration in range(1, max_iterations + 1):  # noqa: B007
         distances = _expanded(points, squares, centers)

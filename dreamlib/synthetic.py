@@ -65,11 +65,11 @@ def decode(canvases: Tensor, factor: int) -> Tensor:
     return F.interpolate(crops, size=(h, w), mode="bilinear", align_corners=False)
 
 
-def tile(images: Tensor, factor: int, shrink: str = "area") -> Tensor:
+def tile(images: Tensor, factor: int, shrink: str = "area", *, whole: bool = False) -> Tensor:
     """factor² images in a row → one canvas: each shrunk to 1/factor and laid row-major; undone by ``decode``.
 
     (n·factor², C, H, W) → (n, C, H, W). 'area' averages pixels; 'nearest' drops them, as the released code does. Where
-    factor does not divide the side, the canvas keeps the top-left H×W of the tiling.
+    factor does not divide the side, the canvas keeps the top-left H×W of the tiling, or with ``whole`` all of it.
 
     >>> tile(torch.arange(4.).view(4, 1, 1, 1).expand(4, 1, 2, 2), 2).tolist()
     [[[[0.0, 1.0], [2.0, 3.0]]]]
@@ -80,7 +80,8 @@ def tile(images: Tensor, factor: int, shrink: str = "area") -> Tensor:
     size = (math.ceil(h / factor), math.ceil(w / factor))
     small = F.interpolate(images, size=size, mode=shrink)
     grid = small.view(-1, factor, factor, c, *size).permute(0, 3, 1, 4, 2, 5)  # (n, C, f, h, f, w)
-    return grid.reshape(-1, c, size[0] * factor, size[1] * factor)[:, :, :h, :w].contiguous()
+    grid = grid.reshape(-1, c, size[0] * factor, size[1] * factor)
+    return grid if whole else grid[:, :, :h, :w].contiguous()
 
 
 @dataclass
@@ -162,8 +163,11 @@ class SyntheticSet:
         return torch.cat(images), torch.cat(labels).to(self.canvases.device)
 
     def pictures(self) -> Tensor:
-        """The canvases as a person may look at them, (K·ipc, C, H, W): coefficients decoded, shrunk and tiled."""
-        return self.canvases if self.frequencies is None else tile(self.decode()[0].detach(), self.factor)
+        """The canvases as a person may look at them, (K·ipc, C, H, W): coefficients decoded, shrunk and tiled.
+
+        Tiles of a factor that does not divide the side are kept whole, in pictures that much larger.
+        """
+        return self.canvases if self.frequencies is None else tile(self.decode()[0].detach(), self.factor, whole=True)
 
     def metadata(self) -> dict[str, Any]:
         """What the file says of itself."""

@@ -107,6 +107,16 @@ def test_the_file_gives_the_set_back_and_the_pictures_are_pixels(tmp_path):
     torch.testing.assert_close(shown[:1, :, :4, :4], quarter)  # the first image, shrunk, in the first corner
 
 
+def test_pictures_keep_every_tile_whole():
+    """Three tiles of 8 / 3 pixels, rounded up, do not fit into 8."""
+    _, data = toys()
+    made = fill(data, random_rows(data, 9, 0), 1, 3, "dct")
+    shown = made.pictures()
+    assert shown.shape == (2, 1, 9, 9)
+    last = torch.nn.functional.adaptive_avg_pool2d(made.decode()[0][8], 3)
+    torch.testing.assert_close(shown[0, :, 6:, 6:], last)
+
+
 def test_noise_is_kept_as_coefficients_too():
     info, data = toys()
     made = noise(data, info, 2, 2, "dct", seed=0)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.cluster import KMeans
 
-from dreamlib.kmeans import Clustering, kmeans, nearest_members, squared_distances
+from dreamlib.kmeans import Clustering, _sums, kmeans, nearest_members, squared_distances
 
 
 def blobs(batch, n, k, dimensions, seed, spread=0.1):
@@ -43,6 +43,22 @@ def test_same_start_gives_scikit_learns_labels_and_inertia(seed, batch, n, k, di
         assert found.assignment[b].tolist() == theirs.labels_.tolist()
         assert found.inertia[b].item() == pytest.approx(theirs.inertia_, rel=1e-9)
         torch.testing.assert_close(found.centers[b], torch.from_numpy(theirs.cluster_centers_))
+
+
+@pytest.mark.parametrize("by_product", [True, False], ids=["product", "adding"])
+def test_sums_of_clusters_equal_a_hand_worked_case(by_product):
+    points = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], [[10.0, 0.0], [20.0, 0.0], [30.0, 1.0]]])
+    assignment = torch.tensor([[2, 0, 2], [1, 1, 0]])
+    want = [[[3.0, 4.0], [0.0, 0.0], [6.0, 8.0]], [[30.0, 1.0], [30.0, 0.0], [0.0, 0.0]]]
+    assert _sums(points, assignment, 3, by_product=by_product).tolist() == want
+
+
+def test_sums_by_adding_equal_those_by_product_at_the_size_of_a_batch():
+    rng = torch.Generator().manual_seed(0)
+    points = torch.randn(2, 512, 64, generator=rng, dtype=torch.float64)
+    assignment = torch.randint(128, (2, 512), generator=rng)
+    ways = [_sums(points, assignment, 128, by_product=each) for each in (True, False)]
+    torch.testing.assert_close(*ways, rtol=1e-12, atol=1e-12)
 
 
 def test_batched_equals_one_by_one():
