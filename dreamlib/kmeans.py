@@ -57,10 +57,15 @@ def _random_rows(batch: int, n: int, k: int, rng: torch.Generator) -> Tensor:
     return torch.rand(batch, n, generator=rng).topk(k, dim=1).indices
 
 
+def _sizes(assignment: Tensor, k: int) -> Tensor:
+    """How many points each cluster has, (B, k)."""
+    counts = torch.zeros(assignment.shape[0], k, dtype=torch.long, device=assignment.device)
+    return counts.scatter_add_(1, assignment, torch.ones_like(assignment))
+
+
 def _refill_empty(distances: Tensor, assignment: Tensor, k: int) -> Tensor:
     """Give every empty cluster the point that lies worst in its own cluster of two or more."""
-    counts = torch.zeros(assignment.shape[0], k, dtype=torch.long, device=assignment.device)
-    counts.scatter_add_(1, assignment, torch.ones_like(assignment))
+    counts = _sizes(assignment, k)
     if bool((counts > 0).all()):
         return assignment
     assignment = assignment.clone()
@@ -89,8 +94,7 @@ def _sums(points: Tensor, assignment: Tensor, k: int, *, by_product: bool) -> Te
 
 
 def _means(points: Tensor, assignment: Tensor, k: int, empty: Tensor) -> Tensor:
-    count = torch.zeros(assignment.shape[0], k, dtype=points.dtype, device=points.device)
-    count = count.scatter_add_(1, assignment, torch.ones_like(assignment, dtype=points.dtype)).unsqueeze(-1)
+    count = _sizes(assignment, k).unsqueeze(-1)  # (B, k, 1)
     return torch.where(count > 0, _sums(points, assignment, k, by_product=points.is_cuda) / count.clamp_min(1), empty)
 
 
