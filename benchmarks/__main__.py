@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from benchmarks.cost import kmeans_operations
+from benchmarks.cost import POOL, kmeans_operations
 from benchmarks.reference import evaluation, matching_gradient, representatives, training_step, with_torchs_layers
 from benchmarks.table import RESULTS, write
 from benchmarks.work import INFO, fast_matching_gradient, matching_state
@@ -213,8 +213,8 @@ def main() -> None:
     peak = {name: peak_flops(getattr(torch, name)) for name in ("float32", "bfloat16")}
     match = {size: matching(compute, *size) for size in ((1, 64), (1, 128), (10, 128), (50, 128))}
     step, evaluated = training(compute, 128, 5), training(compute, 40, 25)
-    cluster = {pool: clustering(compute, pool, 128) for pool in (0, 512)}
-    options = [{"pool": 512, "warm": True}, {"pool": 0, "pooled": True}, {"pool": 512, "pooled": True}]
+    cluster = {pool: clustering(compute, pool, 128) for pool in (0, POOL)}
+    options = [{"pool": POOL, "warm": True}, {"pool": 0, "pooled": True}, {"pool": POOL, "pooled": True}]
     clusters = [*cluster.values(), *(clustering(compute, real=128, **option) for option in options)]
     measured = [*match.values(), step, evaluated, *clusters]
     bandwidth = peak_bandwidth()

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.cost import POOL
 from benchmarks.reference import evaluation
 from benchmarks.table import ACCURACY, ROOT, write
 from dreamlib import datasets
@@ -29,7 +30,6 @@ from dreamlib.synthetic import SyntheticSet
 from dreamlib.training import embed, kernels_for
 from dreamlib.types import DatasetInfo, LabeledImages
 
-POOL = 512
 FAST = {"pool": POOL}
 # name → whether it computes the fast way, and what it changes of the settings
 VARIANTS: dict[str, tuple[bool, dict[str, Any]]] = {

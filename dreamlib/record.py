@@ -20,13 +20,15 @@ BEGIN, END = "<!-- results: written by `make record` -->", "<!-- end of results 
 CLAIMS_BEGIN, CLAIMS_END = "<!-- claims: written by `make record` -->", "<!-- end of claims -->"
 
 
-def collect(root: Path, study: str = "") -> dict[str, Any]:
+def collect(root: Path, study: str = "", joining: Sequence[str] = ()) -> dict[str, Any]:
     """What this machine's last run of every stage took, by stage instance; of the default pipeline or of a study.
 
-    With a study come those named after it: 'claims' has claims_curves' under "claims_curves/<stage instance>".
+    With a study come those named after it and those ``joining`` it: 'claims' has claims_curves' under
+    "claims_curves/<stage instance>".
     """
     found = {path.stem: read_json(path) for path in sorted((root / RUNS / study).glob("*.json"))}
-    for path in sorted((root / RUNS).glob(f"{study}_*/*.json")) if study else []:
+    patterns = [*([f"{study}_*"] if study else []), *joining]
+    for path in (path for pattern in patterns for path in sorted((root / RUNS).glob(f"{pattern}/*.json"))):
         found[f"{path.parent.name}/{path.stem}"] = read_json(path)
     return found
 
@@ -87,10 +89,8 @@ def readme_text(root: Path) -> str:
 
 
 def _write(root: Path, studies: Sequence[str]) -> int:
-    study = studies[0] if studies else ""
-    found = collect(root, study)
-    for more in studies[1:]:
-        found |= {f"{more}/{name}": entry for name, entry in collect(root, more).items()}
+    study, *joining = studies or [""]
+    found = collect(root, study, joining)
     if not found:
         print(f"error: no run is noted in {RUNS}; run `make repro` first", file=sys.stderr)
         return 1

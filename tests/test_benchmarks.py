@@ -13,12 +13,16 @@ from dreamlib.evaluate import evaluate
 from dreamlib.files import read_json, write_json
 from dreamlib.kernels import Kernels
 from dreamlib.networks import build
-from dreamlib.params import EvaluationParams
+from dreamlib.params import EvaluationParams, read_params
 from dreamlib.synthetic import SyntheticSet
 from dreamlib.training import Trainer, TrainSettings
 
 MODULES = ("container", "conv", "normalization", "activation", "pooling")
 SIZES = {"ipc": 2, "real": 6, "width": 16}
+
+
+def test_the_benchmarks_cluster_as_many_images_as_the_quick_budget():
+    assert read_params(table.ROOT).distillation("dream", 1).pool == cost.POOL
 
 
 def relative(a, b):
