@@ -163,8 +163,8 @@ def _buys(claims: Claims) -> list[tuple[str, str, str]]:
 def answer(table: pd.DataFrame) -> str:
     """The verdicts in two sentences of Markdown."""
     listed = {v: [c for c, r in table.iterrows() if r.verdict == v] for v in (HOLDS, PARTLY, NOT)}
-    counted = f"Of {len(table)} claims, {len(listed[HOLDS])} hold at this budget, {len(listed[PARTLY])} hold partly "
-    counted += f"and {len(listed[NOT])} do not."
+    counted = f"Claims that hold at this budget: {len(listed[HOLDS])} of {len(table)}; partly: {len(listed[PARTLY])}; "
+    counted += f"not: {len(listed[NOT])}."
     failed = f" Not so here: {'; '.join(c[0].lower() + c[1:] for c in listed[NOT])}." if listed[NOT] else ""
     sooner = table[table.index.str.startswith("DREAM reaches")].iloc[0]
     return f"{counted} To IDC's final accuracy DREAM takes {sooner.measured}: **{sooner.verdict}**.{failed}"

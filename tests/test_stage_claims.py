@@ -174,6 +174,9 @@ def test_verdicts_follow_the_numbers(claims):
     for start, verdict in want.items():
         assert found[found.index.str.startswith(start)].tolist() == [verdict], start
     said = stage_verdicts.answer(stage_verdicts.verdicts(claims))
+    counts = [list(found).count(verdict) for verdict in (HOLDS, PARTLY, NOT)]
+    told = "Claims that hold at this budget: {} of {}; partly: {}; not: {}.".format(counts[0], len(found), *counts[1:])
+    assert said.startswith(told) and sum(counts) == len(found)
     assert "25 % of IDC's 160 iterations" in said and "re-clustering every 5" in said
     assert stage_verdicts.as_markdown(stage_verdicts.verdicts(claims)).count("\n") == 2 + len(found)
 
