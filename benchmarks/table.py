@@ -16,18 +16,24 @@ FLOORS = ("operations' floor (s)", "bytes' floor (s)", "ratio at the floor")
 COST_BEGIN, COST_END = "<!-- costs: modelled from the benchmarks by `make bench` -->", "<!-- end of costs -->"
 
 
+def spread(row: dict[str, Any]) -> str:
+    """The range of a row's ratios, or why it has none."""
+    if row.get("computed") or row.get("once"):
+        return "computed" if row.get("computed") else "measured once"
+    return "{:.2f} to {:.2f}".format(*row["ratio_range"])
+
+
 def speeds(result: dict[str, Any]) -> str:
     """Machine, table and memory in Markdown."""
     machine, peak = result["machine"], result["peak_flops"]["bfloat16"]
     rows = []
     for row in result["rows"]:
-        spread = "computed" if row.get("computed") else "{:.2f} to {:.2f}".format(*row["ratio_range"])
         bound = ("", "", "")
         if "floor_s" in row:
             floors = row["floor_s"], row["bytes_floor_s"]
             bound = (*(f"{floor:.3f}" for floor in floors), f"{row['reference_s'] / max(floors):.1f}")
         times = (f"{row['reference_s']:.3f}", f"{row['fast_s']:.3f}", f"{row['ratio']:.1f}")
-        rows.append((row["work"], *times, spread, *bound))
+        rows.append((row["work"], *times, spread(row), *bound))
     memory = [f"{size / 2**20:,.0f} MiB at ipc {ipc}" for ipc, size in result["memory_above_torch_bytes"].items()]
     shares = [f"{row['work']} {row['clustering_share']:.1%}" for row in result["rows"] if "clustering_share" in row]
     return (

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks import accuracy, cost, table
-from benchmarks.__main__ import counted
+from benchmarks.__main__ import counted, interleaved
 from benchmarks.reference import evaluation, matching_gradient, representatives, training_step, with_torchs_layers
 from benchmarks.work import INFO, fast_matching_gradient, matching_state
 from dreamlib.compute import Compute
@@ -175,3 +175,13 @@ def test_workers_share_what_grows_with_classes_and_not_the_networks_training():
     assert {what: one[what] / four[what] for what in one} == pytest.approx(
         {"matching": 4, "clustering": 4, "network": 1}
     )
+
+
+def test_what_is_timed_once_has_no_first_call_and_no_range():
+    calls = []
+    often, once = (interleaved(lambda: calls.append("a"), lambda: calls.append("b"), repeats) for repeats in (3, 1))
+    assert calls == ["a", "b"] * (1 + 3 + 1)  # in turn, after a first call of each where there are several
+    assert set(often["first_call_s"]) == {"reference", "fast"} and once["first_call_s"] == {}
+    assert once["ratio"] == pytest.approx(once["reference_s"] / once["fast_s"])
+    assert table.spread({"once": True, **once}) == "measured once" and table.spread({"computed": True}) == "computed"
+    assert table.spread({"once": False, "ratio_range": [2.0, 2.517]}) == "2.00 to 2.52"
