@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from benchmarks.cost import POOL, kmeans_operations
+from benchmarks.cost import INTERVAL, NETWORK_STEPS, POOL, kmeans_operations
 from benchmarks.reference import evaluation, matching_gradient, representatives, training_step, with_torchs_layers
 from benchmarks.table import RESULTS, spread, write
 from benchmarks.work import INFO, fast_matching_gradient, matching_state
@@ -30,7 +30,6 @@ from dreamlib.training import Trainer, TrainSettings, augmentation_for, embed
 from dreamlib.types import LabeledImages
 
 REPEATS = 5
-INTERVAL, NETWORK_STEPS = 10, 4  # DREAM's: inner iterations between clusterings, training steps in each
 CLASS_IMAGES = 5500  # Fashion-MNIST's, less the validation split
 EVALUATED = EvaluationParams(epochs=50, repeats=2)  # what is measured of an evaluation, as often as anything
 WHOLE = EvaluationParams(epochs=1000, repeats=5)  # what is measured once: minutes

@@ -16,7 +16,8 @@ from dreamlib.networks import build
 from dreamlib.tables import markdown
 from dreamlib.types import DatasetInfo
 
-REAL, IPC, FACTOR, SYNTHETIC, NETWORK_STEPS, INTERVAL = 128, 10, 2, 128, 4, 10
+REAL, IPC, FACTOR, SYNTHETIC = 128, 10, 2, 128
+INTERVAL, NETWORK_STEPS = 10, 4  # DREAM's: inner iterations between clusterings, training steps in each
 POOL = 384  # images a class that enter a clustering, as in the quick budget of params.yaml
 WORKERS = (1, 2, 8)
 ITERATIONS = 1000

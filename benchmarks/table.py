@@ -18,9 +18,9 @@ COST_BEGIN, COST_END = "<!-- costs: modelled from the benchmarks by `make bench`
 
 def spread(row: dict[str, Any]) -> str:
     """The range of a row's ratios, or why it has none."""
-    if row.get("computed") or row.get("once"):
-        return "computed" if row.get("computed") else "measured once"
-    return "{:.2f} to {:.2f}".format(*row["ratio_range"])
+    if row.get("computed"):
+        return "computed"
+    return "measured once" if row.get("once") else "{:.2f} to {:.2f}".format(*row["ratio_range"])
 
 
 def speeds(result: dict[str, Any]) -> str:
