@@ -1,20 +1,23 @@
 """How good is a set: train fresh networks on it and count; the only module that reads the test split."""
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from dreamlib import datasets, parallel
 from dreamlib.compute import Compute
+from dreamlib.kernels import Kernels
 from dreamlib.networks import build
 from dreamlib.params import DataParams, EvaluationParams
 from dreamlib.progress import progress
 from dreamlib.seeding import derive, generator
 from dreamlib.synthetic import SyntheticSet
+from dreamlib.threads import shares, side_by_side
 from dreamlib.training import SCHEDULES, TrainSettings, accuracy, augmentation_for, fit, kernels_for, predict
 from dreamlib.types import DatasetInfo, LabeledImages
 
@@ -80,25 +83,34 @@ def evaluate(
 
     Network i starts from the seed derived from (seed, i) alone, so every set meets the same initial networks. Nothing
     is chosen on ``against``: it is looked at once, after training. Soft labels are used where the set stores them.
+    On a CPU ``how.at_once`` networks train side by side (``dreamlib.threads``).
     Workers (``dreamlib.parallel``) take turns at the networks; every one of them gets all accuracies.
     """
     repeats, epochs = repeats or how.repeats, epochs or how.epochs
     placed = synthetic.to(compute.device)
     images, hard = placed.decode()
     labels = hard if placed.soft_labels is None else placed.soft_labels
-    against = against.to(compute.device)
+    against, settings = against.to(compute.device), train_settings(info, how, synthetic)
     name, options = network
     results, kernels, mine = [], kernels_for(network, info, compute), parallel.my_share(range(repeats))
+
+    def train(one: tuple[nn.Module, int, Kernels], stepped: Callable[[], object]) -> None:
+        model, own, its_kernels = one
+        fit(
+            model, images, labels, info, settings, its_kernels,
+            epochs=epochs, seed=own, schedule=SCHEDULES[how.decay], on_epoch=stepped,
+        )  # fmt: skip
+
+    threads = torch.get_num_threads() if compute.device.type == "cpu" else 1
     with progress(len(mine) * epochs, label, unit="epoch") as bar:
-        for index in mine:
-            own = derive(seed, "evaluation", index)
-            model = compute.place(build(name, info, generator(own, "network"), options))
-            fit(
-                model, images, labels, info, train_settings(info, how, synthetic), kernels,
-                epochs=epochs, seed=own, schedule=SCHEDULES[how.decay], on_epoch=bar.update,
-            )  # fmt: skip
-            results.append(accuracy(predict(model, against.images, info, kernels), against.labels))
-            bar.set_postfix(accuracy=f"{results[-1]:.4f}")
+        for at_once, of_each in shares(len(mine), threads, how.at_once):
+            seeds = [derive(seed, "evaluation", index) for index in mine[len(results) :][:at_once]]
+            models = [compute.place(build(name, info, generator(own, "network"), options)) for own in seeds]
+            theirs = [kernels if at_once == 1 else kernels.of_a_thread() for _ in models]
+            side_by_side(train, list(zip(models, seeds, theirs, strict=True)), of_each, on_step=bar.update)
+            for model in models:
+                results.append(accuracy(predict(model, against.images, info, kernels), against.labels))
+                bar.set_postfix(accuracy=f"{results[-1]:.4f}")
     return Evaluation(tuple(parallel.gather(results)), split, epochs)
 
 

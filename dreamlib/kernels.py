@@ -58,8 +58,16 @@ class Kernels:
     def _wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
         if not self.compile:
             return function
-        # Static shapes: a run sees few batch sizes, and each is worth its own code.
-        return torch.compile(function, dynamic=False)
+        # Static shapes: a run sees few batch sizes, and each is worth its own code, once for each number of threads.
+        # A study meets more of them in one process than the eight after which torch would run uncompiled.
+        return torch.compile(function, dynamic=False, recompile_limit=64)
+
+    def of_a_thread(self) -> "Kernels":
+        """The same for one of several threads: an uncompiled call writes its weights into the template while it runs.
+
+        Compiled functions have no template and are shared; first calls compile, one thread after the other.
+        """
+        return self if self.compile else Kernels(self._train, self.compute)
 
     def _features(self, weights: Weights, x: Tensor) -> Tensor:
         return functional_call(self._eval, {f"network.{k}": v for k, v in weights.items()}, (x,))

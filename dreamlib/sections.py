@@ -178,7 +178,8 @@ class EvaluationParams(Strict):
     the first listed is the one whose accuracy stands for the set. ``decay``: 'fifths' is × 0.2 at 2/3 and 5/6 of the
     epochs (IDC), 'tenth' × 0.1 after half of them (DC, DSA, DM, MTT), 'none' a constant rate. ``views`` asks the same
     set again: 'plain' without augmentation, 'hard_labels' without the soft labels it stores. ``curve_epochs`` is the
-    shorter protocol behind accuracy-against-iterations curves, on the validation split.
+    shorter protocol behind accuracy-against-iterations curves, on the validation split. On a CPU, up to ``at_once``
+    networks train side by side, each on its share of the threads: less time, and another rounding.
 
     >>> EvaluationParams(protocol="dc").epochs, EvaluationParams(protocol="dc", epochs=30).epochs
     (300, 30)
@@ -187,6 +188,7 @@ class EvaluationParams(Strict):
     protocol: str = "idc"
     networks: NetworkList = []
     repeats: Positive = 3
+    at_once: Positive = 1
     views: list[Literal["plain", "hard_labels"]] = []
     decay: Literal["fifths", "tenth", "none"] = "fifths"
     epochs: Positive = 1000

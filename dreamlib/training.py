@@ -73,6 +73,8 @@ class Trainer:
             x = self.settings.augmentation.apply(x, self.settings.augmentation.draw(len(x), tuple(x.shape[1:]), rng))
             x, a, b, lam = cutmix(x, labels, rng, probability=self.settings.cutmix)
             x = self.kernels.compute.cast(x)
+        if b is a:
+            b = a.clone()  # one tensor in two places would be compiled apart
         loss = self.kernels.training_loss(weights_of(self.network), x, a, b, torch.tensor(lam, device=x.device))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from ruamel.yaml import YAML
 
 from benchmarks import accuracy, cost, table
-from benchmarks.__main__ import counted, interleaved
+from benchmarks.__main__ import WHOLE, counted, interleaved
 from benchmarks.reference import evaluation, matching_gradient, representatives, training_step, with_torchs_layers
 from benchmarks.work import INFO, fast_matching_gradient, matching_state
 from dreamlib.compute import Compute
@@ -23,6 +24,11 @@ SIZES = {"ipc": 2, "real": 6, "width": 16}
 
 def test_the_benchmarks_cluster_as_many_images_as_the_quick_budget():
     assert read_params(table.ROOT).distillation("dream", 1).pool == cost.POOL
+
+
+def test_the_evaluation_measured_whole_is_the_paper_budgets():
+    budgets = YAML(typ="safe", pure=True).load(table.ROOT / "params.yaml")["budgets"]
+    assert EvaluationParams(**budgets["paper"]["evaluation"]) == WHOLE
 
 
 def relative(a, b):

@@ -157,7 +157,7 @@ def test_fresh_networks_are_served_without_tracing_again(tiny, monkeypatch):
     from torch._dynamo.utils import counters
 
     real_compile = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, dynamic: real_compile(f, dynamic=dynamic, backend="aot_eager"))
+    monkeypatch.setattr(torch, "compile", lambda f, **how: real_compile(f, backend="aot_eager", **how))
     kernels = Kernels(tiny(), Compute(compile=True))
     (real, y), (x, _) = batch(6, 0), batch(6, 1)
 

@@ -1,0 +1,92 @@
+"""Independent pieces of CPU work side by side: one thread of this process for each, with its share of the cores.
+
+One core wastes less of itself on a small network than two cores waste on sharing its small batches. The results are
+those of one piece of work after the other, as far as the arithmetic does not depend on the number of cores.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from typing import TypeVar
+
+import torch
+
+T, R = TypeVar("T"), TypeVar("R")
+
+
+class Stopped(Exception):
+    """Another piece of work failed, or the caller was interrupted: what this one would give is not wanted any more."""
+
+
+def shares(count: int, threads: int, most: int) -> Iterator[tuple[int, int]]:
+    """``count`` pieces of work on ``threads`` cores, as (how many at once, threads of each) until all are done.
+
+    As many at once, up to ``most``, as leave no core idle; so the last ones may have more cores each.
+
+    >>> list(shares(5, 2, most=2)), list(shares(3, 2, most=1)), list(shares(5, 8, most=5))
+    ([(2, 1), (2, 1), (1, 2)], [(1, 2), (1, 2), (1, 2)], [(4, 2), (1, 8)])
+    """
+    while count > 0:
+        at_once = max(n for n in range(1, min(count, threads, most) + 1) if threads % n == 0)
+        yield at_once, threads // at_once
+        count -= at_once
+
+
+def side_by_side(
+    work: Callable[[T, Callable[[], object]], R],
+    items: Sequence[T],
+    threads: int,
+    on_step: Callable[[], object] = lambda: None,
+) -> list[R]:
+    """``work(item, stepped)`` for each item, all at once, each computing on ``threads`` CPU threads; results in order.
+
+    ``work`` calls ``stepped()`` after each of its steps, which calls ``on_step()``, one thread at a time. First steps
+    are made one after the other, because they compile, which is not safe twice at once. ``stepped`` raises Stopped
+    where another item has failed or the caller was interrupted, so that all end soon; the failure itself is raised
+    here. A single item runs in the calling thread.
+    """
+    if len(items) == 1:
+        return [work(items[0], on_step)]
+    stop, first_step, telling = threading.Event(), threading.Lock(), threading.Lock()
+    before = torch.get_num_threads()
+
+    def run(item: T) -> R:
+        torch.set_num_threads(threads)  # of this thread
+        first, _ = True, first_step.acquire()
+
+        def stepped() -> None:
+            nonlocal first
+            with telling:
+                on_step()
+            if first:
+                first = False
+                first_step.release()
+            if stop.is_set():
+                raise Stopped
+
+        try:
+            if stop.is_set():
+                raise Stopped
+            return work(item, stepped)
+        except BaseException:
+            stop.set()
+            raise
+        finally:
+            if first:
+                first_step.release()
+
+    try:
+        with ThreadPoolExecutor(len(items)) as pool:
+            futures = [pool.submit(run, item) for item in items]
+            try:
+                wait(futures, return_when=FIRST_EXCEPTION)
+            except BaseException:  # an interruption: the pool waits for its threads on the way out
+                stop.set()
+                raise
+    finally:
+        torch.set_num_threads(before)  # threads begin with the number that was set last, wherever it was set
+    for future in futures:
+        error = future.exception()
+        if error is not None and not isinstance(error, Stopped):
+            raise error
+    return [future.result() for future in futures]

@@ -1,0 +1,143 @@
+"""Work side by side: every piece done once, on its share of the cores, first steps apart, failures told."""
+
+import threading
+import time
+
+import pytest
+import torch
+
+from dreamlib.threads import Stopped, shares, side_by_side
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before():
+    """Every test leaves the number of threads as it was, which is a thing it checks."""
+    before = torch.get_num_threads()
+    yield
+    left = torch.get_num_threads()
+    torch.set_num_threads(before)
+    assert left == before
+
+
+@pytest.mark.parametrize("threads", range(1, 9))
+@pytest.mark.parametrize("count", range(7))
+@pytest.mark.parametrize("most", [1, 2, 9])
+def test_shares_cover_the_work_and_all_cores(count, threads, most):
+    dealt = list(shares(count, threads, most))
+    assert sum(at_once for at_once, _ in dealt) == count
+    assert all(at_once * each == threads and at_once <= most for at_once, each in dealt)
+
+
+def test_results_come_in_order_though_the_first_ends_last():
+    ended = []
+
+    def work(item, stepped):
+        stepped()
+        while len(ended) < 2 - item:  # 0 waits for 1, which waits for 2
+            time.sleep(0.001)
+        ended.append(item)
+        return item * 10
+
+    assert side_by_side(work, [0, 1, 2], 1) == [0, 10, 20]
+    assert ended == [2, 1, 0]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_each_thread_computes_on_its_share_also_in_threads_begun_later(threads):
+    assert side_by_side(lambda item, stepped: torch.get_num_threads(), range(2), threads) == [threads] * 2
+    later = []
+    thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert later == [torch.get_num_threads()]
+
+
+def test_first_steps_are_made_one_at_a_time_and_later_ones_are_not():
+    inside, most, together = 0, 0, threading.Barrier(3, timeout=30)
+
+    def work(item, stepped):
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.02)
+        inside -= 1
+        stepped()
+        together.wait()  # all three are in their second step
+        stepped()
+
+    side_by_side(work, range(3), 1)
+    assert most == 1
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_every_step_is_told_one_thread_at_a_time(count):
+    told, inside = 0, 0
+
+    def on_step():
+        nonlocal told, inside
+        inside += 1
+        assert inside == 1
+        seen = told
+        time.sleep(0.001)  # the others may run
+        told = seen + 1
+        inside -= 1
+
+    def work(item, stepped):
+        for _ in range(20):
+            stepped()
+
+    side_by_side(work, range(count), 1, on_step)
+    assert told == 20 * count
+
+
+def test_a_failure_is_raised_and_ends_the_others():
+    steps, failed = [], threading.Event()
+
+    def work(item, stepped):
+        stepped()
+        if item == 1:
+            failed.set()
+            raise ValueError("of item 1")
+        failed.wait(30)
+        for step in range(100_000):
+            steps.append(step)
+            time.sleep(0.001)
+            stepped()
+
+    with pytest.raises(ValueError, match="of item 1"):
+        side_by_side(work, range(3), 1)
+    assert 1 <= len(steps) < 10_000
+
+
+def test_a_failure_in_a_first_step_lets_nobody_wait():
+    def work(item, stepped):
+        raise ValueError("at once")
+
+    with pytest.raises(ValueError, match="at once"):
+        side_by_side(work, range(4), 1)
+
+
+def test_an_interruption_ends_all(monkeypatch):
+    ended = []
+
+    def work(item, stepped):
+        try:
+            for _ in range(100_000):
+                time.sleep(0.001)
+                stepped()
+        except Stopped:
+            ended.append(item)
+            raise
+
+    def interrupted(*args, **options):
+        time.sleep(0.05)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dreamlib.threads.wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        side_by_side(work, range(2), 1)
+    assert 1 <= len(ended) <= 2
+
+
+def test_one_item_stays_in_the_calling_thread():
+    assert side_by_side(lambda item, stepped: threading.current_thread(), [0], 7) == [threading.current_thread()]
