@@ -52,7 +52,8 @@ def side_by_side(
 
     def run(item: T) -> R:
         torch.set_num_threads(threads)  # of this thread
-        first, _ = True, first_step.acquire()
+        first_step.acquire()
+        first = True
 
         def stepped() -> None:
             nonlocal first
