@@ -6,7 +6,7 @@ those of one piece of work after the other, as far as the arithmetic does not de
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
@@ -80,7 +80,7 @@ def side_by_side(
         with ThreadPoolExecutor(len(items)) as pool:
             futures = [pool.submit(run, item) for item in items]
             try:
-                wait(futures, return_when=FIRST_EXCEPTION)
+                wait(futures)  # a failure ends the others by itself
             except BaseException:  # an interruption: the pool waits for its threads on the way out
                 stop.set()
                 raise

@@ -14,6 +14,24 @@ from dreamlib.networks import build
 from dreamlib.types import DatasetInfo, LabeledImages
 
 
+@pytest.fixture
+def threads_restored():
+    """The number of CPU threads before the test; it is set again after it, whatever the test did."""
+    before = torch.get_num_threads()
+    yield before
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def traces(monkeypatch):
+    """How often torch.compile has traced, as a function to call; traced as for the compiler, with the C++ left out."""
+    from torch._dynamo.utils import counters
+
+    real_compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **how: real_compile(f, backend="aot_eager", **how))
+    return lambda: counters["stats"]["unique_graphs"]
+
+
 @pytest.fixture(scope="session")
 def committed(tmp_path_factory):
     """The project as it was last committed: someone's own run changes results, and with them no text of the README.

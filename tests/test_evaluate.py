@@ -174,39 +174,34 @@ def test_an_evaluation_is_what_a_plain_loop_gives(soft, synthetic, toy_info, toy
 
 
 @pytest.mark.parametrize("repeats", [2, 3])
-def test_networks_trained_at_once_are_those_trained_in_turn(repeats, synthetic, toy_info, toy_data):
+def test_networks_trained_at_once_are_those_trained_in_turn(repeats, synthetic, toy_info, toy_data, threads_restored):
     """Draws, steps and order are each network's own: on one core, one after the other, every accuracy is the same."""
     info, against = toy_info(), toy_data(per_class=40)
-    how = EvaluationParams(epochs=10, repeats=repeats, at_once=3, lr=0.05)
-    found, before = [], torch.get_num_threads()
+    how, found = EvaluationParams(epochs=10, repeats=repeats, at_once=3, lr=0.05), []
     compute = Compute(torch.device("cpu"), torch.float64)  # rounding, which may depend on the cores, moves no image
     for threads in (1, 2, 4):
         torch.set_num_threads(threads)
         found.append(evaluate(synthetic, against, info, how, NETWORK, compute, seed=1, split="validation"))
         assert torch.get_num_threads() == threads
-    torch.set_num_threads(before)
     assert found[0] == found[1] == found[2]
     assert len(set(found[0].accuracies)) > 1, "equal networks could not show an order"
 
 
-def test_one_trace_serves_all_networks_and_batches_of_a_thread_count(synthetic, toy_info, toy_data, monkeypatch):
-    """Traced as for the compiler, without its C++: with CutMix and without it, side by side, from one trace each."""
-    from torch._dynamo.utils import counters
-
-    real_compile = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, **how: real_compile(f, backend="aot_eager", **how))
+def test_one_trace_serves_all_networks_and_batches_of_a_thread_count(
+    synthetic, toy_info, toy_data, monkeypatch, traces, threads_restored
+):
+    """With CutMix and without it, side by side, from one trace each."""
     monkeypatch.setattr("dreamlib.kernels.compiler_found", lambda: True)
-    info, against, found, traces, before = toy_info(), toy_data(per_class=40), [], [], torch.get_num_threads()
+    info, against, found, made = toy_info(), toy_data(per_class=40), [], []
     torch.set_num_threads(2)
     for at_once in (1, 2):
         how = EvaluationParams(epochs=12, repeats=2, at_once=at_once, lr=0.05, cutmix=0.5)
         compute = Compute(torch.device("cpu"), torch.float64, compile=True)
-        seen = counters["stats"]["unique_graphs"]
+        seen = traces()
         found.append(evaluate(synthetic, against, info, how, ("convnet", {"width": 9}), compute, seed=1, split="v"))
-        traces.append(counters["stats"]["unique_graphs"] - seen)
-    torch.set_num_threads(before)
+        made.append(traces() - seen)
     assert found[0] == found[1]
-    assert traces == [2, 1], "training and predictions; then training on one thread instead of two"
+    assert made == [2, 1], "training and predictions; then training on one thread instead of two"
 
 
 def test_a_curve_evaluates_the_canvases_of_each_snapshot(synthetic, toy_info, toy_data):

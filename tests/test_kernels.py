@@ -152,12 +152,8 @@ def inductor():
 
 @needs_compiler
 @torchs_own_warning
-def test_fresh_networks_are_served_without_tracing_again(tiny, monkeypatch):
-    """Traced as for the compiler, with the C++ left out: what is counted is how often torch has to begin anew."""
-    from torch._dynamo.utils import counters
-
-    real_compile = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, **how: real_compile(f, backend="aot_eager", **how))
+def test_fresh_networks_are_served_without_tracing_again(tiny, traces):
+    """What is counted is how often torch has to begin anew."""
     kernels = Kernels(tiny(), Compute(compile=True))
     (real, y), (x, _) = batch(6, 0), batch(6, 1)
 
@@ -168,16 +164,16 @@ def test_fresh_networks_are_served_without_tracing_again(tiny, monkeypatch):
             kernels.features(weights_of(network), real)
 
     use(tiny())
-    before = counters["stats"]["unique_graphs"]
+    before = traces()
     assert before >= 4
     for seed in (1, 2, 3):
         network = tiny(seed=seed)
         use(network)
         torch.optim.SGD(network.parameters(), lr=0.1).step()
         use(network)
-    assert counters["stats"]["unique_graphs"] == before
+    assert traces() == before
     ours(kernels, network, squared, x[:3], real, y)
-    assert counters["stats"]["unique_graphs"] > before, "the counter counts: another batch size is traced anew"
+    assert traces() > before, "the counter counts: another batch size is traced anew"
 
 
 def test_networks_that_do_not_ask_for_it_are_not_compiled(toy_info):

@@ -10,13 +10,10 @@ from dreamlib.threads import Stopped, shares, side_by_side
 
 
 @pytest.fixture(autouse=True)
-def threads_as_before():
+def threads_as_before(threads_restored):
     """Every test leaves the number of threads as it was, which is a thing it checks."""
-    before = torch.get_num_threads()
     yield
-    left = torch.get_num_threads()
-    torch.set_num_threads(before)
-    assert left == before
+    assert torch.get_num_threads() == threads_restored
 
 
 @pytest.mark.parametrize("threads", range(1, 9))
