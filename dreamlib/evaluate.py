@@ -50,19 +50,23 @@ def train_settings(info: DatasetInfo, how: EvaluationParams, synthetic: Syntheti
     """The protocol as training settings; with ``learned_lr`` at the step size that was learned with the set (MTT)."""
     augmentation = augmentation_for(info, how.augmentation, how.augmentation_mode)
     lr = float(synthetic.extras["step_size"]) if how.learned_lr and "step_size" in synthetic.extras else how.lr
-    return TrainSettings(how.batch, lr, how.momentum, how.weight_decay, augmentation, how.cutmix)
+    return TrainSettings(
+        how.batch, lr, how.momentum, how.weight_decay, augmentation, how.cutmix, how.label_smoothing
+    )  # fmt: skip
 
 
 def seen_as(view: str, synthetic: SyntheticSet, how: EvaluationParams) -> tuple[SyntheticSet, EvaluationParams]:
     """The set and the protocol of one view, so that what the evaluator adds is not taken for the set's own.
 
-    'protocol' is both as they are; 'plain' trains without augmentation and CutMix; 'hard_labels' on class numbers in
-    place of stored soft labels. Compare a view with the same view of real images at random (cf. label- and
-    augmentation-robust scores).
+    'protocol' is both as they are; 'plain' trains without augmentation and CutMix; 'hard_labels' on class numbers, in
+    place of stored soft labels and without label smoothing. Compare a view with the same view of real images at random
+    (cf. label- and augmentation-robust scores).
     """
     if view == "plain":
         return synthetic, how.model_copy(update={"augmentation": "none", "cutmix": 0.0})
-    return (replace(synthetic, soft_labels=None) if view == "hard_labels" else synthetic), how
+    if view == "hard_labels":
+        return replace(synthetic, soft_labels=None), how.model_copy(update={"label_smoothing": 0.0})
+    return synthetic, how
 
 
 def evaluate(
@@ -98,7 +102,7 @@ def evaluate(
         model, own, its_kernels = one
         fit(
             model, images, labels, info, settings, its_kernels,
-            epochs=epochs, seed=own, schedule=SCHEDULES[how.decay], on_epoch=stepped,
+            epochs=epochs, seed=own, schedule=SCHEDULES[how.decay], finish=how.finish, on_epoch=stepped,
         )  # fmt: skip
 
     threads = torch.get_num_threads() if compute.device.type == "cpu" else 1

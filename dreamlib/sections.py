@@ -161,13 +161,15 @@ class DistillParams(Strict):
 
 
 _SIAMESE = {"augmentation": "flip_color_crop_scale_rotate_cutout", "augmentation_mode": "dsa", "cutmix": 0.0}
-# What each published evaluation sets apart from IDC's, whose values are the defaults of EvaluationParams.
+# What each published evaluation sets apart from IDC's, whose values are the defaults of EvaluationParams; 'smoothed' is
+# this project's: a trained last layer as regular as the ridge regression that the best sets are made for.
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "idc": {},
     "dc": {"epochs": 300, "batch": 256, "augmentation": "none", "cutmix": 0.0, "decay": "tenth"},
     "dsa": {"batch": 256, "decay": "tenth", **_SIAMESE},
     "dm": {"batch": 256, "decay": "tenth", **_SIAMESE},
     "mtt": {"batch": 256, "decay": "tenth", "learned_lr": True, **_SIAMESE},
+    "smoothed": {"label_smoothing": 0.4, "finish": 0.25},
 }
 
 
@@ -176,10 +178,12 @@ class EvaluationParams(Strict):
 
     ``repeats`` fresh networks of each of ``networks`` are trained per set; none listed means the matched network, and
     the first listed is the one whose accuracy stands for the set. ``decay``: 'fifths' is × 0.2 at 2/3 and 5/6 of the
-    epochs (IDC), 'tenth' × 0.1 after half of them (DC, DSA, DM, MTT), 'none' a constant rate. ``views`` asks the same
-    set again: 'plain' without augmentation, 'hard_labels' without the soft labels it stores. ``curve_epochs`` is the
-    shorter protocol behind accuracy-against-iterations curves, on the validation split. On a CPU, up to ``at_once``
-    networks train side by side, each on its share of the threads: less time, and another rounding.
+    epochs (IDC), 'tenth' × 0.1 after half of them (DC, DSA, DM, MTT), 'none' a constant rate. ``label_smoothing`` is
+    the share of every label that is spread over all classes; the last ``finish`` of the epochs, a share too, go without
+    CutMix and have mirror images as their only augmentation. ``views`` asks the same set again: 'plain' without
+    augmentation, 'hard_labels' without the soft labels it stores and without smoothing. ``curve_epochs`` is the shorter
+    protocol behind accuracy-against-iterations curves, on the validation split. On a CPU, up to ``at_once`` networks
+    train side by side, each on its share of the threads: less time, and another rounding.
 
     >>> EvaluationParams(protocol="dc").epochs, EvaluationParams(protocol="dc", epochs=30).epochs
     (300, 30)
@@ -199,6 +203,8 @@ class EvaluationParams(Strict):
     augmentation: str = "flip_color_crop_scale_rotate"
     augmentation_mode: Literal["idc", "dsa"] = "idc"
     cutmix: Fraction = 0.5
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    finish: Fraction = 0.0
     learned_lr: bool = False
     curve_networks: Natural = 1
     curve_epochs: Positive = 100

@@ -44,7 +44,8 @@ def run_evaluation(
     asked = [(network, "protocol") for network in networks] + [(networks[0], view) for view in how.views]
     rows, found = [], []
     for network, view in asked:
-        same = view == "hard_labels" and synthetic.soft_labels is None  # the protocol has said it already
+        hard = synthetic.soft_labels is None and not how.label_smoothing
+        same = view == "hard_labels" and hard  # the protocol has said it already
         found.append(found[0] if same else _evaluated(project, setting, synthetic, how, test, info, network, view))
         rows.append(
             {"network": network.label, "view": view, "accuracies": list(found[-1].accuracies)}

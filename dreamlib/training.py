@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dreamlib.augment import Augmentation, cutmix
 from dreamlib.compute import Compute
@@ -21,7 +22,10 @@ PREDICT_BATCH = 128  # bounds the memory of predictions and embeddings; results 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """SGD with what is done to each batch; the learning rate is constant unless ``fit`` decays it."""
+    """SGD with what is done to each batch; the learning rate is constant unless ``fit`` decays it.
+
+    ``label_smoothing``: the share of every label that is spread evenly over all classes.
+    """
 
     batch: int = 64
     lr: float = 0.01
@@ -29,6 +33,7 @@ class TrainSettings:
     weight_decay: float = 5e-4
     augmentation: Augmentation = field(default_factory=lambda: Augmentation(()))
     cutmix: float = 0.0
+    label_smoothing: float = 0.0
 
 
 def augmentation_for(info: DatasetInfo, ops: str, mode: str = "idc") -> Augmentation:
@@ -54,6 +59,18 @@ def kernels_for(network: tuple[str, dict[str, Any]], info: DatasetInfo, compute:
     return _shared_kernels(network[0], json.dumps(network[1], sort_keys=True), info, compute)
 
 
+def smoothed(labels: Tensor, num_classes: int, share: float) -> Tensor:
+    """Class numbers (n,) or probabilities (n, K) → probabilities (n, K), ``share`` of them spread over all classes.
+
+    As ``label_smoothing`` of torch's cross-entropy (Szegedy et al., CVPR 2016).
+
+    >>> smoothed(torch.tensor([1]), 2, 0.5).tolist()
+    [[0.25, 0.75]]
+    """
+    known = labels if labels.is_floating_point() else F.one_hot(labels, num_classes).float()
+    return known * (1 - share) + share / num_classes
+
+
 class Trainer:
     """A network with its optimiser; ``step`` is one SGD step on images in [0, 1].
 
@@ -70,6 +87,8 @@ class Trainer:
         """One step on (N, C, H, W) images and their labels; returns the loss before it, detached."""
         with torch.no_grad():
             x = self.info.normalise(images)
+            if self.settings.label_smoothing:
+                labels = smoothed(labels, self.info.num_classes, self.settings.label_smoothing)
             x = self.settings.augmentation.apply(x, self.settings.augmentation.draw(len(x), tuple(x.shape[1:]), rng))
             x, a, b, lam = cutmix(x, labels, rng, probability=self.settings.cutmix)
             x = self.kernels.compute.cast(x)
@@ -122,14 +141,19 @@ def fit(
     epochs: int,
     seed: int,
     schedule: Callable[[float, int, int], float] = decayed_lr,
+    finish: float = 0.0,
     on_epoch: Callable[[], object] | None = None,
 ) -> float:
     """Train ``network`` for ``epochs`` passes over shuffled batches; returns the last epoch's mean loss.
 
     ``images`` (N, C, H, W) in [0, 1]; the last batch of an epoch may be smaller. Everything random comes from ``seed``.
+    The last ``finish`` of the epochs, a share, have no CutMix and no augmentation but mirror images.
     """
     trainer, mean = Trainer(network, info, settings, kernels), float("nan")
+    mirrored = replace(settings.augmentation, ops=tuple(op for op in settings.augmentation.ops if op == "flip"))
     for epoch in range(epochs):
+        if epoch == epochs - round(epochs * finish):
+            trainer.settings = replace(settings, augmentation=mirrored, cutmix=0.0)
         for group in trainer.optimizer.param_groups:
             group["lr"] = schedule(settings.lr, epoch, epochs)
         rng = generator(seed, "fit", epoch)

@@ -43,15 +43,23 @@ def synthetic(toy_data):
     return SyntheticSet(canvases, labels, 3, soft_labels=soft, extras={"step_size": torch.tensor(0.03)})
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_protocols_are_the_published_ones(name):
     p = EvaluationParams(protocol=name)
     found = (p.epochs, p.batch, p.augmentation, p.augmentation_mode, p.cutmix, p.decay)
     assert found == PUBLISHED[name][:6]
     assert (p.lr, p.momentum, p.weight_decay, p.learned_lr) == (0.01, 0.9, 5e-4, name == "mtt")
+    assert (p.label_smoothing, p.finish) == (0, 0)
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
+def test_smoothed_is_idcs_with_two_changes():
+    assert set(PROTOCOLS) == {*PUBLISHED, "smoothed"}
+    ours, idcs = (EvaluationParams(protocol=name).model_dump() for name in ("smoothed", "idc"))
+    differ = {key: ours[key] for key in ours if ours[key] != idcs[key]}
+    assert differ == {"protocol": "smoothed", "label_smoothing": 0.4, "finish": 0.25}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_a_network_is_trained_as_its_protocol_says(name, synthetic, toy_info, toy_data, monkeypatch):
     asked = []
     monkeypatch.setattr(evaluation, "fit", lambda *given, **named: asked.append((given[4], named)))
@@ -64,9 +72,19 @@ def test_a_network_is_trained_as_its_protocol_says(name, synthetic, toy_info, to
     for settings, named in asked:
         assert (named["epochs"], settings.batch, settings.momentum, settings.weight_decay) == (epochs, batch, 0.9, 5e-4)
         assert settings.lr == pytest.approx(rate)
+        assert (settings.label_smoothing, named["finish"]) == (0, 0)
         assert (set(settings.augmentation.ops), settings.augmentation.mode, settings.cutmix) == (ops, mode, cutmix)
         given = {epoch: named["schedule"](1.0, epoch, epochs) for epoch in rates}
         assert given == pytest.approx(rates)
+
+
+def test_a_network_is_trained_with_the_smoothing_and_the_finish_asked_for(synthetic, toy_info, toy_data, monkeypatch):
+    asked = []
+    monkeypatch.setattr(evaluation, "fit", lambda *given, **named: asked.append((given[4], named)))
+    how = EvaluationParams(protocol="smoothed", repeats=1, finish=0.5)
+    evaluate(synthetic, toy_data(), toy_info(), how, NETWORK, Compute(), seed=0, split="validation")
+    ((settings, named),) = asked
+    assert (settings.label_smoothing, settings.cutmix, named["finish"]) == (0.4, 0.5, 0.5)
 
 
 def test_keys_beside_a_protocol_win_and_an_unknown_one_is_named():
@@ -106,8 +124,10 @@ def test_views_change_what_they_name_and_nothing_else(synthetic, toy_info):
     assert seen is synthetic and settings.augmentation.ops == () and settings.cutmix == 0.0
     assert plain.model_dump(exclude={"augmentation", "cutmix"}) == how.model_dump(exclude={"augmentation", "cutmix"})
     hard, same = seen_as("hard_labels", synthetic, how)
-    assert hard.soft_labels is None and same is how and synthetic.soft_labels is not None
+    assert hard.soft_labels is None and same == how and synthetic.soft_labels is not None
     assert seen_as("protocol", synthetic, how) == (synthetic, how)
+    _, bare = seen_as("hard_labels", synthetic, EvaluationParams(protocol="smoothed"))
+    assert (bare.label_smoothing, bare.finish) == (0, 0.25)
 
 
 def test_the_learned_step_size_is_used_where_the_protocol_says_so(synthetic, toy_info):
@@ -260,6 +280,8 @@ def test_a_key_of_any_layer_wins_over_the_protocol(reading):
         ({"networks": ["mlp", "convnett"]}, "did you mean 'convnet'?"),
         ({"networks": 3}, "got 3"),  # it was the number of networks before `repeats`
         ({"repeat": 3}, "did you mean 'repeats'?"),
+        ({"label_smoothing": 1}, "label_smoothing: Input should be less than 1, got 1"),
+        ({"finish": 1.2}, "finish: Input should be less than or equal to 1, got 1.2"),
     ],
 )
 def test_a_mistake_in_the_evaluation_is_one_clear_line(reading, change, said):

@@ -162,6 +162,23 @@ def test_a_study_runs_every_seed_and_the_first_meets_every_network(root):
     ]  # fmt: skip
 
 
+def test_smoothed_labels_are_evaluated_hard_as_well(root):
+    how = {"protocol": "smoothed", "repeats": 1, "epochs": 20, "curve_networks": 0, "views": ["hard_labels"]}
+    section = SMALL | {"methods": ["random"], "budgets": {"small": {"evaluation": how}}}
+    write(root, section)
+    project, setting = Project.open(root, study="small"), Setting("random", 1, 0)
+    run_distillation(project, setting)
+    run_evaluation(project, setting)
+    smoothed = read_json(project.file("evaluation", setting, ".json"))
+    by_view = {view["view"]: view["accuracies"] for view in smoothed["views"]}
+    assert by_view["hard_labels"] != by_view["protocol"] == smoothed["accuracies"]
+    how |= {"label_smoothing": 0, "views": []}
+    write(root, section)
+    project = Project.open(root, study="small")
+    run_evaluation(project, setting)
+    assert read_json(project.file("evaluation", setting, ".json"))["accuracies"] == by_view["hard_labels"]
+
+
 def test_experts_of_a_study_are_its_own_and_see_the_images_it_allows(root, monkeypatch):
     seen, train = [], stage_experts.train_experts
     monkeypatch.setattr(

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.optim.lr_scheduler import MultiStepLR
 
 from dreamlib import training
-from dreamlib.augment import Augmentation
+from dreamlib.augment import Augmentation, cutmix
 from dreamlib.compute import Compute
 from dreamlib.kernels import Kernels
 from dreamlib.networks import build
@@ -101,6 +101,23 @@ def test_cutmix_weighs_the_two_labels_by_their_pixels(toys, monkeypatch):
     torch.testing.assert_close(loss, want)
 
 
+@pytest.mark.parametrize("cut", [0.0, 1.0])
+@pytest.mark.parametrize("soft", [False, True])
+def test_smoothed_labels_are_torchs(toys, soft, cut):
+    info, data, network, kernels = toys()
+    images, labels = data.images[:6], data.labels[:6]
+    labels = F.one_hot(labels, 3) * 0.7 + 0.1 if soft else labels
+    settings = TrainSettings(batch=6, cutmix=cut, label_smoothing=0.3)
+    rng = torch.Generator().manual_seed(4)
+    settings.augmentation.draw(6, tuple(images.shape[1:]), rng)  # draws, even for no augmentation, come first
+    x, a, b, lam = cutmix(info.normalise(images), labels, rng, probability=cut)
+    assert (lam < 1) == bool(cut)
+    with torch.no_grad():
+        asked = [F.cross_entropy(network(x), y, label_smoothing=0.3) for y in (a, b)]
+    loss = Trainer(network, info, settings, kernels).step(images, labels, torch.Generator().manual_seed(4))
+    torch.testing.assert_close(loss, lam * asked[0] + (1 - lam) * asked[1])
+
+
 def test_normalised_first_then_augmented_one_draw_an_image(toys, monkeypatch):
     info, data, network, kernels = toys()
     seen = []
@@ -174,6 +191,22 @@ def test_fit_follows_its_seed_alone(toys, global_generators_untouched):
 
     assert torch.equal(trained(0), trained(0))
     assert not torch.equal(trained(0), trained(1))
+
+
+@pytest.mark.parametrize(("epochs", "finish", "first"), [(8, 0.25, 6), (8, 0.0, 8), (3, 1.0, 0), (10, 0.3, 7)])
+def test_fit_finishes_on_mirror_images_alone(toys, monkeypatch, epochs, finish, first):
+    info, data, network, kernels = toys()
+    seen, original = [], Trainer.step
+
+    def spy(self, *given):
+        seen.append((self.settings.augmentation.ops, self.settings.cutmix, self.settings.label_smoothing))
+        return original(self, *given)
+
+    monkeypatch.setattr(Trainer, "step", spy)
+    how = TrainSettings(36, augmentation=Augmentation.parse("flip_color_crop"), cutmix=0.5, label_smoothing=0.1)
+    fit(network, data.images, data.labels, info, how, kernels, epochs=epochs, seed=0, finish=finish)
+    usual, last = (("flip", "color", "crop"), 0.5, 0.1), (("flip",), 0.0, 0.1)
+    assert seen == [usual] * first + [last] * (epochs - first)
 
 
 def test_fit_learns_digits(digits, tiny):
