@@ -59,12 +59,13 @@ def watched_training(
     points: Sequence[int],
     seed: int,
     decay: str = "none",
+    finish: float = 0.0,
 ) -> Iterator[dict[str, float | None]]:
     """Train one fresh network and ask it on ``against`` after each number of steps in ``points``.
 
     Yields steps, images seen, accuracy, and the seconds and joules (None without a meter) of training alone, asking
-    left out. Batches are drawn as ``fit`` draws them, epoch by epoch; with ``decay`` the rate falls over the epochs up
-    to the last point.
+    left out. Batches are drawn as ``fit`` draws them, epoch by epoch; ``decay`` and ``finish`` are the protocol's, over
+    the epochs up to the last point.
     """
     own = derive(seed, "cost")
     kernels = kernels_for(network, info, compute)
@@ -76,8 +77,7 @@ def watched_training(
     seconds, joules = 0.0, 0.0 if energy_joules() is not None else None
     began, meter = time.perf_counter(), energy_joules()
     for epoch in range(epochs):
-        for group in trainer.optimizer.param_groups:
-            group["lr"] = SCHEDULES[decay](settings.lr, epoch, epochs)
+        trainer.enter(epoch, epochs, SCHEDULES[decay], finish)
         rng = generator(own, "fit", epoch)
         for rows in torch.randperm(len(labels), generator=rng).to(labels.device).split(settings.batch):
             trainer.step(images[rows], labels[rows], rng)

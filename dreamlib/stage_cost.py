@@ -64,6 +64,7 @@ class _Training:
     settings: TrainSettings
     points: tuple[int, ...]
     decay: str
+    finish: float
     stored_bytes: int
 
     def watch(self, project: Project, seed: int, points: tuple[int, ...]) -> Iterator[dict[str, Any]]:
@@ -71,7 +72,7 @@ class _Training:
         against = project.split("validation").to(project.compute.device)
         return watched_training(
             self.images, self.labels, against, project.info, project.network, self.settings, project.compute,
-            points=points, seed=seed, decay=self.decay,
+            points=points, seed=seed, decay=self.decay, finish=self.finish,
         )  # fmt: skip
 
 
@@ -83,14 +84,15 @@ def _trainings(project: Project, how: CostParams) -> Iterator[_Training]:
         settings = train_settings(project.info, protocol, synthetic)
         steps = (protocol.epochs * -(-len(labels) // settings.batch),)
         size = stored_bytes(synthetic)
-        yield _Training(f"{METHOD} ipc {ipc}", ipc, images, labels, settings, steps, protocol.decay, size)
+        phases = protocol.decay, protocol.finish
+        yield _Training(f"{METHOD} ipc {ipc}", ipc, images, labels, settings, steps, *phases, size)
     train, protocol = project.split("train"), p.evaluation(p.ipc[0])
     augmentation = augmentation_for(project.info, protocol.augmentation, protocol.augmentation_mode)
     usual = TrainSettings(
         how.batch, protocol.lr, protocol.momentum, protocol.weight_decay, augmentation, protocol.cutmix
     )
     placed, size = train.to(device), stored_bytes(train)
-    yield _Training(FULL, 0, placed.images, placed.labels, usual, tuple(how.points), "none", size)
+    yield _Training(FULL, 0, placed.images, placed.labels, usual, tuple(how.points), "none", 0.0, size)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
+from torch import Tensor
 
 from dreamlib import parallel
 from dreamlib.evaluate import Evaluation, curve, evaluate, seen_as, test_split
@@ -37,7 +38,7 @@ def run_evaluation(
     networks = list(networks or evaluated_networks(project, how))
     if project.delegated("evaluation", setting, f"--networks={json.dumps([n.model_dump() for n in networks])}"):
         return read_evaluation(project, setting)
-    synthetic = read_set(project, setting)
+    synthetic, snapshots = read_set(project, setting), _wanted_snapshots(project, setting, how)
     test, info = project.seen(
         test_split(project.params.dataset, project.params.data, project.root), synthetic.whitening
     )
@@ -52,7 +53,7 @@ def run_evaluation(
             | {"accuracy": found[-1].mean, "std": found[-1].std}
         )
     evaluated = time.perf_counter() - began
-    points = _curve_rows(project, setting, synthetic, how, networks[0])
+    points = _curve_rows(project, setting, synthetic, snapshots, how, networks[0])
     if not parallel.first():
         return found[0], points
     metrics = _metrics(setting, found[0], how, synthetic) | {"views": rows, "network": networks[0].label}
@@ -87,12 +88,23 @@ def _evaluated(
     )  # fmt: skip
 
 
+def _wanted_snapshots(project: Project, setting: Setting, how: EvaluationParams) -> dict[int, Tensor]:
+    """The snapshots that a curve is made of, none where none is asked for; read before any training."""
+    if how.curve_networks == 0 or project.params.data.validation_per_class == 0:
+        return {}
+    return read_snapshots(project, setting)
+
+
 def _curve_rows(
-    project: Project, setting: Setting, synthetic: SyntheticSet, how: EvaluationParams, network: NetworkParams
+    project: Project,
+    setting: Setting,
+    synthetic: SyntheticSet,
+    snapshots: dict[int, Tensor],
+    how: EvaluationParams,
+    network: NetworkParams,
 ) -> pd.DataFrame:
     columns = ["iteration", "accuracy", "std", "networks"]
-    snapshots = read_snapshots(project, setting)
-    if how.curve_networks == 0 or len(snapshots) < 2 or project.params.data.validation_per_class == 0:
+    if len(snapshots) < 2:
         return pd.DataFrame(columns=columns)
     validation, info = project.seen(project.split("validation"), synthetic.whitening)
     chosen = network.name, network.options

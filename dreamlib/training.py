@@ -83,6 +83,18 @@ class Trainer:
             network.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
         )
 
+    def enter(self, epoch: int, epochs: int, schedule: Callable[[float, int, int], float], finish: float = 0.0) -> None:
+        """Take up the rate that ``schedule`` has for ``epoch``, from 0, of ``epochs``; call it before its steps.
+
+        The last ``finish`` of the epochs, a share, have no CutMix and no augmentation but mirror images.
+        """
+        if epoch >= epochs - round(epochs * finish):
+            augmentation = self.settings.augmentation
+            mirrored = replace(augmentation, ops=tuple(op for op in augmentation.ops if op == "flip"))
+            self.settings = replace(self.settings, augmentation=mirrored, cutmix=0.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = schedule(self.settings.lr, epoch, epochs)
+
     def step(self, images: Tensor, labels: Tensor, rng: torch.Generator) -> Tensor:
         """One step on (N, C, H, W) images and their labels; returns the loss before it, detached."""
         with torch.no_grad():
@@ -150,12 +162,8 @@ def fit(
     The last ``finish`` of the epochs, a share, have no CutMix and no augmentation but mirror images.
     """
     trainer, mean = Trainer(network, info, settings, kernels), float("nan")
-    mirrored = replace(settings.augmentation, ops=tuple(op for op in settings.augmentation.ops if op == "flip"))
     for epoch in range(epochs):
-        if epoch == epochs - round(epochs * finish):
-            trainer.settings = replace(settings, augmentation=mirrored, cutmix=0.0)
-        for group in trainer.optimizer.param_groups:
-            group["lr"] = schedule(settings.lr, epoch, epochs)
+        trainer.enter(epoch, epochs, schedule, finish)
         rng = generator(seed, "fit", epoch)
         order = torch.randperm(len(labels), generator=rng).to(labels.device)
         losses = [trainer.step(images[rows], labels[rows], rng) for rows in order.split(settings.batch)]

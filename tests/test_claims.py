@@ -15,7 +15,7 @@ from dreamlib.kernels import Kernels
 from dreamlib.networks import build
 from dreamlib.seeding import derive, generator
 from dreamlib.synthetic import SyntheticSet
-from dreamlib.training import TrainSettings, accuracy, fit, predict
+from dreamlib.training import Trainer, TrainSettings, accuracy, fit, predict
 
 
 def test_a_curve_reaches_a_value_between_its_points_at_its_start_or_never():
@@ -121,17 +121,23 @@ def test_joules_are_read_where_there_is_a_meter(tmp_path):
     assert energy_joules(tmp_path / "energy_uj") == 2.5
 
 
-def test_watched_training_is_plain_training_asked_on_the_way(toy_data, toy_info):
+@pytest.mark.parametrize("finish", [0.0, 0.5])
+def test_watched_training_is_plain_training_asked_on_the_way(toy_data, toy_info, monkeypatch, finish):
     data, info, compute = toy_data(per_class=12), toy_info(), Compute()
-    network, how = ("convnet", {"width": 8}), TrainSettings(batch=10)
+    network, how = ("convnet", {"width": 8}), TrainSettings(batch=10, cutmix=0.5)
+    losses, step = [], Trainer.step
+    monkeypatch.setattr(Trainer, "step", lambda *given: losses.append(step(*given)) or losses[-1])
     watched = watched_training(
-        data.images, data.labels, data, info, network, how, compute, points=(2, 4, 8), seed=0, decay="fifths"
-    )
+        data.images, data.labels, data, info, network, how, compute, points=(2, 4, 8), seed=0,
+        decay="fifths", finish=finish,
+    )  # fmt: skip
     found = list(watched)
+    seen = [losses.pop(0) for _ in range(8)]
     assert [(f["step"], f["seen"]) for f in found] == [(2, 20), (4, 36), (8, 72)]  # 36 images: 10, 10, 10, 6
     assert 0 < found[0]["seconds"] < found[1]["seconds"] < found[2]["seconds"]
     own = derive(0, "cost")
     plain = compute.place(build("convnet", info, generator(own, "network"), network[1]))
     kernels = Kernels(plain, compute)
-    fit(plain, data.images, data.labels, info, how, kernels, epochs=2, seed=own)
+    fit(plain, data.images, data.labels, info, how, kernels, epochs=2, seed=own, finish=finish)
+    assert seen == losses, "the same steps, to the bit"
     assert accuracy(predict(plain, data.images, info, kernels), data.labels) == found[2]["accuracy"]

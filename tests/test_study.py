@@ -179,6 +179,24 @@ def test_smoothed_labels_are_evaluated_hard_as_well(root):
     assert read_json(project.file("evaluation", setting, ".json"))["accuracies"] == by_view["hard_labels"]
 
 
+def test_snapshots_are_read_for_a_curve_alone_and_before_any_training(root, monkeypatch):
+    how = {"repeats": 1, "epochs": 1, "curve_networks": 0}
+    section = SMALL | {"methods": ["random"], "budgets": {"small": {"evaluation": how}}}
+    write(root, section)
+    project, setting = Project.open(root, study="small"), Setting("random", 1, 0)
+    run_distillation(project, setting)
+    project.file("snapshots", setting, ".safetensors").unlink()
+    done, points = run_evaluation(project, setting)
+    assert len(done.accuracies) == 1 and points.empty
+    how["curve_networks"] = 1
+    write(root, section)
+    trained = []
+    monkeypatch.setattr("dreamlib.stage_evaluation.evaluate", lambda *given, **named: trained.append(given))
+    with pytest.raises(FileNotFoundError, match="make it with `dvc repro distillation`"):
+        run_evaluation(Project.open(root, study="small"), setting)
+    assert not trained
+
+
 def test_experts_of_a_study_are_its_own_and_see_the_images_it_allows(root, monkeypatch):
     seen, train = [], stage_experts.train_experts
     monkeypatch.setattr(
