@@ -1,5 +1,6 @@
 """What training on a set costs beside training on all the data: operations, seconds, bytes, joules where measured."""
 
+import copy
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from dreamlib.compute import Compute
 from dreamlib.networks import build
 from dreamlib.seeding import derive, generator
 from dreamlib.synthetic import SyntheticSet
-from dreamlib.training import SCHEDULES, Trainer, TrainSettings, accuracy, kernels_for, predict
+from dreamlib.training import SCHEDULES, Trainer, TrainSettings, accuracy, fit_last_layer, kernels_for, predict
 from dreamlib.types import DatasetInfo, LabeledImages
 
 RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")  # the processor's own meter, on Intel and AMD alike
@@ -60,12 +61,14 @@ def watched_training(
     seed: int,
     decay: str = "none",
     finish: float = 0.0,
+    last_layer_penalty: float = 0.0,
 ) -> Iterator[dict[str, float | None]]:
     """Train one fresh network and ask it on ``against`` after each number of steps in ``points``.
 
     Yields steps, images seen, accuracy, and the seconds and joules (None without a meter) of training alone, asking
     left out. Batches are drawn as ``fit`` draws them, epoch by epoch; ``decay`` and ``finish`` are the protocol's, over
-    the epochs up to the last point.
+    the epochs up to the last point. With a ``last_layer_penalty`` above 0 a copy is asked whose last layer is fitted by
+    ridge regression (see ``fit_last_layer``), which counts as training.
     """
     own = derive(seed, "cost")
     kernels = kernels_for(network, info, compute)
@@ -83,8 +86,11 @@ def watched_training(
             trainer.step(images[rows], labels[rows], rng)
             step, seen = step + 1, seen + len(rows)
             if step in points:
+                asked = copy.deepcopy(model) if last_layer_penalty else model
+                if last_layer_penalty:
+                    fit_last_layer(asked, images, labels, info, kernels, last_layer_penalty)
                 seconds += time.perf_counter() - began
                 joules = None if joules is None else joules + (energy_joules() or 0.0) - (meter or 0.0)
-                score = accuracy(predict(model, against.images, info, kernels), against.labels)
+                score = accuracy(predict(asked, against.images, info, kernels), against.labels)
                 yield {"step": step, "seen": seen, "accuracy": score, "seconds": seconds, "joules": joules}
                 began, meter = time.perf_counter(), energy_joules()

@@ -18,17 +18,30 @@ from dreamlib.progress import progress
 from dreamlib.seeding import derive, generator
 from dreamlib.synthetic import SyntheticSet
 from dreamlib.threads import shares, side_by_side
-from dreamlib.training import SCHEDULES, TrainSettings, accuracy, augmentation_for, fit, kernels_for, predict
+from dreamlib.training import (
+    SCHEDULES,
+    TrainSettings,
+    accuracy,
+    augmentation_for,
+    fit,
+    fit_last_layer,
+    kernels_for,
+    predict,
+)
 from dreamlib.types import DatasetInfo, LabeledImages
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Last-epoch accuracies (fractions), one per network trained on the set, with what they were counted on."""
+    """Last-epoch accuracies (fractions), one per network trained on the set, with what they were counted on.
+
+    ``as_trained`` has those of the same networks before their last layer was fitted anew, where the protocol does so.
+    """
 
     accuracies: tuple[float, ...]
     split: str
     epochs: int
+    as_trained: tuple[float, ...] = ()
 
     @property
     def mean(self) -> float:
@@ -96,7 +109,8 @@ def evaluate(
     labels = hard if placed.soft_labels is None else placed.soft_labels
     against, settings = against.to(compute.device), train_settings(info, how, synthetic)
     name, options = network
-    results, kernels, mine = [], kernels_for(network, info, compute), parallel.my_share(range(repeats))
+    results, before, kernels = [], [], kernels_for(network, info, compute)
+    mine = parallel.my_share(range(repeats))
 
     def train(one: tuple[nn.Module, int, Kernels], stepped: Callable[[], object]) -> None:
         model, own, its_kernels = one
@@ -113,9 +127,12 @@ def evaluate(
             theirs = [kernels if at_once == 1 else kernels.of_a_thread() for _ in models]
             side_by_side(train, list(zip(models, seeds, theirs, strict=True)), of_each, on_step=bar.update)
             for model in models:
+                if how.last_layer == "ridge":
+                    before.append(accuracy(predict(model, against.images, info, kernels), against.labels))
+                    fit_last_layer(model, images, labels, info, kernels, how.last_layer_penalty)
                 results.append(accuracy(predict(model, against.images, info, kernels), against.labels))
                 bar.set_postfix(accuracy=f"{results[-1]:.4f}")
-    return Evaluation(tuple(parallel.gather(results)), split, epochs)
+    return Evaluation(tuple(parallel.gather(results)), split, epochs, tuple(parallel.gather(before)))
 
 
 def curve(

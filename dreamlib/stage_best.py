@@ -24,14 +24,16 @@ from dreamlib.tables import between, markdown
 BEGIN, END = "<!-- best sets: written by `python -m dreamlib.stage_best readme` -->", "<!-- end of best sets -->"
 COLUMNS = ["ipc", "method", "test accuracy (%)", "factor", "stored floats", "iterations", "networks × seeds"]
 COLUMNS += ["seconds", "source"]
+BESIDE = {"hard_labels": "labels unsmoothed", "as_trained": "last layer as trained"}  # what a row says of the same sets
 
 
 def gather(project: Project, ipc: int) -> dict[str, Any]:
     """Keep the first seed's set of a study of one method, with the accuracies of all its seeds; returns the numbers.
 
     Writes results/best/<dataset>-ipc<ipc>.safetensors, .png (its contact sheet) and .json. The first seed's set stands
-    for the method whatever it scored. Where the evaluation has the view 'hard_labels' (without label smoothing), its
-    accuracy is kept beside the protocol's. Raises ValueError for a study of several methods.
+    for the method whatever it scored. Where the evaluation has the view 'hard_labels' (without label smoothing), or
+    fits the last layer anew, the accuracy without it is kept beside the protocol's. Raises ValueError for a study of
+    several methods.
     """
     p = project.params
     if len(p.methods) != 1:
@@ -39,8 +41,11 @@ def gather(project: Project, ipc: int) -> dict[str, Any]:
     settings = [Setting(p.methods[0], ipc, seed) for seed in p.seeds]
     found = [read_json(project.file("evaluation", setting, ".json")) for setting in settings]
     accuracies = [accuracy for each in found for accuracy in each["accuracies"]]
-    views = [view for each in found for view in each["views"] if view["view"] == "hard_labels"]
-    unsmoothed = [accuracy for view in views for accuracy in view["accuracies"]]
+    views = [view for each in found for view in each["views"]]
+    beside = {
+        "hard_labels": [a for view in views if view["view"] == "hard_labels" for a in view["accuracies"]],
+        "as_trained": [a for each in found for a in each["views"][0].get("as_trained", [])],
+    }
     path = project.root / BEST / f"{p.dataset}-ipc{ipc}.safetensors"
     synthetic = SyntheticSet.open(project.file("sets", settings[0], ".safetensors"))
     synthetic.save(path)
@@ -56,8 +61,9 @@ def gather(project: Project, ipc: int) -> dict[str, Any]:
         "study": project.study,
         "iterations": read_json(project.file("distillation", settings[0], ".json"))["iterations"],
     }
-    if unsmoothed:
-        numbers["hard_labels"] = {"accuracy": statistics.fmean(unsmoothed), "std": _std(unsmoothed)}
+    for name, others in beside.items():
+        if others:
+            numbers[name] = {"accuracy": statistics.fmean(others), "std": _std(others)}
     write_json(path.with_suffix(".json"), numbers)
     return numbers
 
@@ -104,8 +110,8 @@ def record_table(root: Path, dataset: str) -> pd.DataFrame:
     ]  # fmt: skip
     for r in best_sets(root, dataset).itertuples():
         soft = "" if r.label_kind == "hard" else ", soft labels"
-        bare = getattr(r, "hard_labels", None)
-        beside = f"; labels unsmoothed {_percent(**bare)}" if isinstance(bare, dict) else ""
+        said = ((said, getattr(r, name, None)) for name, said in BESIDE.items())
+        beside = "".join(f"; {what} {_percent(**other)}" for what, other in said if isinstance(other, dict))
         rows.append(
             (100 * r.accuracy, {"ipc": r.ipc, "method": f"here: {r.method}{soft}"}
              | {"test accuracy (%)": _percent(r.accuracy, r.std)}

@@ -65,6 +65,7 @@ class _Training:
     points: tuple[int, ...]
     decay: str
     finish: float
+    last_layer_penalty: float  # 0: as trained
     stored_bytes: int
 
     def watch(self, project: Project, seed: int, points: tuple[int, ...]) -> Iterator[dict[str, Any]]:
@@ -72,7 +73,7 @@ class _Training:
         against = project.split("validation").to(project.compute.device)
         return watched_training(
             self.images, self.labels, against, project.info, project.network, self.settings, project.compute,
-            points=points, seed=seed, decay=self.decay, finish=self.finish,
+            points=points, seed=seed, decay=self.decay, finish=self.finish, last_layer_penalty=self.last_layer_penalty,
         )  # fmt: skip
 
 
@@ -84,7 +85,7 @@ def _trainings(project: Project, how: CostParams) -> Iterator[_Training]:
         settings = train_settings(project.info, protocol, synthetic)
         steps = (protocol.epochs * -(-len(labels) // settings.batch),)
         size = stored_bytes(synthetic)
-        phases = protocol.decay, protocol.finish
+        phases = protocol.decay, protocol.finish, protocol.last_layer_penalty * (protocol.last_layer == "ridge")
         yield _Training(f"{METHOD} ipc {ipc}", ipc, images, labels, settings, steps, *phases, size)
     train, protocol = project.split("train"), p.evaluation(p.ipc[0])
     augmentation = augmentation_for(project.info, protocol.augmentation, protocol.augmentation_mode)
@@ -92,7 +93,7 @@ def _trainings(project: Project, how: CostParams) -> Iterator[_Training]:
         how.batch, protocol.lr, protocol.momentum, protocol.weight_decay, augmentation, protocol.cutmix
     )
     placed, size = train.to(device), stored_bytes(train)
-    yield _Training(FULL, 0, placed.images, placed.labels, usual, tuple(how.points), "none", 0.0, size)
+    yield _Training(FULL, 0, placed.images, placed.labels, usual, tuple(how.points), "none", 0.0, 0.0, size)
 
 
 if __name__ == "__main__":

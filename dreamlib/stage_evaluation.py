@@ -51,6 +51,7 @@ def run_evaluation(
         rows.append(
             {"network": network.label, "view": view, "accuracies": list(found[-1].accuracies)}
             | {"accuracy": found[-1].mean, "std": found[-1].std}
+            | ({"as_trained": list(found[-1].as_trained)} if found[-1].as_trained else {})
         )
     evaluated = time.perf_counter() - began
     points = _curve_rows(project, setting, synthetic, snapshots, how, networks[0])

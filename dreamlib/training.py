@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -209,6 +210,42 @@ def embed(network: nn.Module, images: Tensor, info: DatasetInfo, kernels: Kernel
     return in_batches(
         lambda x: pooled_over_space(kernels.features(weights, x), channels), images, info, kernels.compute
     )
+
+
+def last_linear(network: nn.Module) -> nn.Linear:
+    """The linear layer that a network's features go through to become logits.
+
+    Raises ValueError for a network without one.
+
+    >>> last_linear(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
+    Linear(in_features=3, out_features=2, bias=True)
+    """
+    found = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    if not found:
+        raise ValueError(
+            f"last_layer 'ridge' fits a network's last linear layer, and {type(network).__name__} has none: use "
+            "last_layer: trained"
+        )
+    return found[-1]
+
+
+@torch.no_grad()
+def fit_last_layer(
+    network: nn.Module, images: Tensor, labels: Tensor, info: DatasetInfo, kernels: Kernels, penalty: float
+) -> None:
+    """Replace the network's last layer by ridge regression from its features of the images to their labels (FRePo).
+
+    ``images`` (N, C, H, W) in [0, 1], as they are; ``labels`` (N,) class numbers or (N, K) probabilities, less 1/K as
+    targets. The penalty on the squared weights is ``penalty`` × the mean squared norm of the features, as in
+    ``dreamlib.objectives.ridge``; there is no bias.
+    """
+    layer = last_linear(network)
+    features = embed(network, images, info, kernels).double().cpu().numpy()
+    targets = smoothed(labels, info.num_classes, 0.0).double().cpu().numpy() - 1 / info.num_classes
+    fitted = Ridge(alpha=penalty * float((features**2).sum(1).mean()), fit_intercept=False).fit(features, targets)
+    layer.weight.copy_(torch.from_numpy(fitted.coef_))
+    if layer.bias is not None:
+        layer.bias.zero_()
 
 
 def feature_channels(network: nn.Module) -> int:

@@ -15,7 +15,7 @@ from dreamlib.kernels import Kernels
 from dreamlib.networks import build
 from dreamlib.seeding import derive, generator
 from dreamlib.synthetic import SyntheticSet
-from dreamlib.training import Trainer, TrainSettings, accuracy, fit, predict
+from dreamlib.training import SCHEDULES, Trainer, TrainSettings, accuracy, fit, fit_last_layer, predict
 
 
 def test_a_curve_reaches_a_value_between_its_points_at_its_start_or_never():
@@ -141,3 +141,26 @@ def test_watched_training_is_plain_training_asked_on_the_way(toy_data, toy_info,
     fit(plain, data.images, data.labels, info, how, kernels, epochs=2, seed=own, finish=finish)
     assert seen == losses, "the same steps, to the bit"
     assert accuracy(predict(plain, data.images, info, kernels), data.labels) == found[2]["accuracy"]
+
+
+def test_watched_training_asks_a_copy_whose_last_layer_is_fitted(toy_data, toy_info):
+    data, info, compute = toy_data(per_class=12), toy_info(), Compute()
+    against, network = toy_data(per_class=60, seed=3), ("convnet", {"width": 8})
+    accuracies = []
+    for penalty in (0.0, 0.1, 10.0):
+        watched = watched_training(
+            data.images, data.labels, against, info, network, TrainSettings(batch=10), compute, points=(2, 4, 8),
+            seed=0, last_layer_penalty=penalty,
+        )  # fmt: skip
+        accuracies.append([found["accuracy"] for found in watched])
+    own = derive(0, "cost")
+    for penalty, found in zip((0.1, 10.0), accuracies[1:], strict=True):
+        plain = compute.place(build("convnet", info, generator(own, "network"), network[1]))
+        kernels = Kernels(plain, compute)
+        fit(
+            plain, data.images, data.labels, info, TrainSettings(batch=10), kernels, epochs=2, seed=own,
+            schedule=SCHEDULES["none"],
+        )  # fmt: skip
+        fit_last_layer(plain, data.images, data.labels, info, kernels, penalty)
+        assert accuracy(predict(plain, against.images, info, kernels), against.labels) == found[2]
+    assert len({found[2] for found in accuracies}) == 3, "equal accuracies could not show which network was asked"

@@ -16,7 +16,7 @@ from dreamlib.params import PROTOCOLS, EvaluationParams, find_root, read_params
 from dreamlib.project import check_names
 from dreamlib.seeding import derive, generator
 from dreamlib.synthetic import SyntheticSet
-from dreamlib.training import SCHEDULES, kernels_for
+from dreamlib.training import SCHEDULES, fit, kernels_for
 
 ROOT = find_root(Path(__file__).parent)
 NETWORK = ("convnet", {"width": 8})
@@ -49,14 +49,14 @@ def test_protocols_are_the_published_ones(name):
     found = (p.epochs, p.batch, p.augmentation, p.augmentation_mode, p.cutmix, p.decay)
     assert found == PUBLISHED[name][:6]
     assert (p.lr, p.momentum, p.weight_decay, p.learned_lr) == (0.01, 0.9, 5e-4, name == "mtt")
-    assert (p.label_smoothing, p.finish) == (0, 0)
+    assert (p.label_smoothing, p.finish, p.last_layer) == (0, 0, "trained")
 
 
-def test_smoothed_is_idcs_with_two_changes():
-    assert set(PROTOCOLS) == {*PUBLISHED, "smoothed"}
-    ours, idcs = (EvaluationParams(protocol=name).model_dump() for name in ("smoothed", "idc"))
+def test_ridge_is_idcs_with_two_changes():
+    assert set(PROTOCOLS) == {*PUBLISHED, "ridge"}
+    ours, idcs = (EvaluationParams(protocol=name).model_dump() for name in ("ridge", "idc"))
     differ = {key: ours[key] for key in ours if ours[key] != idcs[key]}
-    assert differ == {"protocol": "smoothed", "label_smoothing": 0.4, "finish": 0.25}
+    assert differ == {"protocol": "ridge", "last_layer": "ridge", "finish": 0.25}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -81,7 +81,7 @@ def test_a_network_is_trained_as_its_protocol_says(name, synthetic, toy_info, to
 def test_a_network_is_trained_with_the_smoothing_and_the_finish_asked_for(synthetic, toy_info, toy_data, monkeypatch):
     asked = []
     monkeypatch.setattr(evaluation, "fit", lambda *given, **named: asked.append((given[4], named)))
-    how = EvaluationParams(protocol="smoothed", repeats=1, finish=0.5)
+    how = EvaluationParams(repeats=1, label_smoothing=0.4, finish=0.5)
     evaluate(synthetic, toy_data(), toy_info(), how, NETWORK, Compute(), seed=0, split="validation")
     ((settings, named),) = asked
     assert (settings.label_smoothing, settings.cutmix, named["finish"]) == (0.4, 0.5, 0.5)
@@ -126,7 +126,7 @@ def test_views_change_what_they_name_and_nothing_else(synthetic, toy_info):
     hard, same = seen_as("hard_labels", synthetic, how)
     assert hard.soft_labels is None and same == how and synthetic.soft_labels is not None
     assert seen_as("protocol", synthetic, how) == (synthetic, how)
-    _, bare = seen_as("hard_labels", synthetic, EvaluationParams(protocol="smoothed"))
+    _, bare = seen_as("hard_labels", synthetic, EvaluationParams(label_smoothing=0.4, finish=0.25))
     assert (bare.label_smoothing, bare.finish) == (0, 0.25)
 
 
@@ -191,6 +191,35 @@ def test_an_evaluation_is_what_a_plain_loop_gives(soft, synthetic, toy_info, toy
     assert found.accuracies == pytest.approx(expected, abs=1e-12)
     assert found.mean == pytest.approx(sum(expected) / 2) and found.epochs == 12 and found.split == "validation"
     assert 1 / 3 < found.mean < 1, "the task must be able to tell a right from a wrong loop"
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_last_layer_fitted_anew_is_fitted_to_the_set_alone(at_once, synthetic, toy_info, toy_data, threads_restored):
+    """Beside the networks as they were trained, which the other setting gives."""
+    info, against = toy_info(), toy_data(per_class=40)
+    synthetic = replace(synthetic, soft_labels=torch.rand(6, 3, generator=torch.Generator().manual_seed(1)).softmax(1))
+    how = EvaluationParams(epochs=6, batch=64, repeats=3, lr=0.05, at_once=at_once)
+    compute = Compute(torch.device("cpu"), torch.float64)
+    trained = evaluate(synthetic, against, info, how, NETWORK, compute, seed=3, split="validation")
+    assert trained.as_trained == ()
+    ridge = how.model_copy(update={"last_layer": "ridge", "last_layer_penalty": 0.5})
+    found = evaluate(synthetic, against, info, ridge, NETWORK, compute, seed=3, split="validation")
+    assert found.as_trained == trained.accuracies != found.accuracies
+    targets, expected = synthetic.soft_labels.double() - 1 / 3, []
+    for index in range(3):
+        own = derive(3, "evaluation", index)
+        network = build(*NETWORK[:1], info, generator(own, "network"), NETWORK[1]).double()
+        settings = train_settings(info, how, synthetic)
+        fit(
+            network, synthetic.canvases, synthetic.soft_labels, info, settings, kernels_for(NETWORK, info, compute),
+            epochs=6, seed=own,
+        )  # fmt: skip
+        with torch.no_grad():
+            x, asked = (network.features(info.normalise(i.double())) for i in (synthetic.canvases, against.images))
+        wide = x.T @ x + 0.5 * x.square().sum(1).mean() * torch.eye(x.shape[1], dtype=torch.float64)  # (D, D)
+        right = (asked @ torch.linalg.solve(wide, x.T @ targets)).argmax(1) == against.labels
+        expected.append(right.double().mean().item())
+    assert found.accuracies == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("repeats", [2, 3])

@@ -246,12 +246,16 @@ def test_the_record_lays_ours_beside_the_published(tmp_path, claims):
     assert (row.seconds, row.source) == ("3,600", "results/best, idc, 1000 epochs")
     assert (row.factor, row["stored floats"]) == ("2 (frequencies)", "7,840")
     assert "here: dream, soft labels" in set(table.loc[10].method)
-    bare = {"protocol": "smoothed", "hard_labels": {"accuracy": 0.795, "std": 0.003}}
+    bare = {"protocol": "dc", "hard_labels": {"accuracy": 0.795, "std": 0.003}}
     write_json(root / "results" / "best" / "fashion_mnist-ipc10.json", ours | bare)
     table = stage_best.record_table(root, "fashion_mnist")
     sources = table[table.method == "here: dream"].source.tolist()
-    smoothed = "results/best, smoothed, 1000 epochs; labels unsmoothed 79.5 ± 0.3"
+    smoothed = "results/best, dc, 1000 epochs; labels unsmoothed 79.5 ± 0.3"
     assert sources == ["results/best, idc, 1000 epochs", smoothed]
+    fitted = bare | {"as_trained": {"accuracy": 0.8, "std": 0.002}}
+    write_json(root / "results" / "best" / "fashion_mnist-ipc10.json", ours | fitted)
+    table = stage_best.record_table(root, "fashion_mnist")
+    assert table[table.method == "here: dream"].source.tolist()[1] == f"{smoothed}; last layer as trained 80.0 ± 0.2"
     said = stage_best.record_sentence(root, "fashion_mnist")
     assert "ipc 1: 81.0 ± 0.4 %, ipc 10: 81.0" in said
 
@@ -270,12 +274,14 @@ def test_the_first_seeds_set_is_kept_with_the_accuracies_of_all(tmp_path, claims
         numbers |= {"label_kind": "hard", "accuracies": accuracies}
         views = {"protocol": accuracies, "plain": [0.1, 0.1], "hard_labels": [a - 0.2 for a in accuracies]}
         numbers["views"] = [{"view": view, "accuracies": theirs} for view, theirs in views.items()]
+        numbers["views"][0]["as_trained"] = [a - 0.1 for a in accuracies]
         write_json(project.file("evaluation", setting, ".json"), numbers)
         write_json(project.file("distillation", setting, ".json"), {"iterations": 40})
     found = stage_best.gather(project, 1)
     assert found["accuracy"] == pytest.approx(0.75)
     assert found["std"] == pytest.approx((0.17 / 3) ** 0.5)  # deviations .25, .15, .15, .25
     assert found["hard_labels"] == pytest.approx({"accuracy": 0.55, "std": found["std"]})
+    assert found["as_trained"] == pytest.approx({"accuracy": 0.65, "std": found["std"]})
     kept = load(tmp_path / "results" / "best" / f"{p.dataset}-ipc1.safetensors", normalise=False)
     assert torch.equal(kept.images, made[4].canvases)
     assert (tmp_path / "results" / "best" / f"{p.dataset}-ipc1.png").is_file()

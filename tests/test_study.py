@@ -163,7 +163,7 @@ def test_a_study_runs_every_seed_and_the_first_meets_every_network(root):
 
 
 def test_smoothed_labels_are_evaluated_hard_as_well(root):
-    how = {"protocol": "smoothed", "repeats": 1, "epochs": 20, "curve_networks": 0, "views": ["hard_labels"]}
+    how = {"label_smoothing": 0.4, "repeats": 1, "epochs": 20, "curve_networks": 0, "views": ["hard_labels"]}
     section = SMALL | {"methods": ["random"], "budgets": {"small": {"evaluation": how}}}
     write(root, section)
     project, setting = Project.open(root, study="small"), Setting("random", 1, 0)
@@ -177,6 +177,27 @@ def test_smoothed_labels_are_evaluated_hard_as_well(root):
     project = Project.open(root, study="small")
     run_evaluation(project, setting)
     assert read_json(project.file("evaluation", setting, ".json"))["accuracies"] == by_view["hard_labels"]
+
+
+def test_a_fitted_last_layer_stands_beside_the_trained_one(root):
+    how = {"repeats": 2, "epochs": 20, "curve_networks": 0, "views": ["plain"], "last_layer": "ridge"}
+    section = SMALL | {"methods": ["random"], "budgets": {"small": {"evaluation": how}}}
+    write(root, section)
+    project, setting = Project.open(root, study="small"), Setting("random", 1, 0)
+    run_distillation(project, setting)
+    run_evaluation(project, setting)
+    fitted = read_json(project.file("evaluation", setting, ".json"))
+    how["last_layer"] = "trained"
+    write(root, section)
+    project = Project.open(root, study="small")
+    run_evaluation(project, setting)
+    trained = read_json(project.file("evaluation", setting, ".json"))
+    assert [view["as_trained"] for view in fitted["views"]] == [view["accuracies"] for view in trained["views"]]
+    assert fitted["accuracies"] != trained["accuracies"] and "as_trained" not in trained["views"][0]
+    how["last_layer"] = "rigde"
+    write(root, section)
+    with pytest.raises(ParameterError, match="last_layer: Input should be 'trained' or 'ridge', got 'rigde'"):
+        Project.open(root, study="small")
 
 
 def test_snapshots_are_read_for_a_curve_alone_and_before_any_training(root, monkeypatch):

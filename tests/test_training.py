@@ -11,8 +11,20 @@ from dreamlib import training
 from dreamlib.augment import Augmentation, cutmix
 from dreamlib.compute import Compute
 from dreamlib.kernels import Kernels
-from dreamlib.networks import build
-from dreamlib.training import Trainer, TrainSettings, accuracy, augmentation_for, decayed_lr, embed, fit, predict
+from dreamlib.networks import NETWORKS, build
+from dreamlib.objectives.ridge import ridge_predictions
+from dreamlib.training import (
+    Trainer,
+    TrainSettings,
+    accuracy,
+    augmentation_for,
+    decayed_lr,
+    embed,
+    fit,
+    fit_last_layer,
+    last_linear,
+    predict,
+)
 
 PLAIN = TrainSettings(batch=8, lr=0.05, momentum=0.9, weight_decay=5e-4)
 
@@ -223,6 +235,38 @@ def test_fit_learns_digits(digits, tiny):
 
 
 # ---- predictions ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize(("per_class", "penalty"), [(3, 0.5), (3, 1e-3), (40, 0.1)])  # features: 64 of them
+def test_a_last_layer_fitted_by_ridge_predicts_as_the_objective_does(toys, per_class, penalty, soft):
+    """scikit-learn's primal or dual solution, in the network, beside the objective's own dual one in float64."""
+    info, data, network, kernels = toys(per_class=per_class)
+    labels = 0.2 / 3 + 0.8 * F.one_hot(data.labels, 3).float() if soft else data.labels
+    targets = (labels if soft else F.one_hot(labels, 3)).double() - 1 / 3
+    asked = torch.rand(10, *data.images.shape[1:])
+    body = {name: tensor.clone() for name, tensor in network.state_dict().items() if "classifier" not in name}
+    support, features = (embed(network, x, info, kernels).double() for x in (data.images, asked))
+    wanted = ridge_predictions(support, targets, features, penalty)
+    fit_last_layer(network, data.images, labels, info, kernels, penalty)
+    assert torch.allclose(predict(network, asked, info, kernels).double(), wanted, atol=1e-5)
+    assert wanted.abs().max() > 0.01
+    after = network.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in body.items())
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_the_last_linear_layer_turns_features_into_logits(toy_info, name):
+    info = toy_info(size=32)
+    network = build(name, info, torch.Generator().manual_seed(0)).eval()
+    x = torch.rand(2, info.channels, info.size, info.size)
+    with torch.no_grad():
+        assert torch.allclose(last_linear(network)(network.features(x)), network(x), atol=1e-6)
+
+
+def test_a_network_without_a_last_linear_layer_is_refused():
+    with pytest.raises(ValueError, match="Flatten has none: use last_layer: trained"):
+        last_linear(torch.nn.Flatten())
 
 
 @pytest.mark.parametrize("norm", ["instance", "batch"])
