@@ -17,6 +17,7 @@ from dreamlib.tables import between
 
 RECORD = Path("results") / "record.json"
 BEGIN, END = "<!-- results: written by `make record` -->", "<!-- end of results -->"
+RESULTS = {"clustering": "clusters", "distillation": "*/distillation", "evaluation": "*/evaluation"}  # of a study
 CLAIMS_BEGIN, CLAIMS_END = "<!-- claims: written by `make record` -->", "<!-- end of claims -->"
 
 
@@ -88,6 +89,13 @@ def readme_text(root: Path) -> str:
     return between(text, CLAIMS_BEGIN, CLAIMS_END, (root / "results" / "claims" / "verdicts.md").read_text)
 
 
+def _result_kept(root: Path, name: str) -> bool:
+    """Whether what a study's stage instance made, "study/stage-setting", is among the results."""
+    study, _, instance = name.partition("/")
+    stage, _, setting = instance.partition("-")
+    return stage in RESULTS and any((root / "results" / study).glob(f"{RESULTS[stage]}/{setting}.json"))
+
+
 def _write(root: Path, studies: Sequence[str]) -> int:
     study, *joining = studies or [""]
     found = collect(root, study, joining)
@@ -95,10 +103,14 @@ def _write(root: Path, studies: Sequence[str]) -> int:
         print(f"error: no run is noted in {RUNS}; run `make repro` first", file=sys.stderr)
         return 1
     path = RECORD.parent / study / RECORD.name
-    # Of several studies those that were not run on this machine keep their entries.
+    # Studies that were not run on this machine keep their entries, and so do the other seeds of those that were.
     here = {name.partition("/")[0] for name in found if "/" in name}
     kept = read_json(root / path) if here and (root / path).is_file() else {}
-    found |= {name: entry for name, entry in kept.items() if "/" in name and name.partition("/")[0] not in here}
+    found |= {
+        name: entry
+        for name, entry in kept.items()
+        if name not in found and "/" in name and (name.partition("/")[0] not in here or _result_kept(root, name))
+    }
     write_json(root / path, found)
     print(f"{path}: {len(found)} stages")
     return 0

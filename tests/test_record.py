@@ -135,3 +135,18 @@ def test_studies_run_elsewhere_keep_their_entries(tmp_path, monkeypatch):
     assert {name: entry["of"] for name, entry in read_json(path).items()} == {
         "claims_a/run": "old", "claims_b/run": "here", "levers/run": "here",
     }  # fmt: skip
+
+
+def test_seeds_run_elsewhere_keep_their_entries_while_their_results_stand(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "find_root", lambda: tmp_path)
+    path, study = tmp_path / "results" / "best" / "record.json", tmp_path / "results" / "best_ipc1"
+    names = [f"{stage}-{seed}" for stage in ("distillation-a-ipc1", "clustering-ipc1", "cost-ipc1") for seed in (0, 1)]
+    write_json(path, {f"best_ipc1/{name}": {"of": "old"} for name in names})
+    write_json(study / "a" / "distillation" / "a-ipc1-0.json", {})
+    write_json(study / "clusters" / "ipc1-0.json", {})
+    write_json(study / "clusters" / "ipc1-1.json", {})
+    write_json(tmp_path / record.RUNS / "best_ipc1" / "clustering-ipc1-1.json", {"of": "here"})
+    assert record.main(["write", "--study", "best"]) == 0
+    assert {name.partition("/")[2]: entry["of"] for name, entry in read_json(path).items()} == {
+        "distillation-a-ipc1-0": "old", "clustering-ipc1-0": "old", "clustering-ipc1-1": "here",
+    }  # fmt: skip
