@@ -86,8 +86,9 @@ def watched_training(
             trainer.step(images[rows], labels[rows], rng)
             step, seen = step + 1, seen + len(rows)
             if step in points:
-                asked = copy.deepcopy(model) if last_layer_penalty else model
+                asked = model
                 if last_layer_penalty:
+                    asked = copy.deepcopy(model)
                     fit_last_layer(asked, images, labels, info, kernels, last_layer_penalty)
                 seconds += time.perf_counter() - began
                 joules = None if joules is None else joules + (energy_joules() or 0.0) - (meter or 0.0)

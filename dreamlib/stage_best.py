@@ -110,8 +110,8 @@ def record_table(root: Path, dataset: str) -> pd.DataFrame:
     ]  # fmt: skip
     for r in best_sets(root, dataset).itertuples():
         soft = "" if r.label_kind == "hard" else ", soft labels"
-        said = ((said, getattr(r, name, None)) for name, said in BESIDE.items())
-        beside = "".join(f"; {what} {_percent(**other)}" for what, other in said if isinstance(other, dict))
+        others = ((told, getattr(r, name, None)) for name, told in BESIDE.items())
+        beside = "".join(f"; {told} {_percent(**other)}" for told, other in others if isinstance(other, dict))
         rows.append(
             (100 * r.accuracy, {"ipc": r.ipc, "method": f"here: {r.method}{soft}"}
              | {"test accuracy (%)": _percent(r.accuracy, r.std)}

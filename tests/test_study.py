@@ -69,6 +69,7 @@ SMALL = {
         }
     },
 }
+RANDOM = Setting("random", 1, 0)
 
 
 @pytest.fixture
@@ -162,59 +163,53 @@ def test_a_study_runs_every_seed_and_the_first_meets_every_network(root):
     ]  # fmt: skip
 
 
-def test_smoothed_labels_are_evaluated_hard_as_well(root):
-    how = {"label_smoothing": 0.4, "repeats": 1, "epochs": 20, "curve_networks": 0, "views": ["hard_labels"]}
-    section = SMALL | {"methods": ["random"], "budgets": {"small": {"evaluation": how}}}
-    write(root, section)
-    project, setting = Project.open(root, study="small"), Setting("random", 1, 0)
-    run_distillation(project, setting)
-    run_evaluation(project, setting)
-    smoothed = read_json(project.file("evaluation", setting, ".json"))
+@pytest.fixture
+def evaluating(root):
+    """The study of one set of real images, distilled already, with keys of its evaluation; again for other keys."""
+
+    def opened(**how):
+        how = {"repeats": 1, "curve_networks": 0} | how
+        write(root, SMALL | {"methods": ["random"], "budgets": {"small": {"evaluation": how}}})
+        project = Project.open(root, study="small")
+        if not project.file("sets", RANDOM, ".safetensors").is_file():
+            run_distillation(project, RANDOM)
+        return project
+
+    return opened
+
+
+def evaluated(project):
+    """What the evaluation stage writes of that set."""
+    run_evaluation(project, RANDOM)
+    return read_json(project.file("evaluation", RANDOM, ".json"))
+
+
+def test_smoothed_labels_are_evaluated_hard_as_well(evaluating):
+    smoothed = evaluated(evaluating(label_smoothing=0.4, epochs=20, views=["hard_labels"]))
     by_view = {view["view"]: view["accuracies"] for view in smoothed["views"]}
     assert by_view["hard_labels"] != by_view["protocol"] == smoothed["accuracies"]
-    how |= {"label_smoothing": 0, "views": []}
-    write(root, section)
-    project = Project.open(root, study="small")
-    run_evaluation(project, setting)
-    assert read_json(project.file("evaluation", setting, ".json"))["accuracies"] == by_view["hard_labels"]
+    assert evaluated(evaluating(label_smoothing=0, epochs=20))["accuracies"] == by_view["hard_labels"]
 
 
-def test_a_fitted_last_layer_stands_beside_the_trained_one(root):
-    how = {"repeats": 2, "epochs": 20, "curve_networks": 0, "views": ["plain"], "last_layer": "ridge"}
-    section = SMALL | {"methods": ["random"], "budgets": {"small": {"evaluation": how}}}
-    write(root, section)
-    project, setting = Project.open(root, study="small"), Setting("random", 1, 0)
-    run_distillation(project, setting)
-    run_evaluation(project, setting)
-    fitted = read_json(project.file("evaluation", setting, ".json"))
-    how["last_layer"] = "trained"
-    write(root, section)
-    project = Project.open(root, study="small")
-    run_evaluation(project, setting)
-    trained = read_json(project.file("evaluation", setting, ".json"))
+def test_a_fitted_last_layer_stands_beside_the_trained_one(evaluating):
+    how = {"repeats": 2, "epochs": 20, "views": ["plain"]}
+    fitted = evaluated(evaluating(last_layer="ridge", **how))
+    trained = evaluated(evaluating(last_layer="trained", **how))
     assert [view["as_trained"] for view in fitted["views"]] == [view["accuracies"] for view in trained["views"]]
     assert fitted["accuracies"] != trained["accuracies"] and "as_trained" not in trained["views"][0]
-    how["last_layer"] = "rigde"
-    write(root, section)
     with pytest.raises(ParameterError, match="last_layer: Input should be 'trained' or 'ridge', got 'rigde'"):
-        Project.open(root, study="small")
+        evaluating(last_layer="rigde", **how)
 
 
-def test_snapshots_are_read_for_a_curve_alone_and_before_any_training(root, monkeypatch):
-    how = {"repeats": 1, "epochs": 1, "curve_networks": 0}
-    section = SMALL | {"methods": ["random"], "budgets": {"small": {"evaluation": how}}}
-    write(root, section)
-    project, setting = Project.open(root, study="small"), Setting("random", 1, 0)
-    run_distillation(project, setting)
-    project.file("snapshots", setting, ".safetensors").unlink()
-    done, points = run_evaluation(project, setting)
+def test_snapshots_are_read_for_a_curve_alone_and_before_any_training(evaluating, monkeypatch):
+    project = evaluating(epochs=1)
+    project.file("snapshots", RANDOM, ".safetensors").unlink()
+    done, points = run_evaluation(project, RANDOM)
     assert len(done.accuracies) == 1 and points.empty
-    how["curve_networks"] = 1
-    write(root, section)
     trained = []
     monkeypatch.setattr("dreamlib.stage_evaluation.evaluate", lambda *given, **named: trained.append(given))
     with pytest.raises(FileNotFoundError, match="make it with `dvc repro distillation`"):
-        run_evaluation(Project.open(root, study="small"), setting)
+        run_evaluation(evaluating(epochs=1, curve_networks=1), RANDOM)
     assert not trained
 
 
