@@ -1,5 +1,9 @@
-"""``python -m benchmarks``: library and plain reference interleaved; times to results.json and README."""
+"""``python -m benchmarks``: library and plain reference interleaved; times to results.json and README.
 
+On a GPU (``--device cuda``): the times to results-cuda.json.
+"""
+
+import argparse
 import json
 import statistics
 import subprocess
@@ -16,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from benchmarks.cost import INTERVAL, NETWORK_STEPS, POOL, kmeans_operations
 from benchmarks.reference import evaluation, matching_gradient, representatives, training_step, with_torchs_layers
-from benchmarks.table import RESULTS, spread, write
+from benchmarks.table import CUDA_RESULTS, RESULTS, spread, write
 from benchmarks.work import INFO, fast_matching_gradient, matching_state
 from dreamlib.compute import Compute
 from dreamlib.evaluate import evaluate
@@ -36,9 +40,11 @@ EVALUATED = WHOLE.model_copy(update={"epochs": 50, "repeats": 3})  # as often as
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Wall-clock seconds of one call."""
+    """Wall-clock seconds of one call, a GPU's work in it done."""
     began = time.perf_counter()
     work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - began
 
 
@@ -59,16 +65,18 @@ def interleaved(reference: Callable[[], object], fast: Callable[[], object], rep
     }
 
 
-def peak_flops(dtype: torch.dtype, side: int = 2048) -> float:
+def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
     """Operations a second of this machine's matrix product in a format: the best of ``REPEATS``."""
-    a = torch.rand(side, side).to(dtype)
+    side = 8192 if device.type == "cuda" else 2048
+    a = torch.rand(side, side).to(device, dtype)
     a @ a
     return 2 * side**3 / min(seconds(lambda: a @ a) for _ in range(REPEATS))
 
 
-def peak_bandwidth(size: int = 2**28) -> float:
+def peak_bandwidth(device: torch.device) -> float:
     """Bytes a second of copying memory that no cache holds, read and written counted: the best of ``REPEATS``."""
-    a = torch.zeros(size, dtype=torch.uint8)
+    size = 2**31 if device.type == "cuda" else 2**28
+    a = torch.zeros(size, dtype=torch.uint8, device=device)
     b = a.clone()
     return 2 * size / min(seconds(lambda: b.copy_(a)) for _ in range(REPEATS))
 
@@ -94,7 +102,7 @@ def counted(work: Callable[[], object]) -> dict[str, int]:
 
 def matching(compute: Compute, ipc: int, real: int) -> dict[str, Any]:
     """A matching step over 10 classes."""
-    plain, quick = matching_state(Compute.resolve("cpu"), ipc, real), matching_state(compute, ipc, real)
+    plain, quick = matching_state(Compute(compute.device), ipc, real), matching_state(compute, ipc, real)
     row = interleaved(lambda: matching_gradient(plain), lambda: fast_matching_gradient(quick))
     return {
         "work": f"matching, ipc {ipc}, {real} real",
@@ -107,8 +115,8 @@ def matching(compute: Compute, ipc: int, real: int) -> dict[str, Any]:
 def training(compute: Compute, batch: int, steps: int) -> dict[str, Any]:
     """``steps`` training steps of the evaluated network with the evaluation's augmentation, drawn for each image."""
     rng = torch.Generator().manual_seed(0)
-    x, y = torch.rand(batch, 1, 28, 28, generator=rng), torch.arange(batch) % 10
-    plain = with_torchs_layers(build("convnet", INFO, torch.Generator().manual_seed(1), {}))
+    x, y = torch.rand(batch, 1, 28, 28, generator=rng).to(compute.device), torch.arange(batch).to(compute.device) % 10
+    plain = with_torchs_layers(build("convnet", INFO, torch.Generator().manual_seed(1), {})).to(compute.device)
     optimizer = torch.optim.SGD(plain.parameters(), 0.01, momentum=0.9)
     model = compute.place(build("convnet", INFO, torch.Generator().manual_seed(1), {}))
     augmentation = augmentation_for(INFO, "flip_color_crop_scale_rotate")
@@ -133,18 +141,24 @@ def training(compute: Compute, batch: int, steps: int) -> dict[str, Any]:
 
 
 def clustering(compute: Compute, pool: int, real: int, *, warm: bool = False, pooled: bool = False) -> dict[str, Any]:
-    """One class's representatives: features and k-means; all images for the reference, ``pool`` (0: all) for ours.
+    """Representatives: features and k-means; of all images for the reference, of ``pool`` (0: all) for ours.
 
-    ``warm`` goes on from the centres found before the network was trained for as long as between two clusterings of
-    DREAM; ``pooled`` clusters features averaged over space.
+    Of one class, or on a GPU, which clusters them together, of all. ``warm`` goes on from the centres found before the
+    network was trained for as long as between two clusterings of DREAM; ``pooled`` clusters features averaged over
+    space.
     """
-    images = torch.rand(CLASS_IMAGES, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    plain = with_torchs_layers(build("convnet", INFO, torch.Generator().manual_seed(1), {}))
+    classes = INFO.num_classes if compute.device.type == "cuda" else 1
+    images = torch.rand(classes * CLASS_IMAGES, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    plain = with_torchs_layers(build("convnet", INFO, torch.Generator().manual_seed(1), {})).to(compute.device)
     model = compute.place(build("convnet", INFO, torch.Generator().manual_seed(1), {}))
     kernels = Kernels(model, compute)
-    data = LabeledImages(images, torch.zeros(CLASS_IMAGES, dtype=torch.long), 1)
+    data = LabeledImages(images, torch.arange(classes).repeat_interleave(CLASS_IMAGES), classes).to(compute.device)
     sampler = RepresentativeSampler(data, real, 0, interval=1, pool=pool, warm_start=warm)
-    normal = INFO.normalise(images)
+    normal = INFO.normalise(data.images)
+
+    def reference() -> None:
+        for own in normal.split(CLASS_IMAGES):
+            representatives(plain, own, real)
 
     def fast() -> None:
         sampler.centers = dict(centers)
@@ -154,18 +168,19 @@ def clustering(compute: Compute, pool: int, real: int, *, warm: bool = False, po
         sampler.prepare(0, lambda x: embed(model, x, INFO, kernels, pooled=pooled))
         trainer, rng = Trainer(model, INFO, TrainSettings(128), kernels), torch.Generator().manual_seed(2)
         for _ in range(INTERVAL * NETWORK_STEPS):
-            rows = torch.randint(CLASS_IMAGES, (128,), generator=rng)
-            trainer.step(images[rows], rows % INFO.num_classes, rng)
+            rows = torch.randint(CLASS_IMAGES, (128,), generator=rng).to(compute.device)
+            trainer.step(data.images[rows], rows % INFO.num_classes, rng)
     centers = dict(sampler.centers)
-    row = interleaved(lambda: representatives(plain, normal, real), fast)
+    row = interleaved(reference, fast)
     # A network's features, and at most 10 iterations of distances and means in 2048 dimensions, or 128.
-    count, features = pool or CLASS_IMAGES, 128 if pooled else 2048
+    count, features = classes * (pool or CLASS_IMAGES), 128 if pooled else 2048
     embedding = counted(lambda: plain.features(normal[:64]))
     flops = embedding["operations"] * count // 64 + kmeans_operations(count, real, features)
     moved = embedding["bytes"] * count // 64 + 10 * 2 * 2 * count * features
     named = f"{f'pool {pool}' if pool else 'all'}{', warm' if warm else ''}{', pooled' if pooled else ''}"
     return {
-        "work": f"clustering a class into {real}, {named}",
+        "work": f"clustering {'a class' if classes == 1 else f'{classes} classes'} into {real}, {named}",
+        "classes": classes,
         "operations": flops,
         "bytes": moved,
         "images_per_s": count / row["fast_s"],
@@ -178,8 +193,9 @@ def evaluating(compute: Compute, how: EvaluationParams, repeats: int = REPEATS) 
     rng, k = torch.Generator().manual_seed(0), INFO.num_classes
     synthetic = SyntheticSet(torch.rand(k, 1, 28, 28, generator=rng), torch.arange(k), k, 2)
     against = LabeledImages(torch.rand(1000, 1, 28, 28, generator=rng), torch.arange(1000) % k, k)
+    placed = synthetic.to(compute.device), against.to(compute.device)
     row = interleaved(
-        lambda: evaluation(synthetic, against, INFO, how, 128, 0),
+        lambda: evaluation(*placed, INFO, how, 128, 0),
         lambda: evaluate(synthetic, against, INFO, how, ("convnet", {}), compute, seed=0, split="none"),
         repeats,
     )
@@ -209,25 +225,30 @@ def resident_bytes(ipc: int) -> int:
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Measure, write the file, print the table."""
-    compute = Compute.resolve("cpu", "bfloat16", 2, True)
-    peak = {name: peak_flops(getattr(torch, name)) for name in ("float32", "bfloat16")}
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    on_cpu = parser.parse_args(arguments).device == "cpu"
+    compute = Compute.resolve("cpu" if on_cpu else "cuda", "bfloat16", 2 if on_cpu else 0, True)
+    peak = {name: peak_flops(getattr(torch, name), compute.device) for name in ("float32", "bfloat16")}
     match = {size: matching(compute, *size) for size in ((1, 64), (1, 128), (10, 128), (50, 128))}
     step = training(compute, 128, 5)
     cluster = {pool: clustering(compute, pool, 128) for pool in (0, POOL)}
     options = [{"pool": POOL, "warm": True}, {"pool": 0, "pooled": True}, {"pool": POOL, "pooled": True}]
-    clusters = [*cluster.values(), *(clustering(compute, real=128, **option) for option in options)]
+    clusters = [*cluster.values(), *(clustering(compute, real=128, **option) for option in options if on_cpu)]
     measured = [*match.values(), step, training(compute, 40, 25), *clusters]
-    bandwidth = peak_bandwidth()
+    bandwidth = peak_bandwidth(compute.device)
     for row in measured:
         row["floor_s"] = row["operations"] / peak["bfloat16"]
         row["bytes_floor_s"] = row["bytes"] / bandwidth
-    measured += [evaluating(compute, EVALUATED), evaluating(compute, WHOLE, repeats=1)]
+    measured.append(evaluating(compute, EVALUATED))
+    if on_cpu:
+        measured.append(evaluating(compute, WHOLE, repeats=1))
     computed = []
     for ipc in (1, 10):
         for pool, row in cluster.items():
-            clustered = scaled(row, INFO.num_classes / INTERVAL)
+            clustered = scaled(row, INFO.num_classes / row["classes"] / INTERVAL)
             whole = total(
                 f"DREAM iteration, ipc {ipc}, 128 real, {f'pool {pool}' if pool else 'all'}",
                 scaled(match[ipc, 128], 1),
@@ -238,21 +259,24 @@ def main() -> None:
             )
             computed.append({**whole, "clustering_share": clustered["fast_s"] / whole["fast_s"]})
     machine = next((x for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), "unknown")
+    memory = {str(ipc): resident_bytes(ipc) for ipc in (1, 50)} if on_cpu else {}
     result = {
         "machine": {**compute.describe(), "cpu": machine.split(":")[-1].strip()},
         "peak_flops": peak,
         "peak_bytes_per_s": bandwidth,
         "repeats": REPEATS,
-        "memory_above_torch_bytes": {str(ipc): resident_bytes(ipc) for ipc in (1, 50)},
+        "memory_above_torch_bytes": memory,
         "rows": measured + computed,
     }
-    write_json(RESULTS, result)
+    if not on_cpu:
+        result["device_memory_bytes"] = torch.cuda.max_memory_allocated()
+    write_json(RESULTS if on_cpu else CUDA_RESULTS, result)
     write()
     print(json.dumps({key: value for key, value in result.items() if key != "rows"}, indent=1))
     print(f"{'work':46}{'reference s':>12}{'fast s':>10}{'floor s':>9}{'ratio':>7}  range")
     for row in result["rows"]:
-        floor = f"{row['floor_s']:9.3f}" if "floor_s" in row else " " * 9
-        times = f"{row['reference_s']:12.3f}{row['fast_s']:10.3f}{floor}{row['ratio']:7.2f}"
+        floor = f"{row['floor_s']:9.4f}" if "floor_s" in row else " " * 9
+        times = f"{row['reference_s']:12.4f}{row['fast_s']:10.4f}{floor}{row['ratio']:7.2f}"
         print(f"{row['work']:46}{times}  {spread(row)}")
 
 

@@ -28,7 +28,7 @@ def with_torchs_layers(network: ConvNet) -> ConvNet:
             if isinstance(layer, FirstConv2d):
                 new = nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=int(layer.padding[0]))
                 new.load_state_dict(layer.state_dict())
-                setattr(block, name, new.to(layer.weight.dtype))
+                setattr(block, name, new.to(layer.weight.device, layer.weight.dtype))
             elif isinstance(layer, AvgPool2d):
                 setattr(block, name, nn.AvgPool2d(2))
     return plain
@@ -47,7 +47,7 @@ def matching_gradient(state: MatchState, dtype: torch.dtype = torch.float32) -> 
     """
     network = with_torchs_layers(state.network)
     canvases, weights = state.synthetic.canvases, conv_weights(network)
-    total, pixels = torch.zeros((), dtype=dtype), torch.zeros_like(canvases)
+    total, pixels = torch.zeros((), dtype=dtype, device=canvases.device), torch.zeros_like(canvases)
     for label in range(state.info.num_classes):
         draw = state.draw(label)
 
@@ -78,12 +78,27 @@ def training_step(network: nn.Module, optimizer: torch.optim.Optimizer, x: Tenso
 def representatives(network: ConvNet, images: Tensor, clusters: int, seed: int = 0) -> Tensor:
     """Rows of the images (n, C, H, W), normalised, nearest to each of ``clusters`` k-means centres of their features.
 
-    Eager features of every image, and scikit-learn's k-means from random rows, at most 10 iterations.
+    Eager features of every image, and k-means from random rows, at most 10 iterations: scikit-learn's, or on a GPU
+    Lloyd's steps one after the other.
     """
     with torch.no_grad():
-        features = torch.cat([network.features(part) for part in images.split(256)]).numpy()
+        features = torch.cat([network.features(part) for part in images.split(256)])
+    if features.is_cuda:
+        return nearest_to_centers(features, clusters, seed)
+    features = features.numpy()
     found = KMeans(clusters, init="random", n_init=1, max_iter=10, random_state=seed).fit(features)
     return torch.from_numpy(found.transform(features).argmin(0))
+
+
+def nearest_to_centers(features: Tensor, clusters: int, seed: int) -> Tensor:
+    """Rows of the features (n, D) nearest to each centre after ten of Lloyd's steps from random rows."""
+    rows = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))[:clusters]
+    centers = features[rows.to(features.device)]
+    for _ in range(10):
+        member = torch.nn.functional.one_hot(torch.cdist(features, centers).argmin(1), clusters).to(features.dtype)
+        count = member.sum(0).unsqueeze(1)
+        centers = torch.where(count > 0, member.T @ features / count.clamp_min(1), centers)
+    return torch.cdist(features, centers).argmin(0)
 
 
 def evaluation(
@@ -100,19 +115,20 @@ def evaluation(
     The networks, the order of the images and the draws are those of ``dreamlib.evaluate``.
     """
     images, labels = synthetic.decode()
+    device = images.device
     settings, found = train_settings(info, how, synthetic), []
     for index in range(how.repeats):
         own = derive(seed, "evaluation", index)
         built = build("convnet", info, generator(own, "network"), {"width": width})
         assert isinstance(built, ConvNet)
-        network = with_torchs_layers(built).to(dtype).train()
+        network = with_torchs_layers(built).to(device, dtype).train()
         optimizer = torch.optim.SGD(
             network.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
         )
         for epoch in range(how.epochs):
             optimizer.param_groups[0]["lr"] = SCHEDULES[how.decay](settings.lr, epoch, how.epochs)
             rng = generator(own, "fit", epoch)
-            for rows in torch.randperm(len(labels), generator=rng).split(settings.batch):
+            for rows in torch.randperm(len(labels), generator=rng).to(device).split(settings.batch):
                 x = info.normalise(images[rows])
                 x = settings.augmentation.apply(x, settings.augmentation.draw(len(x), tuple(x.shape[1:]), rng))
                 x, a, b, share = cutmix(x, labels[rows], rng, probability=settings.cutmix)

@@ -9,6 +9,7 @@ from dreamlib.tables import between, markdown
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results.json"
+CUDA_RESULTS = ROOT / "benchmarks" / "results-cuda.json"
 BEGIN, END = "<!-- benchmarks: written by `make bench` -->", "<!-- end of benchmarks -->"
 ACCURACY = ROOT / "benchmarks" / "accuracy.json"
 ACCURACY_BEGIN, ACCURACY_END = "<!-- accuracy: written by `make bench-accuracy` -->", "<!-- end of accuracy -->"

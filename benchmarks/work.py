@@ -23,22 +23,22 @@ def matching_state(
     shape = (info.channels, info.size, info.size)
     wide = torch.float64 if compute.dtype == torch.float64 else torch.float32
     labels = torch.arange(k).repeat_interleave(real)
-    data = LabeledImages(torch.rand(k * real, *shape, generator=rng).to(wide), labels, k)
-    canvases = torch.rand(k * ipc, *shape, generator=rng).to(wide).requires_grad_(True)
+    data = LabeledImages(torch.rand(k * real, *shape, generator=rng).to(wide), labels, k).to(compute.device)
+    canvases = torch.rand(k * ipc, *shape, generator=rng).to(compute.device, wide).requires_grad_(True)
     synthetic = SyntheticSet(canvases, torch.arange(k).repeat_interleave(ipc), k, factor)
     network = compute.place(build("convnet", info, torch.Generator().manual_seed(1), {"width": width}))
     return MatchState(
         synthetic, network, Kernels(network, compute), RandomSampler(data, real, 0), info,
-        augmentation_for(info, "color_crop_cutout"), 0, 0, 128,
+        augmentation_for(info, "color_crop_cutout"), 0, 0, 128, together=compute.device.type == "cuda",
     )  # fmt: skip
 
 
 def fast_matching_gradient(state: MatchState) -> tuple[Tensor, Tensor]:
     """What ``reference.matching_gradient`` gives, by the library's own objective."""
-    canvases, total = state.synthetic.canvases, torch.zeros(())
+    canvases, total = state.synthetic.canvases, torch.zeros((), device=state.synthetic.canvases.device)
     canvases.grad = None
     for _label, loss in make("gradient", {"distance": "mse"}).losses(state):
-        loss.backward(inputs=[canvases])
-        total = total + loss.detach()
+        loss.sum().backward(inputs=[canvases])
+        total = total + loss.detach().sum()
     assert canvases.grad is not None
     return total, canvases.grad

@@ -26,14 +26,19 @@ class AugmentationDraw:
     """The random numbers of one application: n = 1 transform for a whole batch, or n = N, one for each image.
 
     ``active[op]`` is (n,) bool, whether the op happens; ``values[op]`` is (n, k) float32, how (see ``Augmentation``).
-    Both live on the CPU, so that ``apply`` can branch on them without waiting for a GPU. ``size`` is the (H, W) of the
-    images drawn for.
+    Both live on the CPU, so that ``apply`` can branch on them without waiting for a GPU; or both on a GPU, after
+    ``Augmentation.from_table``, where it does not branch. ``size`` is the (H, W) of the images drawn for.
     """
 
     count: int
     size: tuple[int, int]
     active: dict[str, Tensor]
     values: dict[str, Tensor]
+
+    def table(self) -> Tensor:
+        """All of it as one (n, columns) tensor, to be sent to a GPU in one piece; see ``Augmentation.from_table``."""
+        parts = [part.float() for op in self.active for part in (self.active[op].unsqueeze(1), self.values[op])]
+        return torch.cat(parts, 1) if parts else torch.zeros(self.count, 0)
 
     def take(self, rows: Tensor) -> "AugmentationDraw":
         """The draws of the given rows, repeats allowed: K draws become one for each image of K classes.
@@ -103,11 +108,34 @@ class Augmentation:
 
     def draw(self, count: int, image_shape: tuple[int, int, int], rng: torch.Generator) -> AugmentationDraw:
         """``count`` independent transforms for (C, H, W) images, from a generator on the CPU."""
-        _, height, width = image_shape
+        return self.of_uniform(self.uniform(count, rng), image_shape)
+
+    @staticmethod
+    def uniform(count: int, rng: torch.Generator) -> Tensor:
+        """The random numbers of ``count`` transforms, (count, 11), in [0, 1)."""
         # One call, the same columns whatever is listed. In float64 the integers below are unbiased: floor(u·k) < k.
-        u = torch.rand(count, 11, generator=rng, dtype=torch.float64)
+        return torch.rand(count, 11, generator=rng, dtype=torch.float64)
+
+    def of_uniform(self, u: Tensor, image_shape: tuple[int, int, int]) -> AugmentationDraw:
+        """The transforms that numbers of ``uniform`` stand for."""
+        _, height, width = image_shape
         values = {op: _OPS[op][0](self, u, height, width).float() for op in self.ops}
-        return AugmentationDraw(count, (height, width), self._choose(u), values)
+        return AugmentationDraw(len(u), (height, width), self._choose(u), values)
+
+    def from_table(self, table: Tensor, size: tuple[int, int]) -> AugmentationDraw:
+        """A draw of this augmentation from its ``table``, wherever that lies.
+
+        >>> augmentation = Augmentation.parse("flip_color")
+        >>> draw = augmentation.draw(2, (1, 8, 8), torch.Generator().manual_seed(0))
+        >>> torch.equal(augmentation.from_table(draw.table(), (8, 8)).values["color"], draw.values["color"])
+        True
+        """
+        active, values, column = {}, {}, 0
+        for op in self.ops:
+            active[op] = table[:, column] > 0.5
+            values[op] = table[:, column + 1 : column + 1 + _COLUMNS[op]]
+            column += 1 + _COLUMNS[op]
+        return AugmentationDraw(len(table), size, active, values)
 
     def _choose(self, u: Tensor) -> dict[str, Tensor]:
         """Which ops happen, (n,) bool each, from columns 9 (the coin of the mirror) and 10 (one of several)."""
@@ -139,6 +167,8 @@ class Augmentation:
 
 def _on_rows(x: Tensor, active: Tensor, values: Tensor, transform: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """Transform the active images only; (1, k) values go for the whole batch."""
+    if active.device.type != "cpu":
+        return _everywhere(x, active, values, transform)
     rows = torch.nonzero(active).flatten()  # on the CPU: no wait for the device
     if len(rows) == 0:
         return x
@@ -146,6 +176,11 @@ def _on_rows(x: Tensor, active: Tensor, values: Tensor, transform: Callable[[Ten
         return transform(x, values)
     there = rows.to(x.device, non_blocking=True)
     return x.index_copy(0, there, transform(x[there], values[rows]))
+
+
+def _everywhere(x: Tensor, active: Tensor, values: Tensor, transform: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """The same without a branch: all images are transformed, the active ones keep it."""
+    return torch.where(active.view(-1, 1, 1, 1), transform(x, values), x)
 
 
 # What each op needs to know, (n, k), from the columns of the table of uniform numbers.
@@ -188,7 +223,9 @@ def _flip(x: Tensor, values: Tensor) -> Tensor:
 
 def _color(x: Tensor, values: Tensor) -> Tensor:
     """Brightness, saturation and contrast in one affine map of the pixel, its channel mean and its image mean."""
-    if len(values) == 1:  # Python numbers cost no transfer and do not round to half precision
+    if (
+        len(values) == 1 and values.device.type == "cpu"
+    ):  # Python numbers cost no transfer and do not round to half precision
         added, saturation, contrast = values[0].tolist()
     else:
         added, saturation, contrast = values.to(x.device, x.dtype, non_blocking=True).T.reshape(3, -1, 1, 1, 1)
@@ -200,7 +237,7 @@ def _color(x: Tensor, values: Tensor) -> Tensor:
 
 
 def _shift(x: Tensor, values: Tensor) -> Tensor:
-    if len(values) == 1:
+    if len(values) == 1 and values.device.type == "cpu":
         down, right = (int(v) for v in values[0].tolist())
         return F.pad(x, (right, -right, down, -down))  # a negative pad crops
     height, width = x.shape[2:]
@@ -238,6 +275,7 @@ def _cut(x: Tensor, values: Tensor) -> Tensor:
     return x * keep.unsqueeze(1).to(x.dtype)  # a product: several times faster here than masked_fill
 
 
+_COLUMNS = {"flip": 0, "color": 3, "crop": 2, "scale": 4, "rotate": 4, "cutout": 4}  # how many values each has
 _Draw = Callable[[Augmentation, Tensor, int, int], Tensor]
 _OPS: dict[str, tuple[_Draw, Callable[[Tensor, Tensor], Tensor]]] = {
     "flip": (lambda a, u, height, width: u[:, :0], _flip),
@@ -247,6 +285,37 @@ _OPS: dict[str, tuple[_Draw, Callable[[Tensor, Tensor], Tensor]]] = {
     "rotate": (_draw_rotation, _warp),
     "cutout": (_draw_box, _cut),
 }
+
+
+@dataclass(frozen=True)
+class CutMixDraw:
+    """One box (top, bottom, left, right) for a batch, whose ``partner`` (n,) fills it, and the share of pixels kept."""
+
+    box: tuple[int, int, int, int]
+    partner: Tensor
+    lam: float
+
+
+def draw_cutmix(
+    count: int, size: tuple[int, int], rng: torch.Generator, beta: float = 1.0, probability: float = 0.5
+) -> CutMixDraw | None:
+    """The random numbers of ``cutmix``; None when it is not to happen."""
+    if beta <= 0 or not 0 <= probability <= 1:
+        raise ValueError(
+            f"cutmix needs beta > 0 and a probability in [0, 1]; got beta={beta}, probability={probability}"
+        )
+    if torch.rand((), generator=rng).item() >= probability:
+        return None
+    height, width = size
+    # torch's Beta takes no generator; numpy's does, and is seeded from ours.
+    numpy_rng = np.random.default_rng(torch.randint(2**62, (), generator=rng).item())
+    side = math.sqrt(1 - numpy_rng.beta(beta, beta))
+    middle_y, middle_x = numpy_rng.integers(height), numpy_rng.integers(width)
+    half_y, half_x = int(height * side) // 2, int(width * side) // 2
+    top, bottom = max(middle_y - half_y, 0), min(middle_y + half_y, height)
+    left, right = max(middle_x - half_x, 0), min(middle_x + half_x, width)
+    lam = 1 - (bottom - top) * (right - left) / (height * width)
+    return CutMixDraw((top, bottom, left, right), torch.randperm(count, generator=rng), float(lam))
 
 
 def cutmix(
@@ -265,22 +334,21 @@ def cutmix(
     >>> lam, bool((a == b).all())
     (1.0, True)
     """
-    if beta <= 0 or not 0 <= probability <= 1:
-        raise ValueError(
-            f"cutmix needs beta > 0 and a probability in [0, 1]; got beta={beta}, probability={probability}"
-        )
-    if torch.rand((), generator=rng).item() >= probability:
+    drawn = draw_cutmix(len(images), tuple(images.shape[2:]), rng, beta, probability)
+    if drawn is None:
         return images, labels, labels, 1.0
-    height, width = images.shape[2:]
-    # torch's Beta takes no generator; numpy's does, and is seeded from ours.
-    numpy_rng = np.random.default_rng(torch.randint(2**62, (), generator=rng).item())
-    side = math.sqrt(1 - numpy_rng.beta(beta, beta))
-    middle_y, middle_x = numpy_rng.integers(height), numpy_rng.integers(width)
-    half_y, half_x = int(height * side) // 2, int(width * side) // 2
-    top, bottom = max(middle_y - half_y, 0), min(middle_y + half_y, height)
-    left, right = max(middle_x - half_x, 0), min(middle_x + half_x, width)
-    partner = torch.randperm(len(images), generator=rng).to(images.device)
+    partner, (top, bottom, left, right) = drawn.partner.to(images.device), drawn.box
     mixed = images.clone()
     mixed[:, :, top:bottom, left:right] = images[partner, :, top:bottom, left:right]
-    lam = 1 - (bottom - top) * (right - left) / (height * width)
-    return mixed, labels, labels[partner], float(lam)
+    return mixed, labels, labels[partner], drawn.lam
+
+
+def box_mask(box: Tensor, height: int, width: int) -> Tensor:
+    """A box (top, bottom, left, right), as a tensor (4,) → which pixels (H, W) lie in it.
+
+    >>> box_mask(torch.tensor([0, 1, 1, 3]), 2, 3).tolist()
+    [[False, True, True], [False, False, False]]
+    """
+    row, column = torch.arange(height, device=box.device), torch.arange(width, device=box.device)
+    rows, columns = (row >= box[0]) & (row < box[1]), (column >= box[2]) & (column < box[3])
+    return rows.unsqueeze(1) & columns

@@ -24,6 +24,9 @@ from dreamlib.synthetic import SyntheticSet
 from dreamlib.training import Trainer, TrainSettings, augmentation_for, embed, kernels_for, predict
 from dreamlib.types import DatasetInfo, LabeledImages
 
+# On a GPU, where reading a loss waits for everything that was asked of it before.
+LOSSES_READ_EVERY = 50
+
 
 class DistillationDivergedError(RuntimeError):
     """A matching loss that is not a finite number; the last good checkpoint is kept."""
@@ -34,8 +37,9 @@ class DistillResult:
     """A distilled set with how it came about.
 
     ``history`` has one row per inner iteration: iteration, mean loss over classes. ``snapshots``: iteration → canvases.
-    ``seconds`` is split by what was done and is this process's alone; a resumed run counts what came after. ``clock``
-    says how many of them had passed when each snapshot was taken.
+    ``seconds`` is split by what was done and is this process's alone; a resumed run counts what came after. A GPU works
+    behind: there their sum is right, and the split says what this process waited in. ``clock`` says how many of them
+    had passed when each snapshot was taken.
     """
 
     synthetic: SyntheticSet
@@ -160,6 +164,7 @@ class Distiller:
         self.kernels: Kernels | None = None  # made with the first network, kept for all
         self.iteration = 0
         self.history: list[tuple[int, float]] = []
+        self._unread: list[tuple[int, list[int], list[Tensor]]] = []
         self.snapshots: dict[int, Tensor] = {}
         self.clock: dict[int, float] = {}
         self._keep = snapshot_iterations(self.total, s.snapshots)
@@ -168,6 +173,11 @@ class Distiller:
     def _bounded(self) -> bool:
         """Whether canvases hold pixels, of images that lie in [0, 1]."""
         return self.info.bounded and self.synthetic.frequencies is None
+
+    @property
+    def _ahead(self) -> bool:
+        """Whether iterations are asked of the device without waiting for their losses."""
+        return self.compute.device.type == "cuda" and parallel.world() == 1
 
     def _image_optimizer(self) -> torch.optim.Optimizer:
         s = self.settings
@@ -199,7 +209,8 @@ class Distiller:
         with progress(self.total, label, initial=self.iteration) as bar:
             while self.iteration < self.total:
                 self.step()
-                bar.set_postfix(loss=f"{self.history[-1][1]:.4g}", refresh=False)
+                if self.history:
+                    bar.set_postfix(loss=f"{self.history[-1][1]:.4g}", refresh=False)
                 bar.update()
                 due = time.monotonic() - last > self.settings.checkpoint_every_s
                 if checkpoint and parallel.as_the_first(due):
@@ -207,6 +218,7 @@ class Distiller:
                     if parallel.first():
                         checkpoint.save(state)
                     last = time.monotonic()
+        self._catch_up()
         self.synthetic.canvases = self.synthetic.canvases.detach()
         self.synthetic.extras = {name: value.detach() for name, value in self.synthetic.extras.items()}
         finished = self.objective.finish(self.synthetic).to("cpu")
@@ -275,53 +287,79 @@ class Distiller:
         size = min(self.settings.network_batch, len(labels))
         for _ in range(steps):
             if self.settings.train_on == "synthetic":  # few images, all of them wanted: without replacement
-                rows = torch.randperm(len(labels), generator=rng)[:size].to(labels.device)
+                rows = torch.randperm(len(labels), generator=rng)[:size].to(labels.device, non_blocking=True)
             else:
-                rows = torch.randint(len(labels), (size,), generator=rng).to(labels.device)
+                rows = torch.randint(len(labels), (size,), generator=rng).to(labels.device, non_blocking=True)
             self.trainer.step(images[rows], labels[rows], rng)
 
     def _match(self) -> None:
         state = MatchState(
             self.synthetic, self.model, self.kernels, self.sampler, self.info, self.augmentation,
             self.seed, self.iteration, self.settings.synthetic_batch, self.classes,
+            together=self._ahead and self.settings.image_update != "per_class",
         )  # fmt: skip
         self.optimizer.zero_grad(set_to_none=True)
-        labels, losses, leaves = [], [], [self.synthetic.canvases, *self.synthetic.extras.values()]
+        labels, losses = [], []
         for label, loss in self.objective.losses(state):
-            if not bool(loss.isfinite()):
-                of = f"class {label} ({self.info.classes[label]})" if label >= 0 else "all classes"
-                raise DistillationDivergedError(
-                    f"the matching loss of {of} is {float(loss.detach())} at inner "
-                    f"iteration {self.iteration}, with image_lr {self.lr:g}: lower image_lr and run again"
-                )
-            loss.backward(inputs=leaves)
+            if not self._ahead:
+                self._refuse_broken_loss(self.iteration, label, float(loss.detach()))
+            loss.sum().backward(inputs=self._leaves)
             labels.append(label)
-            losses.append(float(loss.detach()))
+            losses.append(loss.detach())
             if self.settings.image_update == "per_class":
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=False)
-        if self.objective.by_class:
-            losses = self._summed(leaves, labels, losses)
+        if self.objective.by_class and parallel.world() > 1:
+            labels, losses = self._summed(labels, losses)
         if self.settings.image_update != "per_class":
             self.optimizer.step()
-        self._refuse_broken_pixels(leaves)
-        self.history.append((self.iteration, sum(losses) / len(losses)))
+        self._unread.append((self.iteration, labels, losses))
+        if not self._ahead or len(self._unread) >= LOSSES_READ_EVERY:
+            self._read_losses()
 
-    def _summed(self, leaves: list[Tensor], labels: list[int], losses: list[float]) -> list[float]:
-        """The gradients of all workers' classes on every worker's leaves; all classes' losses, in order."""
-        if parallel.world() == 1:
-            return losses
+    @property
+    def _leaves(self) -> list[Tensor]:
+        """What is learned."""
+        return [self.synthetic.canvases, *self.synthetic.extras.values()]
+
+    def _catch_up(self) -> None:
+        """Wait for the iterations asked for, and read their losses."""
+        if self._unread:
+            self._timed("matching", self._read_losses)
+
+    def _read_losses(self) -> None:
+        """Bring the history up to date; raises DistillationDivergedError where a loss or a value is not finite."""
+        for iteration, labels, losses in self._unread:
+            values = [value for loss in losses for value in loss.reshape(-1).tolist()]
+            if len(values) > len(labels):
+                labels = list(self.classes)
+            for label, value in zip(labels, values, strict=True):
+                self._refuse_broken_loss(iteration, label, value)
+            self.history.append((iteration, sum(values) / len(values)))
+        self._unread = []
+        self._refuse_broken_pixels()
+
+    def _refuse_broken_loss(self, iteration: int, label: int, loss: float) -> None:
+        if not math.isfinite(loss):
+            of = f"class {label} ({self.info.classes[label]})" if label >= 0 else "all classes"
+            raise DistillationDivergedError(
+                f"the matching loss of {of} is {loss} at inner "
+                f"iteration {iteration}, with image_lr {self.lr:g}: lower image_lr and run again"
+            )
+
+    def _summed(self, labels: list[int], losses: list[Tensor]) -> tuple[list[int], list[Tensor]]:
+        """All workers' classes' gradients, on every worker's leaves; all classes, and their losses."""
         if labels != list(self.classes):
             raise RuntimeError(
                 f"objective '{self.settings.objective}' gave losses of classes {labels} where a worker was to do "
                 f"{list(self.classes)}: loop over state.classes, or set by_class = False (see Objective)"
             )
-        for leaf in leaves:
+        for leaf in self._leaves:
             leaf.grad = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
         whole = torch.zeros(self.info.num_classes, dtype=torch.float64, device=self.compute.device)
-        whole[list(self.classes)] = torch.tensor(losses, dtype=torch.float64, device=whole.device)
-        parallel.sum_over_workers([*(leaf.grad for leaf in leaves if leaf.grad is not None), whole])
-        return whole.tolist()
+        whole[list(self.classes)] = torch.stack(losses).double()
+        parallel.sum_over_workers([*(leaf.grad for leaf in self._leaves if leaf.grad is not None), whole])
+        return list(range(self.info.num_classes)), list(whole)
 
     def _centers(self) -> list[Tensor | None] | None:
         """Each class's cluster centres where the sampler keeps them, for a checkpoint."""
@@ -336,9 +374,9 @@ class Distiller:
             return kept
         return parallel.gather([None if (row := kept[c]) is None else row.cpu() for c in self.classes])
 
-    def _refuse_broken_pixels(self, leaves: list[Tensor]) -> None:
+    def _refuse_broken_pixels(self) -> None:
         # A finite loss may have a gradient that is not: stop before such pixels reach a checkpoint.
-        for leaf in leaves:
+        for leaf in self._leaves:
             if not bool(leaf.isfinite().all()):
                 where = int((~leaf.isfinite()).flatten().nonzero()[0]) * self.info.num_classes // leaf.numel()
                 raise DistillationDivergedError(
@@ -348,12 +386,14 @@ class Distiller:
 
     def _snapshot(self) -> None:
         if self.iteration in self._keep:
+            self._catch_up()
             canvases = self.synthetic.canvases.detach()
             self.snapshots[self.iteration] = (canvases.clamp(0, 1) if self._bounded else canvases.clone()).cpu()
             self.clock[self.iteration] = sum(self.seconds.values())
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs, called by all workers; generators are not in it: each iteration makes its own."""
+        self._catch_up()
         return {
             "iteration": self.iteration,
             "canvases": self.synthetic.canvases.detach(),

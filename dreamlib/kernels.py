@@ -17,6 +17,7 @@ from torch.func import functional_call, grad, grad_and_value
 from torch.nn import functional as F
 
 from dreamlib.compute import Compute
+from dreamlib.graphs import Replayed, side_streams
 
 Weights = dict[str, Tensor]
 _log = logging.getLogger("dreamlib")
@@ -55,6 +56,11 @@ class Kernels:
         self.training_loss = self._wrap(self._training_loss)
         self._made: dict[Any, Callable[..., Any]] = {}
 
+    @property
+    def replays(self) -> bool:
+        """Whether steps are recorded as CUDA graphs: compiled, on a GPU, by a network without running statistics."""
+        return self.compile and self.compute.device.type == "cuda" and not list(self._train.buffers())
+
     def _wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
         if not self.compile:
             return function
@@ -75,6 +81,35 @@ class Kernels:
     def _training_loss(self, weights: Weights, x: Tensor, a: Tensor, b: Tensor, lam: Tensor) -> Tensor:
         logits = functional_call(self._train, weights, (x,))
         return lam * F.cross_entropy(logits, a) + (1 - lam) * F.cross_entropy(logits, b)
+
+    def training_gradient(
+        self, weights: Weights, x: Tensor, a: Tensor, b: Tensor, lam: Tensor
+    ) -> tuple[Weights, Tensor]:
+        """``training_loss`` and its gradient with respect to all weights: (gradients, loss)."""
+        if "training" not in self._made:
+            self._made["training"] = self._wrap(grad_and_value(self._training_loss))
+        with torch.no_grad():
+            return self._made["training"](weights, x, a, b, lam)
+
+    def pull_back(self, weights: Weights, x: Tensor, upstream: Tensor) -> Tensor:
+        """The gradient to x (n, C, H, W) of the sum of its ``features`` times ``upstream`` (n, D)."""
+        if "pull back" not in self._made:
+
+            def weighed(x: Tensor, weights: Weights, upstream: Tensor) -> Tensor:
+                return (self._features(weights, x).to(upstream.dtype) * upstream).sum()
+
+            self._made["pull back"] = self._wrap(grad(weighed))
+        with torch.no_grad():
+            return self._made["pull back"](x, weights, upstream)
+
+    def recorded(self, key: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function as a CUDA graph, the same one for every call with an equal key (see ``Replayed``).
+
+        What the function takes from around it must be the same for equal keys.
+        """
+        if ("recorded", key) not in self._made:
+            self._made["recorded", key] = Replayed(function)
+        return self._made["recorded", key]
 
     def _class_loss(self, matched: Weights, fixed: Weights, x: Tensor, y: Tensor) -> Tensor:
         # Copies, because a batch norm in training mode writes to its statistics, and matching must leave them alone.
@@ -102,6 +137,11 @@ class Kernels:
         The gradient with respect to x comes out of the same compiled function as the loss, because a double backward
         cannot be compiled through autograd's tape.
         """
+        with torch.no_grad():
+            gradient, value = self._matching(distance)(x.detach(), y, matched, fixed, target)
+        return KnownGradient.apply(x, value, gradient)
+
+    def _matching(self, distance: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Any]:
         if distance not in self._made:
 
             def loss(x: Tensor, y: Tensor, matched: Weights, fixed: Weights, target: Weights) -> Tensor:
@@ -109,9 +149,31 @@ class Kernels:
                 return torch.stack([distance(target[name], ours[name]) for name in ours]).sum()
 
             self._made[distance] = self._wrap(grad_and_value(loss))
-        with torch.no_grad():
-            gradient, value = self._made[distance](x.detach(), y, matched, fixed, target)
-        return _KnownGradient.apply(x, value, gradient)
+        return self._made[distance]
+
+    def match_together(
+        self,
+        distance: Callable[[Tensor, Tensor], Tensor],
+        real: Tensor,
+        x: Tensor,
+        labels: Tensor,
+        matched: Weights,
+        fixed: Weights,
+    ) -> tuple[Tensor, Tensor]:
+        """``match`` for K classes: each one's images against its own real ones; (values (K,), gradient to x).
+
+        ``real`` (K·n, C, H, W) and ``x`` (K·m, C, H, W) are ordered as ``labels`` (K,), with as many images of each
+        class. On a GPU the classes' kernels run side by side.
+        """
+        gradients, values, classes = [], [], len(labels)
+        parts = zip(real.chunk(classes), x.chunk(classes), labels.split(1), strict=True)
+        for (theirs, ours, label), stream in side_streams(parts, real.is_cuda):
+            with stream, torch.no_grad():
+                target = self.weight_gradient(matched, fixed, theirs, label.repeat(len(theirs)))
+                gradient, value = self._matching(distance)(ours, label.repeat(len(ours)), matched, fixed, target)
+            gradients.append(gradient)
+            values.append(value)
+        return torch.stack(values), torch.cat(gradients)
 
 
 class _Features(nn.Module):
@@ -125,15 +187,20 @@ class _Features(nn.Module):
         return self.network.features(x)
 
 
-class _KnownGradient(torch.autograd.Function):
-    """A value whose gradient with respect to ``x`` has been computed already."""
+class KnownGradient(torch.autograd.Function):
+    """A value whose gradient with respect to ``x`` has been computed already; or one for each of K equal parts of x."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        """The value; see ``torch.autograd.Function``."""
         ctx.save_for_backward(gradient)
         return value.clone()
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        """The known gradient times what comes from above."""
         (gradient,) = ctx.saved_tensors
+        if upstream.ndim:
+            each = upstream.repeat_interleave(len(gradient) // len(upstream))
+            upstream = each.view(-1, *[1] * (gradient.ndim - 1))
         return (upstream * gradient).to(gradient.dtype), None, None

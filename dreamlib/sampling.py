@@ -68,15 +68,15 @@ class RandomSampler(Sampler):
         """See ``Sampler.rows``."""
         members = self.members[label]
         rng = generator(self.seed, "real-batch", label, iteration)
-        return members[torch.randperm(len(members), generator=rng)[: self.batch].to(members.device)]
+        return members[torch.randperm(len(members), generator=rng)[: self.batch].to(members.device, non_blocking=True)]
 
 
 @dataclass
 class KeptSampler(Sampler):
     """A sampler that chooses every ``interval`` inner iterations and keeps its choice in between.
 
-    ``pool`` bounds how many random images of a class it chooses from (0: all, as DREAM's released code); features of at
-    most one class are held at a time. ``classes`` are those it chooses for: all, or a worker's share.
+    ``pool`` bounds how many random images of a class it chooses from (0: all, as DREAM's released code); on a CPU
+    features of at most one class are held at a time. ``classes`` are those it chooses for: all, or a worker's share.
     """
 
     interval: int = 10
@@ -91,12 +91,17 @@ class KeptSampler(Sampler):
         """Choose anew when the interval has passed (or nothing is chosen yet)."""
         if self.chosen is not None and iteration % self.interval:
             return
-        chosen: list[Tensor | None] = [None] * self.data.num_classes
-        for label in range(self.data.num_classes) if self.classes is None else self.classes:
-            rng = generator(self.seed, "cluster", label, iteration)
-            members = class_pool(self.data, label, self.pool, rng)
-            chosen[label] = self.choose(label, members, rng, embed, predict or _no_predictions)
-        self.chosen = chosen
+        classes = range(self.data.num_classes) if self.classes is None else self.classes
+        rngs = {label: generator(self.seed, "cluster", label, iteration) for label in classes}
+        members = {label: class_pool(self.data, label, self.pool, rng) for label, rng in rngs.items()}
+        found = self.choose_all(members, rngs, embed, predict or _no_predictions)
+        self.chosen = [found.get(label) for label in range(self.data.num_classes)]
+
+    def choose_all(
+        self, members: dict[int, Tensor], rngs: dict[int, torch.Generator], embed: Embed, predict: Predict
+    ) -> dict[int, Tensor]:
+        """``choose`` for every class, one after the other."""
+        return {label: self.choose(label, rows, rngs[label], embed, predict) for label, rows in members.items()}
 
     def rows(self, label: int, iteration: int) -> Tensor:
         """See ``Sampler.rows``."""
@@ -144,14 +149,30 @@ class RepresentativeSampler(KeptSampler):
 
     def choose(self, label: int, members: Tensor, rng: torch.Generator, embed: Embed, predict: Predict) -> Tensor:
         """See ``KeptSampler.choose``."""
-        per_cluster = min(self.per_cluster, len(members))
-        k = min(self.batch, len(members)) // per_cluster
-        features = embed(self.data.images[members]).float().unsqueeze(0)  # (1, n, D)
-        start = self.centers[label].unsqueeze(0) if label in self.centers else self.start
+        return self.choose_together({label: members}, rng, embed)[label]
+
+    def choose_all(
+        self, members: dict[int, Tensor], rngs: dict[int, torch.Generator], embed: Embed, predict: Predict
+    ) -> dict[int, Tensor]:
+        """See ``KeptSampler.choose_all``; on a GPU all classes at once, where they have equally many images."""
+        if self.data.images.is_cuda and len({len(rows) for rows in members.values()}) == 1:
+            return self.choose_together(members, next(iter(rngs.values())), embed)
+        return super().choose_all(members, rngs, embed, predict)
+
+    def choose_together(self, members: dict[int, Tensor], rng: torch.Generator, embed: Embed) -> dict[int, Tensor]:
+        """The representatives of classes with equally many members, by one clustering of all; draws are the rng's."""
+        count = len(next(iter(members.values())))
+        per_cluster = min(self.per_cluster, count)
+        k = min(self.batch, count) // per_cluster
+        features = embed(self.data.images[torch.cat(list(members.values()))]).float()
+        features = features.unflatten(0, (len(members), count))  # (K, n, D)
+        known = all(label in self.centers for label in members)
+        start = torch.stack([self.centers[label] for label in members]) if known else self.start
         found = kmeans(features, k, rng, max_iterations=self.max_iterations, start=start)
         if self.warm_start:
-            self.centers[label] = found.centers[0]
-        return members[nearest_members(features, found, per_cluster)[0]]
+            self.centers.update(zip(members, found.centers, strict=True))
+        nearest = nearest_members(features, found, per_cluster)
+        return {label: rows[near] for (label, rows), near in zip(members.items(), nearest, strict=True)}
 
 
 @SAMPLERS.register("center")

@@ -124,6 +124,11 @@ class SyntheticSet:
         return formation(self.ipc, self.factor, self.rule)
 
     @property
+    def decoded_per_class(self) -> int:
+        """How many images the canvases of one class decode to."""
+        return sum(factor**2 for factor in self.factors)
+
+    @property
     def stored_floats(self) -> int:
         """Numbers the set stores: pixels, plus soft labels and learned scalars where there are any.
 

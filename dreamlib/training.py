@@ -11,14 +11,15 @@ from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dreamlib.augment import Augmentation, cutmix
+from dreamlib.augment import Augmentation, box_mask, cutmix, draw_cutmix
 from dreamlib.compute import Compute
-from dreamlib.kernels import Kernels, weights_of
+from dreamlib.kernels import Kernels, Weights, weights_of
 from dreamlib.networks import build
 from dreamlib.seeding import generator
 from dreamlib.types import DatasetInfo
 
 PREDICT_BATCH = 128  # bounds the memory of predictions and embeddings; results do not depend on it
+GPU_PREDICT_BATCHES = 8  # of them at once on a GPU, which idles on one
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,9 @@ class Trainer:
     def __init__(self, network: nn.Module, info: DatasetInfo, settings: TrainSettings, kernels: Kernels) -> None:
         self.network, self.info, self.settings, self.kernels = network, info, settings, kernels
         self.optimizer = torch.optim.SGD(
-            network.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
-        )
+            network.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay,
+            fused=True if kernels.compute.device.type == "cuda" else None,
+        )  # fmt: skip
 
     def enter(self, epoch: int, epochs: int, schedule: Callable[[float, int, int], float], finish: float = 0.0) -> None:
         """Take up the rate that ``schedule`` has for ``epoch``, from 0, of ``epochs``; call it before its steps.
@@ -98,6 +100,8 @@ class Trainer:
 
     def step(self, images: Tensor, labels: Tensor, rng: torch.Generator) -> Tensor:
         """One step on (N, C, H, W) images and their labels; returns the loss before it, detached."""
+        if self.kernels.replays:
+            return self._recorded_step(images, labels, rng)
         with torch.no_grad():
             x = self.info.normalise(images)
             if self.settings.label_smoothing:
@@ -112,6 +116,34 @@ class Trainer:
         loss.backward()
         self.optimizer.step()
         return loss.detach()
+
+    def _recorded_step(self, images: Tensor, labels: Tensor, rng: torch.Generator) -> Tensor:
+        """``step`` by one function without a branch, recorded for all networks; the same draws."""
+        how, info, kernels, device = self.settings, self.info, self.kernels, images.device
+        count, size = len(images), tuple(images.shape[2:])
+        table = how.augmentation.draw(count, tuple(images.shape[1:]), rng).table()
+        mix = draw_cutmix(count, size, rng, probability=how.cutmix)
+        partner = torch.arange(count) if mix is None else mix.partner
+        box = torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0] if mix is None else [*mix.box, mix.lam])
+
+        def whole(
+            weights: Weights, images: Tensor, labels: Tensor, table: Tensor, partner: Tensor, box: Tensor
+        ) -> tuple[Weights, Tensor]:
+            if how.label_smoothing:
+                labels = smoothed(labels, info.num_classes, how.label_smoothing)
+            x = how.augmentation.apply(info.normalise(images), how.augmentation.from_table(table, size))
+            x = kernels.compute.cast(torch.where(box_mask(box[:4], *size), x[partner], x))
+            return kernels.training_gradient(weights, x, labels, labels[partner], box[4])
+
+        weights = {name: parameter.detach() for name, parameter in self.network.named_parameters()}
+        sent = (part.to(device, non_blocking=True) for part in (table, partner, box))
+        with torch.no_grad():
+            key = ("training", how.augmentation, how.label_smoothing, info)
+            gradients, loss = kernels.recorded(key, whole)(weights, images, labels, *sent)
+        for name, parameter in self.network.named_parameters():
+            parameter.grad = gradients[name]
+        self.optimizer.step()
+        return loss.clone()
 
 
 def decayed_lr(lr: float, epoch: int, epochs: int) -> float:
@@ -166,7 +198,7 @@ def fit(
     for epoch in range(epochs):
         trainer.enter(epoch, epochs, schedule, finish)
         rng = generator(seed, "fit", epoch)
-        order = torch.randperm(len(labels), generator=rng).to(labels.device)
+        order = torch.randperm(len(labels), generator=rng).to(labels.device, non_blocking=True)
         losses = [trainer.step(images[rows], labels[rows], rng) for rows in order.split(settings.batch)]
         mean = torch.stack(losses).mean() if epoch == epochs - 1 else mean
         if on_epoch:
@@ -180,11 +212,11 @@ def in_batches(function: Callable[[Tensor], Tensor], images: Tensor, info: Datas
 
     The last batch is filled up to the full size, so that one compiled shape serves all.
     """
-    parts = []
-    for batch in images.split(PREDICT_BATCH):
+    parts, most = [], PREDICT_BATCH * (GPU_PREDICT_BATCHES if compute.device.type == "cuda" else 1)
+    for batch in images.split(most):
         x = compute.cast(info.normalise(batch))
-        if len(images) > PREDICT_BATCH > len(x):
-            x = torch.cat([x, x.new_zeros(PREDICT_BATCH - len(x), *x.shape[1:])])
+        if len(images) > most > len(x):
+            x = torch.cat([x, x.new_zeros(most - len(x), *x.shape[1:])])
             x = compute.cast(x)
         parts.append(function(x)[: len(batch)])
     out = torch.cat(parts)

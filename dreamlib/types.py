@@ -1,9 +1,16 @@
 """The two records everything else passes around: labelled images and what is known of their data set."""
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
+
+
+@cache
+def _by_channel(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """One number a channel, in the shape that images broadcast with; kept, because a GPU waits for what it is sent."""
+    return torch.tensor(values, dtype=dtype, device=device).view(1, -1, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,5 @@ class DatasetInfo:
         >>> info.normalise(torch.ones(1, 1, 1, 1)).item()
         2.0
         """
-        shape = (1, self.channels, 1, 1)
-        mean = torch.tensor(self.mean, dtype=images.dtype, device=images.device).view(shape)
-        std = torch.tensor(self.std, dtype=images.dtype, device=images.device).view(shape)
+        mean, std = (_by_channel(values, images.dtype, images.device) for values in (self.mean, self.std))
         return (images - mean) / std

@@ -1,9 +1,9 @@
 """What an objective is given and what it must give back."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,8 @@ class MatchState:
 
     ``iteration`` counts inner iterations over the whole run. Randomness comes from ``rng``, a generator made anew for
     (seed, purpose, iteration), so that a resumed run draws what the uninterrupted one would have drawn. ``classes`` are
-    those to give losses for: all, or a worker's share.
+    those to give losses for: all, or a worker's share. ``together`` says that an objective should do all of them at
+    once if it can, as is best on a GPU.
     """
 
     synthetic: SyntheticSet
@@ -38,6 +39,7 @@ class MatchState:
     iteration: int
     synthetic_batch: int
     classes: Sequence[int] = field(default=())
+    together: bool = False
 
     def __post_init__(self) -> None:
         self.classes = self.classes or range(self.info.num_classes)
@@ -49,6 +51,56 @@ class MatchState:
     def draw(self, label: int) -> AugmentationDraw:
         """This iteration's siamese augmentation of one class: one draw for all its images, real and synthetic."""
         return self.augmentation.draw(1, tuple(self.synthetic.canvases.shape[1:]), self.rng("augment", label))
+
+    def prepare_drawn(self, images: Tensor, table: Tensor) -> Tensor:
+        """``prepare`` for equal parts of the images, of which each has a row of ``table`` (see ``draw_table``)."""
+        rows = table.repeat_interleave(len(images) // len(table), 0)
+        return self.prepare(images, self.augmentation.from_table(rows, tuple(images.shape[2:])))
+
+    def draw_table(self, labels: Sequence[int]) -> Tensor:
+        """``draw`` of each label, a row each, on the device: one transfer in place of one for every number."""
+        u = torch.cat([self.augmentation.uniform(1, self.rng("augment", label)) for label in labels])
+        draw = self.augmentation.of_uniform(u, tuple(self.synthetic.canvases.shape[1:]))
+        return self.send(draw.table())
+
+    def send(self, tensor: Tensor) -> Tensor:
+        """A tensor on the device, which need not wait for it."""
+        return tensor.to(self.synthetic.canvases.device, non_blocking=True)
+
+    def real_batches(self) -> Tensor | None:
+        """``real_images`` of all ``classes``, one after the other; None unless they are equally many."""
+        rows = [self.sampler.rows(label, self.iteration) for label in self.classes]
+        equal = len({len(own) for own in rows}) == 1
+        return self.sampler.data.images[torch.cat(rows)] if equal else None
+
+    def synthetic_rows(self) -> Tensor:
+        """Which of all decoded images ``synthetic_images`` of ``classes`` are, on the device."""
+        count, kept = self.synthetic.decoded_per_class, []
+        for label in self.classes:
+            own = torch.arange(count)
+            if count > self.synthetic_batch:
+                own = torch.randperm(count, generator=self.rng("synthetic-batch", label))[: self.synthetic_batch]
+            kept.append(own + count * label)
+        return self.send(torch.cat(kept))
+
+    def decoder(self, table: Tensor, rows: Tensor) -> Callable[[Tensor], Tensor]:
+        """Canvases → what the network sees of the decoded images ``rows``, differentiably."""
+
+        def decode(canvases: Tensor) -> Tensor:
+            images = replace(self.synthetic, canvases=canvases).decode()[0]
+            return self.prepare_drawn(images.index_select(0, rows), table)
+
+        return decode
+
+    def recorded(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function as a CUDA graph that serves the whole run: see ``Kernels.recorded``.
+
+        It may use of this state what a run does not change: ``info``, ``augmentation``, ``kernels``, ``classes`` and
+        the form of ``synthetic``.
+        """
+        s = self.synthetic
+        form = (tuple(s.canvases.shape), s.factor, s.rule, None if s.frequencies is None else id(s.frequencies))
+        return self.kernels.recorded((name, self.info, self.augmentation, tuple(self.classes), form), function)
 
     def prepare(self, images: Tensor, draw: AugmentationDraw) -> Tensor:
         """Pixels in [0, 1] → what the network sees: normalised, augmented, in the working format."""
@@ -100,5 +152,5 @@ class Objective(ABC):
         """Yield (class, scalar loss) over ``state.classes``; the caller back-propagates each before the next.
 
         Yielding class by class keeps one class's graph in memory at a time, and lets the caller step after each one as
-        the released code does.
+        the released code does. With ``state.together`` it may yield (-1, losses (K,)) once instead.
         """

@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
-from dreamlib.kernels import Weights, weights_of
+from dreamlib.kernels import KnownGradient, Weights, weights_of
 from dreamlib.objectives.base import OBJECTIVES, MatchState, Objective
 from dreamlib.objectives.distribution import detached, mean_feature_distance
 from dreamlib.registry import Registry, unknown
@@ -87,6 +88,9 @@ class GradientMatching(Objective):
         """See ``Objective.losses``."""
         matched, fixed = matched_weights(state.network, self.layers)
         distance, kernels = DISTANCES[self.distance], state.kernels
+        if state.together and not self.feature_weight and (real := state.real_batches()) is not None:
+            yield -1, self._together(state, real, matched, fixed)
+            return
         for label in state.classes:
             draw = state.draw(label)
             real = state.prepare(state.real_images(label), draw)
@@ -97,3 +101,30 @@ class GradientMatching(Objective):
                 weights = detached(weights_of(state.network))
                 loss = loss + self.feature_weight * mean_feature_distance(state, weights, real, ours)
             yield label, loss
+
+    def _together(self, state: MatchState, real: Tensor, matched: Weights, fixed: Weights) -> Tensor:
+        """The losses (K,) of all classes by one function without a branch, which a GPU records."""
+        labels = state.send(torch.tensor(list(state.classes)))
+
+        def whole(
+            canvases: Tensor,
+            rows: Tensor,
+            real: Tensor,
+            table: Tensor,
+            labels: Tensor,
+            matched: Weights,
+            fixed: Weights,
+        ) -> tuple[Tensor, Tensor]:
+            ours, pull_back = torch.func.vjp(state.decoder(table, rows), canvases)
+            theirs = state.prepare_drawn(real, table)
+            values, gradient = state.kernels.match_together(
+                DISTANCES[self.distance], theirs, ours, labels, matched, fixed
+            )
+            return values, pull_back(gradient)[0]
+
+        canvases, name = state.synthetic.canvases, f"gradient {self}"
+        with torch.no_grad():
+            values, gradient = state.recorded(name, whole)(
+                canvases, state.synthetic_rows(), real, state.draw_table(state.classes), labels, matched, fixed
+            )
+        return KnownGradient.apply(canvases, values, gradient)

@@ -1,14 +1,15 @@
 """Ridge regression on features: the distilled images, as its training set, should predict real images (FRePo)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from dreamlib.kernels import weights_of
+from dreamlib.kernels import Weights, weights_of
 from dreamlib.objectives.base import OBJECTIVES, MatchState, Objective
 from dreamlib.objectives.distribution import detached
 
@@ -34,7 +35,7 @@ def ridge_predictions(support: Tensor, targets: Tensor, features: Tensor, penalt
     """
     gram = support @ support.T  # (m, m)
     system = gram + penalty * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    return features @ (support.T @ torch.linalg.solve(system, targets))
+    return features @ (support.T @ torch.linalg.solve_ex(system, targets)[0])  # unchecked: a check waits for the GPU
 
 
 @OBJECTIVES.register("ridge")
@@ -61,16 +62,59 @@ class RidgeRegression(Objective):
     def losses(self, state: MatchState) -> Iterator[tuple[int, Tensor]]:
         """See ``Objective.losses``; one loss for all classes, given as class -1."""
         weights, classes = detached(weights_of(state.network)), state.info.num_classes
-        draw = state.draw(-1)
-        real = [state.real_images(c) for c in range(classes)]
-        ours = [state.synthetic_images(c) for c in range(classes)]
-        with torch.no_grad():
-            features = state.kernels.features(weights, state.prepare(torch.cat(real), draw))  # (n, D)
-        support = state.kernels.features(weights, state.prepare(torch.cat(ours), draw))  # (m, D)
+        if state.together and (batches := state.real_batches()) is not None:
+            support, features, counts = self._recorded(state, batches, weights)
+        else:
+            draw = state.draw(-1)
+            real = [state.real_images(c) for c in range(classes)]
+            ours = [state.synthetic_images(c) for c in range(classes)]
+            with torch.no_grad():
+                features = state.kernels.features(weights, state.prepare(torch.cat(real), draw))  # (n, D)
+            support = state.kernels.features(weights, state.prepare(torch.cat(ours), draw))  # (m, D)
+            counts = [[len(x) for x in images] for images in (real, ours)]
         wide = torch.float64 if support.dtype == torch.float64 else torch.float32
         wanted, known = (
-            centred_targets(torch.cat([state.targets(c, len(x)) for c, x in enumerate(images)]), classes, wide)
-            for images in (real, ours)
+            centred_targets(torch.cat([state.targets(c, n) for c, n in enumerate(each)]), classes, wide)
+            for each in counts
         )
         predicted = ridge_predictions(support.to(wide), known, features.to(wide), self.penalty)
         yield -1, (predicted - wanted).square().sum(1).mean() / 2
+
+    def _recorded(self, state: MatchState, real: Tensor, weights: Weights) -> tuple[Tensor, Tensor, list[list[int]]]:
+        """(support, features, their numbers by class) by functions without a branch, which a GPU records.
+
+        The way back from the support to the canvases goes through the network a second time, in its own recording.
+        """
+        canvases, rows, table = state.synthetic.canvases, state.synthetic_rows(), state.draw_table([-1])
+        kernels, classes = state.kernels, state.info.num_classes
+
+        def forward(
+            canvases: Tensor, rows: Tensor, real: Tensor, table: Tensor, weights: Weights
+        ) -> tuple[Tensor, ...]:
+            ours = state.decoder(table, rows)(canvases)
+            return tuple(kernels.features(weights, x) for x in (ours, state.prepare_drawn(real, table)))
+
+        def backward(canvases: Tensor, rows: Tensor, table: Tensor, weights: Weights, upstream: Tensor) -> Tensor:
+            ours, pull_back = torch.func.vjp(state.decoder(table, rows), canvases)
+            return pull_back(kernels.pull_back(weights, ours, upstream))[0]
+
+        with torch.no_grad():
+            support, features = state.recorded("ridge forward", forward)(canvases, rows, real, table, weights)
+        back = state.recorded("ridge backward", backward)
+        support = _Support.apply(canvases, support, lambda upstream: back(canvases, rows, table, weights, upstream))
+        return support, features, [[len(x) // classes] * classes for x in (real, rows)]
+
+
+class _Support(torch.autograd.Function):
+    """Features of the distilled images, known already, with the way back to the canvases."""
+
+    @staticmethod
+    def forward(ctx: Any, canvases: Tensor, support: Tensor, back: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.back = back
+        return support.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        with torch.no_grad():
+            return ctx.back(upstream.contiguous()).clone(), None, None

@@ -1,0 +1,105 @@
+"""CUDA graphs: a function's kernels are recorded once and started together from then on, without Python in between."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+STREAMS = 5  # of independent work inside a graph: small kernels of several classes run at the same time
+_WARM_UP = 3  # calls before a recording, in which libraries choose their algorithms and code is compiled
+
+
+@dataclass
+class _Recording:
+    inputs: list[Tensor]
+    graph: torch.cuda.CUDAGraph
+    outputs: Any
+
+
+class Replayed:
+    """A function of trees of tensors, recorded at its first call with tensors of given shapes and replayed after that.
+
+    The function must do the same kernels at every call: no branch on a value, no wait for the device, nothing random.
+    What a call gives lies in memory that the next call of the same shapes overwrites. For tensors on another device
+    than CUDA the function is called as it is.
+
+    >>> double = Replayed(lambda x: {"twice": 2 * x})
+    >>> double(torch.ones(2))["twice"].tolist()
+    [2.0, 2.0]
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self._recordings: dict[Any, _Recording] = {}
+
+    def __call__(self, *arguments: Any) -> Any:
+        """What the function gives for these arguments."""
+        given, structure = tree_flatten(arguments)
+        if not given[0].is_cuda:
+            return self._function(*arguments)
+        key = tuple((x.shape, x.dtype, x.stride()) for x in given)
+        if key not in self._recordings:
+            inputs = [x.detach().clone() for x in given]
+            graph, outputs = _record(lambda: self._function(*tree_unflatten(inputs, structure)))
+            self._recordings[key] = _Recording(inputs, graph, outputs)
+        recording = self._recordings[key]
+        _copy(recording.inputs, given)
+        recording.graph.replay()
+        return recording.outputs
+
+
+def _record(function: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
+    aside, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(_WARM_UP):
+            function()
+    torch.cuda.current_stream().wait_stream(aside)
+    with torch.cuda.graph(graph):
+        outputs = function()
+    return graph, outputs
+
+
+def _copy(into: list[Tensor], given: list[Tensor]) -> None:
+    """All copies in a few kernels: one for each format."""
+    for dtype in {x.dtype for x in given}:
+        pairs = [(a, b.detach()) for a, b in zip(into, given, strict=True) if a.dtype == dtype]
+        torch._foreach_copy_([a for a, _ in pairs], [b for _, b in pairs])
+
+
+@contextmanager
+def _on(stream: "torch.cuda.Stream | None") -> Iterator[None]:
+    if stream is None:
+        yield
+    else:
+        with torch.cuda.stream(stream):
+            yield
+
+
+def side_streams(items: Iterable[Any], on_cuda: bool) -> Iterator[tuple[Any, Any]]:
+    """Each item with a context in which its work is given to one of a few CUDA streams; all are joined at the end.
+
+    Elsewhere than on CUDA the context does nothing.
+
+    >>> for item, stream in side_streams([1, 2], on_cuda=False):
+    ...     with stream:
+    ...         print(item)
+    1
+    2
+    """
+    items = list(items)
+    if not on_cuda:
+        yield from ((item, _on(None)) for item in items)
+        return
+    current = torch.cuda.current_stream()
+    streams = [torch.cuda.Stream() for _ in range(min(STREAMS, len(items)))]
+    for stream in streams:
+        stream.wait_stream(current)
+    for number, item in enumerate(items):
+        yield item, _on(streams[number % len(streams)])
+    for stream in streams:
+        current.wait_stream(stream)

@@ -1,0 +1,276 @@
+"""All classes at once: against class by class, and on a GPU the recorded graphs against the plain loop."""
+
+import copy
+
+import pytest
+import torch
+
+from benchmarks.reference import matching_gradient
+from benchmarks.work import fast_matching_gradient, matching_state
+from dreamlib import augment
+from dreamlib.augment import OPS, Augmentation
+from dreamlib.compute import Compute
+from dreamlib.distill import LOSSES_READ_EVERY, DistillationDivergedError, Distiller
+from dreamlib.graphs import Replayed
+from dreamlib.initialize import fill, random_rows
+from dreamlib.kernels import Kernels, weights_of
+from dreamlib.objectives import make
+from dreamlib.params import DistillParams
+from dreamlib.sampling import SAMPLERS
+from dreamlib.training import Trainer, TrainSettings, augmentation_for, embed, predict
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU on this machine")
+# torch.compile imports parts of torch that torch itself deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+NETWORK = ("convnet", {"width": 8, "depth": 2})
+
+
+def both_ways(state, options, objective="gradient"):
+    """(loss of each class, pixel gradient) class by class, and all at once."""
+    found = []
+    for together in (False, True):
+        state.together, canvases = together, state.synthetic.canvases
+        canvases.grad, losses = None, []
+        for _, loss in make(objective, options).losses(state):
+            loss.sum().backward(inputs=[canvases])
+            losses += loss.detach().reshape(-1).tolist()
+        found.append((losses, canvases.grad.clone()))
+    return found
+
+
+@pytest.mark.parametrize(
+    "options", [{"distance": "mse"}, {"distance": "l1"}, {"distance": "cosine"} | {"layers": "conv_linear"}]
+)
+@pytest.mark.parametrize("ipc", [1, 3])
+def test_all_classes_at_once_match_as_one_by_one(options, ipc):
+    state = matching_state(Compute(dtype=torch.float64), ipc, real=6, width=4)
+    (apart, pixels), (once, same) = both_ways(state, options)
+    assert len(once) == len(apart) == 10
+    assert once == pytest.approx(apart, rel=1e-9)
+    torch.testing.assert_close(same, pixels, rtol=1e-7, atol=1e-10 * float(pixels.abs().max()))
+
+
+@pytest.mark.parametrize("synthetic_batch", [128, 7])
+@pytest.mark.parametrize(("objective", "options"), [("gradient", {}), ("ridge", {"penalty": 0.1})])
+def test_a_part_of_the_distilled_images_is_the_same_part(objective, options, synthetic_batch):
+    state = matching_state(Compute(dtype=torch.float64), 3, real=6, width=4)
+    state.synthetic_batch = synthetic_batch
+    (apart, pixels), (once, same) = both_ways(state, options, objective)
+    assert once == pytest.approx(apart, rel=1e-9)
+    torch.testing.assert_close(same, pixels, rtol=1e-7, atol=1e-10 * float(pixels.abs().max()))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_an_augmentation_without_branches_is_the_one_with(op, rng):
+    augmentation, x = Augmentation.parse(op), torch.rand(12, 2, 9, 7, generator=rng(0), dtype=torch.float64)
+    draw = augmentation.draw(12, (2, 9, 7), rng(1))
+    active = torch.arange(12) % 3 != 0
+    values, transform = draw.values[op], augment._OPS[op][1]
+    want = augment._on_rows(x, active, values, transform)
+    torch.testing.assert_close(augment._everywhere(x, active, values, transform), want, rtol=1e-12, atol=1e-12)
+    assert torch.equal(want[::3], x[::3]) and not torch.equal(want, x)
+
+
+@pytest.mark.parametrize("ops", ["none", "flip", "flip_color_crop_scale_rotate_cutout"])
+def test_a_table_holds_the_whole_draw(ops, rng):
+    augmentation, x = Augmentation.parse(ops), torch.rand(8, 1, 8, 8, generator=rng(0))
+    draw = augmentation.draw(8, (1, 8, 8), rng(1))
+    back = augmentation.from_table(draw.table(), (8, 8))
+    assert torch.equal(augmentation.apply(x, back), augmentation.apply(x, draw))
+    assert (back.count, back.size) == (draw.count, draw.size)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_recorded_training_step_is_the_step(digits, toy_info, tiny, monkeypatch, smoothing, rng):
+    info, weights = toy_info(classes=10, name="digits"), []
+    augmentation = augmentation_for(info, "flip_color_crop_cutout")
+    settings = TrainSettings(32, augmentation=augmentation, cutmix=0.7, label_smoothing=smoothing)
+    for recorded in (False, True):
+        monkeypatch.setattr(Kernels, "replays", recorded)
+        network = tiny(info, double=True)
+        trainer = Trainer(network, info, settings, Kernels(network, Compute(dtype=torch.float64)))
+        for step in range(6):
+            rows = torch.randint(len(digits.labels), (32,), generator=rng(step))
+            trainer.step(digits.images[rows].double(), digits.labels[rows], rng(step))
+        weights.append(weights_of(network))
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_losses_weighted_by_class_reach_their_own_pixels():
+    state = matching_state(Compute(dtype=torch.float64), 1, real=4, width=4)
+    state.together, canvases = True, state.synthetic.canvases
+    ((label, losses),) = make("gradient", {}).losses(state)
+    assert label == -1
+    (all_of_them,) = torch.autograd.grad(losses.sum(), canvases, retain_graph=True)
+    (third,) = torch.autograd.grad(5 * losses[2], canvases)
+    torch.testing.assert_close(third[2], 5 * all_of_them[2])
+    assert third[:2].abs().sum() == third[3:].abs().sum() == 0
+
+
+def test_classes_of_unequal_size_are_matched_one_by_one(digits, toy_info, tiny):
+    few = digits.subset(torch.cat([digits.of_class(c)[: 4 + c] for c in range(10)]))
+    state = matching_state(Compute(), 1, real=4, width=4)
+    info = toy_info(classes=10, name="digits")
+    synthetic = fill(few, random_rows(few, 1, 0), 1, 1, "single")
+    synthetic.canvases.requires_grad_(True)
+    network = tiny(info)
+    state.synthetic, state.info, state.network, state.kernels = synthetic, info, network, Kernels(network, Compute())
+    state.sampler, state.together = SAMPLERS["random"](few, 8, 0), True
+    assert [label for label, _ in make("gradient", {}).losses(state)] == list(range(10))
+
+
+def test_one_clustering_of_all_classes_chooses_as_one_of_each(digits):
+    """From the same starting centres, that is: the draws differ."""
+    sampler = SAMPLERS["representative"](digits, 8, 0, warm_start=True)
+    members = {c: digits.of_class(c)[:40] for c in range(10)}
+    pixels = lambda images: images.flatten(1)  # noqa: E731
+    centers = {c: pixels(digits.images[rows[:8]]) for c, rows in members.items()}
+    rngs = {c: torch.Generator() for c in members}
+    chosen = []
+    for choose in (
+        lambda: sampler.choose_all(members, rngs, pixels, pixels),
+        lambda: sampler.choose_together(members, rngs[0], pixels),
+    ):
+        sampler.centers = dict(centers)
+        chosen.append({label: rows.sort().values for label, rows in choose().items()})
+    assert list(chosen[0]) == list(chosen[1]) == list(range(10))
+    assert all(set(chosen[0][c].tolist()) <= set(members[c].tolist()) for c in members)
+    same = [torch.equal(chosen[0][c], chosen[1][c]) for c in members]
+    assert sum(same) >= 9  # one stops when all have, which can move the last centre of another
+
+
+def distiller(digits, toy_info, **settings):
+    how = {
+        "objective": "gradient", "factor": 1, "real_batch": 16, "outer_iterations": 2, "inner_iterations": 3,
+        "image_lr": 0.05, "augmentation": "color_crop_cutout", "network_batch": 16, "network_steps": 1, "snapshots": 2,
+    } | settings  # fmt: skip
+    start = fill(digits, random_rows(digits, 2, 0), 2, 1, "single")
+    return Distiller(start, digits, toy_info(classes=10, name="digits"), DistillParams(**how), NETWORK, Compute(), 0)
+
+
+def run_ahead(monkeypatch):
+    monkeypatch.setattr(Distiller, "_ahead", property(lambda self: True))
+
+
+def test_a_run_that_reads_its_losses_late_is_the_same_run(digits, toy_info, monkeypatch):
+    at_once = distiller(digits, toy_info).run()
+    run_ahead(monkeypatch)
+    late = distiller(digits, toy_info).run()
+    assert [row[0] for row in late.history] == [row[0] for row in at_once.history] == list(range(6))
+    assert [row[1] for row in late.history] == pytest.approx([row[1] for row in at_once.history], rel=1e-3)
+    torch.testing.assert_close(late.synthetic.canvases, at_once.synthetic.canvases, rtol=0, atol=1e-4)
+    assert sorted(late.clock) == sorted(at_once.clock)
+    # What is saved half-way knows every loss so far, and goes on to the same end.
+    half, on = distiller(digits, toy_info), distiller(digits, toy_info)
+    half.step(), half.step()
+    assert half.history == []
+    saved = copy.deepcopy(half.state())
+    assert len(saved["history"]) == 2
+    on.load_state(saved)
+    done = on.run()
+    assert done.history == late.history
+    assert torch.equal(done.synthetic.canvases, late.synthetic.canvases)
+
+
+def test_a_late_reader_names_the_class_and_iteration_that_broke(digits, toy_info, monkeypatch):
+    run_ahead(monkeypatch)
+    run = distiller(digits, toy_info, image_lr=1e30, inner_iterations=LOSSES_READ_EVERY + 10, outer_iterations=1)
+    with pytest.raises(DistillationDivergedError, match=r"class 0 .* at inner iteration 1, with image_lr 1e\+30"):
+        run.run()
+    assert run.iteration < LOSSES_READ_EVERY
+
+
+# ---- on a GPU -------------------------------------------------------------------------------------------------------
+
+
+def on_gpu(dtype="float32", compile=True):
+    return Compute.resolve("cuda", dtype, compile=compile)
+
+
+@needs_gpu
+def test_replayed_is_the_function_for_every_shape_and_value():
+    replayed = Replayed(lambda x, other: {"sum": x + other["y"], "product": x * other["y"]})
+    for size in (3, 5, 3):
+        for seed in (0, 1):
+            x, y = torch.rand(2, size, device="cuda", generator=torch.Generator("cuda").manual_seed(seed))
+            found = replayed(x, {"y": y})
+            torch.testing.assert_close(found["sum"], x + y)
+            torch.testing.assert_close(found["product"], x * y)
+
+
+@needs_gpu
+@pytest.mark.parametrize(("dtype", "close"), [("float32", 0.9999), ("bfloat16", 0.97)])
+@pytest.mark.parametrize("ipc", [1, 10])
+def test_recorded_matching_is_the_plain_loops(dtype, close, ipc):
+    arbiter = matching_state(Compute(dtype=torch.float64), ipc, 32, width=32)
+    value, pixels = matching_gradient(arbiter, torch.float64)
+    state = matching_state(on_gpu(dtype), ipc, 32, width=32)
+    for iteration in (0, 1, 0):  # another draw in between, through the same recording
+        state.iteration = iteration
+        loss, found = fast_matching_gradient(state)
+    assert float(loss) == pytest.approx(float(value), rel=0.002 if dtype == "float32" else 0.05)
+    assert torch.cosine_similarity(found.cpu().double().flatten(), pixels.flatten(), dim=0) > close
+
+
+@needs_gpu
+def test_recorded_ridge_regression_is_the_plain_one():
+    found = []
+    for compute in (Compute(dtype=torch.float64), on_gpu()):
+        state = matching_state(compute, 2, 16, width=16)
+        for iteration in (0, 1, 0):
+            state.iteration, canvases = iteration, state.synthetic.canvases
+            canvases.grad = None
+            ((_, loss),) = make("ridge", {"penalty": 0.1}).losses(state)
+            loss.backward(inputs=[canvases])
+        found.append((loss.item(), canvases.grad.cpu().double()))
+    (value, pixels), (again, same) = found
+    assert again == pytest.approx(value, rel=1e-3)
+    torch.testing.assert_close(same, pixels, rtol=2e-2, atol=1e-2 * float(pixels.abs().max()))
+
+
+@needs_gpu
+def test_recorded_training_follows_the_plain_one(digits, toy_info, tiny):
+    info, rng = toy_info(classes=10, name="digits"), torch.Generator
+    settings = TrainSettings(32, augmentation=augmentation_for(info, "color_crop_cutout"), cutmix=0.5)
+    networks = []
+    for compute in (on_gpu(), on_gpu(compile=False)):
+        network = compute.place(tiny(info))
+        trainer, data = Trainer(network, info, settings, Kernels(network, compute)), digits.to("cuda")
+        assert trainer.kernels.replays == compute.compile
+        for step in range(20):
+            rows = torch.randint(len(data.labels), (32,), generator=rng().manual_seed(step)).cuda()
+            trainer.step(data.images[rows], data.labels[rows], rng().manual_seed(step))
+        networks.append((network, predict(network, data.images, info, trainer.kernels)))
+    for a, b in zip(weights_of(networks[0][0]).values(), weights_of(networks[1][0]).values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(networks[0][1], networks[1][1], rtol=1e-2, atol=1e-2)
+
+
+@needs_gpu
+@pytest.mark.parametrize("sampler", ["random", "representative"])
+def test_a_whole_run_on_the_gpu_resumes_and_lowers_the_loss(digits, toy_info, sampler):
+    info, how = toy_info(classes=10, name="digits"), DistillParams(
+        objective="gradient", factor=2, real_batch=16, outer_iterations=2, inner_iterations=20, image_lr=0.01,
+        augmentation="color_crop_cutout", network_batch=32, network_steps=2, snapshots=2, sampler=sampler,
+    )  # fmt: skip
+    start = fill(digits, random_rows(digits, 4, 0), 1, 2, "single")
+    make_run = lambda: Distiller(start, digits, info, how, NETWORK, on_gpu(), 0)  # noqa: E731
+    done, half = make_run().run(), make_run()
+    assert len(done.history) == 40 and done.synthetic.canvases.device.type == "cpu"
+    for _ in range(7):
+        half.step()
+    saved, on = copy.deepcopy(half.state()), make_run()
+    on.load_state(saved)
+    again = on.run()
+    assert [i for i, _ in again.history] == list(range(40))
+    torch.testing.assert_close(again.synthetic.canvases, done.synthetic.canvases, rtol=0, atol=0.02)
+
+
+@needs_gpu
+def test_embeddings_do_not_depend_on_the_batch(digits, toy_info, tiny):
+    info = toy_info(classes=10, name="digits")
+    network, compute = tiny(info), on_gpu()
+    here = embed(network, digits.images, info, Kernels(network, Compute()))
+    there = embed(compute.place(copy.deepcopy(network)), digits.images, info, Kernels(compute.place(network), compute))
+    torch.testing.assert_close(there.cpu(), here, rtol=1e-2, atol=1e-2)
