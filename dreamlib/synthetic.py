@@ -163,9 +163,12 @@ class SyntheticSet:
 
     def decode(self) -> tuple[Tensor, Tensor]:
         """All training images (M, C, H, W) and labels (M,), class by class; M = K·ipc·f² under the 'single' rule."""
-        images = [self.decode_class(label) for label in range(self.num_classes)]
-        labels = [torch.full((len(x),), c, dtype=torch.long) for c, x in enumerate(images)]
-        return torch.cat(images), torch.cat(labels).to(self.canvases.device)
+        classes = torch.arange(self.num_classes, device=self.canvases.device)
+        return self.decode_images(), classes.repeat_interleave(self.decoded_per_class)
+
+    def decode_images(self) -> Tensor:
+        """The images of ``decode`` alone, differentiable with respect to the canvases."""
+        return torch.cat([self.decode_class(label) for label in range(self.num_classes)])
 
     def pictures(self) -> Tensor:
         """The canvases as a person may look at them, (K·ipc, C, H, W): coefficients decoded, shrunk and tiled.

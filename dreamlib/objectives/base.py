@@ -87,7 +87,7 @@ class MatchState:
         """Canvases → what the network sees of the decoded images ``rows``, differentiably."""
 
         def decode(canvases: Tensor) -> Tensor:
-            images = replace(self.synthetic, canvases=canvases).decode()[0]
+            images = replace(self.synthetic, canvases=canvases).decode_images()
             return self.prepare_drawn(images.index_select(0, rows), table)
 
         return decode
