@@ -23,11 +23,12 @@ from benchmarks.reference import evaluation, matching_gradient, representatives,
 from benchmarks.table import CUDA_RESULTS, RESULTS, spread, write
 from benchmarks.work import INFO, fast_matching_gradient, matching_state
 from dreamlib.compute import Compute
+from dreamlib.distill import Distiller
 from dreamlib.evaluate import evaluate
 from dreamlib.files import write_json
 from dreamlib.kernels import Kernels
 from dreamlib.networks import build
-from dreamlib.params import EvaluationParams
+from dreamlib.params import DistillParams, EvaluationParams
 from dreamlib.sampling import RepresentativeSampler
 from dreamlib.synthetic import SyntheticSet
 from dreamlib.training import Trainer, TrainSettings, augmentation_for, embed
@@ -225,6 +226,26 @@ def resident_bytes(ipc: int) -> int:
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
+def run_of(compute: Compute, ipc: int, pool: int, iterations: int = 100) -> dict[str, Any]:
+    """Seconds of an iteration in a run of the whole library, after a first one has compiled and recorded everything.
+
+    Random pixels at the size of Fashion-MNIST; the settings are those of the computed rows.
+    """
+    rng, k = torch.Generator().manual_seed(0), INFO.num_classes
+    labels = torch.arange(k).repeat_interleave(CLASS_IMAGES)
+    data = LabeledImages(torch.rand(k * CLASS_IMAGES, 1, 28, 28, generator=rng), labels, k)
+    start = SyntheticSet(torch.rand(k * ipc, 1, 28, 28, generator=rng), torch.arange(k).repeat_interleave(ipc), k, 2)
+    settings = DistillParams(
+        objective="gradient", sampler="representative", real_batch=128, interval=INTERVAL, pool=pool, snapshots=0,
+        outer_iterations=1, inner_iterations=iterations, network_steps=NETWORK_STEPS, network_batch=128,
+        image_update="collapsed", image_lr=1e-5, cutmix=0.5, network_augmentation="flip_color_crop_cutout",
+    )  # fmt: skip
+    for _ in range(2):
+        run = Distiller(start, data, INFO, settings, ("convnet", {}), compute, 0)
+        took = seconds(run.run)
+    return {"ipc": ipc, "pool": pool, "iterations": iterations, "iteration_s": took / iterations}
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Measure, write the file, print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").splitlines()[0])
@@ -232,19 +253,19 @@ def main(arguments: list[str] | None = None) -> None:
     on_cpu = parser.parse_args(arguments).device == "cpu"
     compute = Compute.resolve("cpu" if on_cpu else "cuda", "bfloat16", 2 if on_cpu else 0, True)
     peak = {name: peak_flops(getattr(torch, name), compute.device) for name in ("float32", "bfloat16")}
-    match = {size: matching(compute, *size) for size in ((1, 64), (1, 128), (10, 128), (50, 128))}
+    sizes = ((1, 64), (1, 128), (10, 128), (50, 128)) if on_cpu else ((1, 128), (10, 128))
+    match = {size: matching(compute, *size) for size in sizes}
     step = training(compute, 128, 5)
     cluster = {pool: clustering(compute, pool, 128) for pool in (0, POOL)}
     options = [{"pool": POOL, "warm": True}, {"pool": 0, "pooled": True}, {"pool": POOL, "pooled": True}]
     clusters = [*cluster.values(), *(clustering(compute, real=128, **option) for option in options if on_cpu)]
-    measured = [*match.values(), step, training(compute, 40, 25), *clusters]
+    measured = [*match.values(), step, *([training(compute, 40, 25)] if on_cpu else []), *clusters]
     bandwidth = peak_bandwidth(compute.device)
     for row in measured:
         row["floor_s"] = row["operations"] / peak["bfloat16"]
         row["bytes_floor_s"] = row["bytes"] / bandwidth
-    measured.append(evaluating(compute, EVALUATED))
     if on_cpu:
-        measured.append(evaluating(compute, WHOLE, repeats=1))
+        measured += [evaluating(compute, EVALUATED), evaluating(compute, WHOLE, repeats=1)]
     computed = []
     for ipc in (1, 10):
         for pool, row in cluster.items():
@@ -270,9 +291,10 @@ def main(arguments: list[str] | None = None) -> None:
     }
     if not on_cpu:
         result["device_memory_bytes"] = torch.cuda.max_memory_allocated()
+        result["runs"] = [run_of(compute, ipc, pool) for ipc in (1, 10) for pool in (POOL, 0)]
     write_json(RESULTS if on_cpu else CUDA_RESULTS, result)
     write()
-    print(json.dumps({key: value for key, value in result.items() if key != "rows"}, indent=1))
+    print(json.dumps({key: value for key, value in result.items() if key != "rows"}))
     print(f"{'work':46}{'reference s':>12}{'fast s':>10}{'floor s':>9}{'ratio':>7}  range")
     for row in result["rows"]:
         floor = f"{row['floor_s']:9.4f}" if "floor_s" in row else " " * 9

@@ -8,7 +8,7 @@ from test_objectives_contract import losses_and_gradients, make_state
 
 from dreamlib import objectives
 from dreamlib.augment import Augmentation
-from dreamlib.objectives.ridge import centred_targets, ridge_predictions
+from dreamlib.objectives.ridge import _PositiveSolve, centred_targets, ridge_predictions
 
 
 def test_predictions_are_those_of_scikit_learns_ridge():
@@ -20,6 +20,17 @@ def test_predictions_are_those_of_scikit_learns_ridge():
     np.testing.assert_allclose(ridge_predictions(support, targets, features, 0.3).numpy(), theirs, rtol=1e-10)
     both = support.requires_grad_(True), features.requires_grad_(True)
     assert torch.autograd.gradcheck(lambda a, b: ridge_predictions(a, targets, b, 0.3), both)
+
+
+def test_the_solution_by_cholesky_is_the_solution():
+    rng = torch.Generator().manual_seed(1)
+    root, targets = (torch.randn(6, n, generator=rng, dtype=torch.float64, requires_grad=True) for n in (6, 3))
+    system = lambda root: root @ root.T + 0.5 * torch.eye(6, dtype=torch.float64)  # noqa: E731
+    found, want = _PositiveSolve.apply(system(root), targets), torch.linalg.solve(system(root), targets)
+    torch.testing.assert_close(found, want)
+    weights = torch.randn(6, 3, generator=rng, dtype=torch.float64)
+    ours, theirs = (torch.autograd.grad((x * weights).sum(), (root, targets)) for x in (found, want))
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_loss_and_gradient_on_real_and_distilled_images(toy_info, toy_data, tiny, float64):

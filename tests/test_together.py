@@ -188,6 +188,13 @@ def on_gpu(dtype="float32", compile=True):
     return Compute.resolve("cuda", dtype, compile=compile)
 
 
+@pytest.fixture
+def full_float32():
+    """Convolutions in float32 as it is, not in TF32, whose 10 bits would hide an error of the same size."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
+
+
 @needs_gpu
 def test_replayed_is_the_function_for_every_shape_and_value():
     replayed = Replayed(lambda x, other: {"sum": x + other["y"], "product": x * other["y"]})
@@ -201,11 +208,10 @@ def test_replayed_is_the_function_for_every_shape_and_value():
 
 @needs_gpu
 @pytest.mark.parametrize(("dtype", "close"), [("float32", 0.9999), ("bfloat16", 0.97)])
-@pytest.mark.parametrize("ipc", [1, 10])
-def test_recorded_matching_is_the_plain_loops(dtype, close, ipc):
-    arbiter = matching_state(Compute(dtype=torch.float64), ipc, 32, width=32)
+def test_recorded_matching_is_the_plain_loops(dtype, close, full_float32):
+    arbiter = matching_state(Compute(dtype=torch.float64), 2, 32, width=32)
     value, pixels = matching_gradient(arbiter, torch.float64)
-    state = matching_state(on_gpu(dtype), ipc, 32, width=32)
+    state = matching_state(on_gpu(dtype), 2, 32, width=32)
     for iteration in (0, 1, 0):  # another draw in between, through the same recording
         state.iteration = iteration
         loss, found = fast_matching_gradient(state)
@@ -214,7 +220,7 @@ def test_recorded_matching_is_the_plain_loops(dtype, close, ipc):
 
 
 @needs_gpu
-def test_recorded_ridge_regression_is_the_plain_one():
+def test_recorded_ridge_regression_is_the_plain_one(full_float32):
     found = []
     for compute in (Compute(dtype=torch.float64), on_gpu()):
         state = matching_state(compute, 2, 16, width=16)
@@ -230,7 +236,7 @@ def test_recorded_ridge_regression_is_the_plain_one():
 
 
 @needs_gpu
-def test_recorded_training_follows_the_plain_one(digits, toy_info, tiny):
+def test_recorded_training_follows_the_plain_one(digits, toy_info, tiny, full_float32):
     info, rng = toy_info(classes=10, name="digits"), torch.Generator
     settings = TrainSettings(32, augmentation=augmentation_for(info, "color_crop_cutout"), cutmix=0.5)
     networks = []
@@ -249,7 +255,7 @@ def test_recorded_training_follows_the_plain_one(digits, toy_info, tiny):
 
 @needs_gpu
 @pytest.mark.parametrize("sampler", ["random", "representative"])
-def test_a_whole_run_on_the_gpu_resumes_and_lowers_the_loss(digits, toy_info, sampler):
+def test_a_whole_run_on_the_gpu_resumes(digits, toy_info, sampler, full_float32):
     info, how = toy_info(classes=10, name="digits"), DistillParams(
         objective="gradient", factor=2, real_batch=16, outer_iterations=2, inner_iterations=20, image_lr=0.01,
         augmentation="color_crop_cutout", network_batch=32, network_steps=2, snapshots=2, sampler=sampler,
@@ -268,7 +274,7 @@ def test_a_whole_run_on_the_gpu_resumes_and_lowers_the_loss(digits, toy_info, sa
 
 
 @needs_gpu
-def test_embeddings_do_not_depend_on_the_batch(digits, toy_info, tiny):
+def test_embeddings_do_not_depend_on_the_batch(digits, toy_info, tiny, full_float32):
     info = toy_info(classes=10, name="digits")
     network, compute = tiny(info), on_gpu()
     here = embed(network, digits.images, info, Kernels(network, Compute()))

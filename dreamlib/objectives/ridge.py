@@ -35,7 +35,30 @@ def ridge_predictions(support: Tensor, targets: Tensor, features: Tensor, penalt
     """
     gram = support @ support.T  # (m, m)
     system = gram + penalty * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    return features @ (support.T @ torch.linalg.solve_ex(system, targets)[0])  # unchecked: a check waits for the GPU
+    solve = _PositiveSolve.apply if gram.is_cuda else torch.linalg.solve
+    return features @ (support.T @ solve(system, targets))
+
+
+class _PositiveSolve(torch.autograd.Function):
+    """``torch.linalg.solve`` of a symmetric positive definite system, by Cholesky and without waiting for the GPU.
+
+    One factor serves the way there and the way back, where torch's own derivative of the factor takes two more
+    triangular solves of the whole matrix.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, system: Tensor, targets: Tensor) -> Tensor:
+        factor, _ = torch.linalg.cholesky_ex(system)  # unchecked: a failure leaves values that the distiller refuses
+        solution = torch.cholesky_solve(targets, factor)
+        ctx.save_for_backward(factor, solution)
+        return solution
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor]:
+        factor, solution = ctx.saved_tensors
+        of_targets = torch.cholesky_solve(upstream, factor)
+        return -of_targets @ solution.T, of_targets
 
 
 @OBJECTIVES.register("ridge")
