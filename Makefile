@@ -2,6 +2,7 @@
 PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
+DEVICE ?= cpu
 # Stages run `python`: the environment's must come first on PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
@@ -41,8 +42,8 @@ test: setup      ## run the tests (needs no network: scikit-learn brings the dig
 	$(BIN)/python -m dreamlib.datasets digits
 	$(BIN)/python -m pytest
 
-bench: setup     ## times of the library beside a plain reference: benchmarks/results.json
-	$(BIN)/python -m benchmarks
+bench: setup     ## times of the library beside a plain reference: benchmarks/results.json; DEVICE=cuda: on the GPU
+	$(BIN)/python -m benchmarks --device $(DEVICE)
 
 bench-accuracy: data   ## whether the fast path and the clustering options cost accuracy: benchmarks/accuracy.json
 	$(BIN)/python -m benchmarks.accuracy

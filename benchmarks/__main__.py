@@ -209,15 +209,16 @@ def evaluating(compute: Compute, how: EvaluationParams, repeats: int = REPEATS) 
 
 
 def scaled(row: dict[str, Any], factor: float) -> dict[str, float]:
-    """The times of a row for ``factor`` times its work."""
-    return {key: row[key] * factor for key in ("reference_s", "fast_s")}
+    """The times and operations of a row for ``factor`` times its work."""
+    return {key: row[key] * factor for key in ("reference_s", "fast_s", "operations")}
 
 
 def total(work: str, *parts: dict[str, float], images: float) -> dict[str, Any]:
-    """A row computed from measured ones: the sum of their times, over ``images`` that enter them."""
+    """A row computed from measured ones: the sums of their times and operations, over ``images`` that enter them."""
     times = {key: sum(part[key] for part in parts) for key in ("reference_s", "fast_s")}
     ratios = {"ratio": times["reference_s"] / times["fast_s"], "images_per_s": images / times["fast_s"]}
-    return {"work": work, "computed": True, **times, **ratios}
+    operations = sum(part["operations"] for part in parts)
+    return {"work": work, "computed": True, "operations": operations, **times, **ratios}
 
 
 def resident_bytes(ipc: int) -> int:

@@ -14,6 +14,8 @@ BEGIN, END = "<!-- benchmarks: written by `make bench` -->", "<!-- end of benchm
 ACCURACY = ROOT / "benchmarks" / "accuracy.json"
 ACCURACY_BEGIN, ACCURACY_END = "<!-- accuracy: written by `make bench-accuracy` -->", "<!-- end of accuracy -->"
 FLOORS = ("operations' floor (s)", "bytes' floor (s)", "ratio at the floor")
+GPU_BEGIN, GPU_END = "<!-- GPU: written by `make bench DEVICE=cuda` -->", "<!-- end of GPU -->"
+PAPER_ITERATIONS = 200_000  # inner iterations of the released runs
 COST_BEGIN, COST_END = "<!-- costs: modelled from the benchmarks by `make bench` -->", "<!-- end of costs -->"
 
 
@@ -49,6 +51,29 @@ def speeds(result: dict[str, Any]) -> str:
     )
 
 
+def gpu_speeds(result: dict[str, Any] | None) -> str:
+    """The same of a GPU, with the share of its matrix product's speed that is reached; None: not measured yet."""
+    if result is None:
+        return "Not measured yet: `make bench DEVICE=cuda`, on a machine with a CUDA GPU, writes this.\n"
+    machine, peak = result["machine"], result["peak_flops"]["bfloat16"]
+    rows = []
+    for row in result["rows"]:
+        times = (f"{1000 * row['reference_s']:.1f}", f"{1000 * row['fast_s']:.1f}", f"{row['ratio']:.1f}", spread(row))
+        rows.append((row["work"], *times, f"{row['operations'] / row['fast_s'] / peak:.1%}"))
+    runs = []
+    for run in result["runs"]:
+        times = (f"{1000 * run['iteration_s']:.1f}", f"{run['iteration_s'] * PAPER_ITERATIONS / 3600:.1f}")
+        runs.append((run["ipc"], f"pool {run['pool']}" if run["pool"] else "all", *times))
+    return (
+        f"{machine['device']}, {machine['cpu']}, torch {machine['torch']}, {machine['precision']}; medians of "
+        f"{result['repeats']}, interleaved; a matrix product reaches {peak / 1e12:.0f} · 10¹² operations a second, and "
+        f"{result['device_memory_bytes'] / 2**30:.1f} GiB of the GPU's memory were used:\n\n"
+        + markdown(("work", "plain loop (ms)", "library (ms)", "ratio", "range", "share of peak"), rows)
+        + f"\nWhole runs of DREAM, and what the paper's {PAPER_ITERATIONS:,} iterations would take at that rate:\n\n"
+        + markdown(("ipc", "clustered", "an iteration (ms)", "hours"), runs)
+    )
+
+
 def accuracy_text(result: dict[str, Any]) -> str:
     """What speed costs in accuracy, in Markdown: differences in points, paired by seed or network."""
 
@@ -71,20 +96,28 @@ def _counted(numbers: set[int]) -> str:
     return " or ".join(map(str, sorted(numbers)))
 
 
-def readme_text(readme: str, result: dict[str, Any], accuracy: dict[str, Any]) -> str:
+def readme_text(
+    readme: str, result: dict[str, Any], accuracy: dict[str, Any], gpu: dict[str, Any] | None = None
+) -> str:
     """The README's text with its tables of speeds, accuracies and costs replaced.
 
     Raises ValueError when markers are missing.
     """
     readme = between(readme, BEGIN, END, lambda: speeds(result))
     readme = between(readme, ACCURACY_BEGIN, ACCURACY_END, lambda: accuracy_text(accuracy))
-    return between(readme, COST_BEGIN, COST_END, lambda: cost.costs(result))
+    readme = between(readme, COST_BEGIN, COST_END, lambda: cost.costs(result))
+    return between(readme, GPU_BEGIN, GPU_END, lambda: gpu_speeds(gpu))
+
+
+def gpu_result() -> dict[str, Any] | None:
+    """What was measured on a GPU, if anything."""
+    return read_json(CUDA_RESULTS) if CUDA_RESULTS.is_file() else None
 
 
 def write() -> None:
-    """Bring README.md up to date with results.json and accuracy.json."""
+    """Bring README.md up to date with what has been measured."""
     path = ROOT / "README.md"
-    path.write_text(readme_text(path.read_text(), read_json(RESULTS), read_json(ACCURACY)))
+    path.write_text(readme_text(path.read_text(), read_json(RESULTS), read_json(ACCURACY), gpu_result()))
 
 
 if __name__ == "__main__":

@@ -296,7 +296,7 @@ class Distiller:
         state = MatchState(
             self.synthetic, self.model, self.kernels, self.sampler, self.info, self.augmentation,
             self.seed, self.iteration, self.settings.synthetic_batch, self.classes,
-            together=self._ahead and self.settings.image_update != "per_class",
+            together=self._ahead and self.kernels.replays and self.settings.image_update != "per_class",
         )  # fmt: skip
         self.optimizer.zero_grad(set_to_none=True)
         labels, losses = [], []

@@ -130,11 +130,26 @@ def test_the_references_representatives_are_the_images_of_separate_groups():
 
 def test_readme_table_is_the_one_of_the_measurements():
     readme = (table.ROOT / "README.md").read_text()
-    assert readme == table.readme_text(readme, read_json(table.RESULTS), read_json(table.ACCURACY))
+    assert readme == table.readme_text(readme, read_json(table.RESULTS), read_json(table.ACCURACY), table.gpu_result())
     measured = read_json(table.RESULTS)
     assert all(
         f"| {row['work']} | {row['reference_s']:.3f} | {row['fast_s']:.3f} |" in readme for row in measured["rows"]
     )
+
+
+def test_a_gpus_table_says_shares_of_the_peak_and_hours():
+    machine = {"device": "cuda (some GPU)", "cpu": "some CPU", "torch": "2", "precision": "bfloat16"}
+    row = {"work": "matching", "reference_s": 0.2, "fast_s": 0.01, "ratio": 20.0, "ratio_range": [19.0, 21.0]}
+    runs = [{"ipc": 1, "pool": 0, "iteration_s": 0.018}, {"ipc": 10, "pool": 384, "iteration_s": 0.009}]
+    told = table.gpu_speeds(
+        {"machine": machine, "peak_flops": {"bfloat16": 8e14}, "repeats": 5, "device_memory_bytes": 3 * 2**29}
+        | {"rows": [row | {"operations": 4e11}], "runs": runs}
+    )
+    # 4·10¹¹ operations in a hundredth of a second are 4·10¹³ a second, a twentieth of the peak.
+    assert "| matching | 200.0 | 10.0 | 20.0 | 19.00 to 21.00 | 5.0% |" in told
+    assert "| 1 | all | 18.0 | 1.0 |" in told and "| 10 | pool 384 | 9.0 | 0.5 |" in told
+    assert "some GPU" in told and "1.5 GiB" in told and "800 · 10¹²" in told
+    assert "make bench DEVICE=cuda" in table.gpu_speeds(None)
 
 
 def test_readme_without_markers_is_refused():

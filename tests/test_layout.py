@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "dreamlib"
 # DESIGN.md's table, with the modules it leaves unnamed. A module imports its own rank or lower ones.
 RANKS = {
-    0: "types seeding registry tables sections params files progress compute parallel threads _torchvision",
+    0: "types seeding registry tables sections params files progress compute parallel threads graphs _torchvision",
     1: "datasets networks augment kmeans kernels checkpoint whitening frequency",
     2: "training synthetic sampling",
     3: "initialize coverage selection experts objectives",

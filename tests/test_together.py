@@ -20,8 +20,11 @@ from dreamlib.sampling import SAMPLERS
 from dreamlib.training import Trainer, TrainSettings, augmentation_for, embed, predict
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU on this machine")
-# torch.compile imports parts of torch that torch itself deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+# torch.compile imports parts of torch that torch itself deprecates, and advises TF32 where float32 is asked for.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning"),
+]
 NETWORK = ("convnet", {"width": 8, "depth": 2})
 
 
@@ -150,7 +153,9 @@ def distiller(digits, toy_info, **settings):
 
 
 def run_ahead(monkeypatch):
+    """As on a GPU, with all that is recorded there: called as it is here."""
     monkeypatch.setattr(Distiller, "_ahead", property(lambda self: True))
+    monkeypatch.setattr(Kernels, "replays", True)
 
 
 def test_a_run_that_reads_its_losses_late_is_the_same_run(digits, toy_info, monkeypatch):
