@@ -67,7 +67,7 @@ def gpu_speeds(result: dict[str, Any] | None) -> str:
     return (
         f"{machine['device']}, {machine['cpu']}, torch {machine['torch']}, {machine['precision']}; medians of "
         f"{result['repeats']}, interleaved; a matrix product reaches {peak / 1e12:.0f} · 10¹² operations a second, and "
-        f"{result['device_memory_bytes'] / 2**30:.1f} GiB of the GPU's memory were used:\n\n"
+        f"the runs below took {result['device_memory_bytes'] / 2**30:.1f} GiB of the GPU's memory:\n\n"
         + markdown(("work", "plain loop (ms)", "library (ms)", "ratio", "range", "share of peak"), rows)
         + f"\nWhole runs of DREAM, and what the paper's {PAPER_ITERATIONS:,} iterations would take at that rate:\n\n"
         + markdown(("ipc", "clustered", "an iteration (ms)", "hours"), runs)

@@ -223,9 +223,8 @@ def _flip(x: Tensor, values: Tensor) -> Tensor:
 
 def _color(x: Tensor, values: Tensor) -> Tensor:
     """Brightness, saturation and contrast in one affine map of the pixel, its channel mean and its image mean."""
-    if (
-        len(values) == 1 and values.device.type == "cpu"
-    ):  # Python numbers cost no transfer and do not round to half precision
+    # Python numbers cost no transfer and do not round to half precision.
+    if len(values) == 1 and values.device.type == "cpu":
         added, saturation, contrast = values[0].tolist()
     else:
         added, saturation, contrast = values.to(x.device, x.dtype, non_blocking=True).T.reshape(3, -1, 1, 1, 1)
@@ -245,7 +244,7 @@ def _shift(x: Tensor, values: Tensor) -> Tensor:
     row = torch.arange(height, device=x.device) - down  # (m, H): where output row i comes from
     column = torch.arange(width, device=x.device) - right  # (m, W)
     source = row.clamp(0, height - 1).unsqueeze(2) * width + column.clamp(0, width - 1).unsqueeze(1)  # (m, H, W)
-    moved = x.flatten(2).gather(2, source.flatten(1).unsqueeze(1).expand(-1, x.shape[1], -1)).view(x.shape)
+    moved = x.flatten(2).gather(2, source.flatten(1).unsqueeze(1).expand(len(x), x.shape[1], -1)).view(x.shape)
     return moved * (_inside(row, height).unsqueeze(2) & _inside(column, width).unsqueeze(1)).unsqueeze(1)
 
 

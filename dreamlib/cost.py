@@ -83,13 +83,14 @@ def watched_training(
         trainer.enter(epoch, epochs, SCHEDULES[decay], finish)
         rng = generator(own, "fit", epoch)
         for rows in torch.randperm(len(labels), generator=rng).to(labels.device).split(settings.batch):
-            trainer.step(images[rows], labels[rows], rng)
+            loss = trainer.step(images[rows], labels[rows], rng)
             step, seen = step + 1, seen + len(rows)
             if step in points:
                 asked = model
                 if last_layer_penalty:
                     asked = copy.deepcopy(model)
                     fit_last_layer(asked, images, labels, info, kernels, last_layer_penalty)
+                float(loss)  # the clock waits for a GPU's work
                 seconds += time.perf_counter() - began
                 joules = None if joules is None else joules + (energy_joules() or 0.0) - (meter or 0.0)
                 score = accuracy(predict(asked, against.images, info, kernels), against.labels)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dreamlib import objectives, parallel
 from dreamlib.checkpoint import Checkpoint
 from dreamlib.compute import Compute
+from dreamlib.graphs import Replayed
 from dreamlib.kernels import Kernels
 from dreamlib.networks import build
 from dreamlib.objectives import MatchState
@@ -165,6 +166,7 @@ class Distiller:
         self.iteration = 0
         self.history: list[tuple[int, float]] = []
         self._unread: list[tuple[int, list[int], list[Tensor]]] = []
+        self._recordings: dict[str, Replayed] = {}
         self.snapshots: dict[int, Tensor] = {}
         self.clock: dict[int, float] = {}
         self._keep = snapshot_iterations(self.total, s.snapshots)
@@ -238,6 +240,7 @@ class Distiller:
             self._timed("network", lambda: self._train(s.network_steps))
         self.iteration += 1
         if self.iteration % s.inner_iterations == 0 and self._bounded:
+            self._catch_up()  # an infinite pixel is to be seen before it is clamped
             with torch.no_grad():
                 self.synthetic.canvases.clamp_(0, 1)
         self._snapshot()
@@ -297,6 +300,7 @@ class Distiller:
             self.synthetic, self.model, self.kernels, self.sampler, self.info, self.augmentation,
             self.seed, self.iteration, self.settings.synthetic_batch, self.classes,
             together=self._ahead and self.kernels.replays and self.settings.image_update != "per_class",
+            recordings=self._recordings,
         )  # fmt: skip
         self.optimizer.zero_grad(set_to_none=True)
         labels, losses = [], []
@@ -336,8 +340,8 @@ class Distiller:
             for label, value in zip(labels, values, strict=True):
                 self._refuse_broken_loss(iteration, label, value)
             self.history.append((iteration, sum(values) / len(values)))
-        self._unread = []
-        self._refuse_broken_pixels()
+        latest, self._unread = self._unread[-1][0], []
+        self._refuse_broken_pixels(latest)
 
     def _refuse_broken_loss(self, iteration: int, label: int, loss: float) -> None:
         if not math.isfinite(loss):
@@ -374,13 +378,13 @@ class Distiller:
             return kept
         return parallel.gather([None if (row := kept[c]) is None else row.cpu() for c in self.classes])
 
-    def _refuse_broken_pixels(self) -> None:
+    def _refuse_broken_pixels(self, iteration: int) -> None:
         # A finite loss may have a gradient that is not: stop before such pixels reach a checkpoint.
         for leaf in self._leaves:
             if not bool(leaf.isfinite().all()):
                 where = int((~leaf.isfinite()).flatten().nonzero()[0]) * self.info.num_classes // leaf.numel()
                 raise DistillationDivergedError(
-                    f"the step at inner iteration {self.iteration} left values that are not finite, first in class "
+                    f"the step at inner iteration {iteration} left values that are not finite, first in class "
                     f"{where} ({self.info.classes[where]}), with image_lr {self.lr:g}: lower image_lr and run again"
                 )
 

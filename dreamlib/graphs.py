@@ -42,13 +42,14 @@ class Replayed:
         if not given[0].is_cuda:
             return self._function(*arguments)
         key = tuple((x.shape, x.dtype, x.stride()) for x in given)
-        if key not in self._recordings:
-            inputs = [x.detach().clone() for x in given]
-            graph, outputs = _record(lambda: self._function(*tree_unflatten(inputs, structure)))
-            self._recordings[key] = _Recording(inputs, graph, outputs)
-        recording = self._recordings[key]
-        _copy(recording.inputs, given)
-        recording.graph.replay()
+        with torch.cuda.device(given[0].device):  # streams and graphs are the current device's
+            if key not in self._recordings:
+                inputs = [x.detach().clone() for x in given]
+                graph, outputs = _record(lambda: self._function(*tree_unflatten(inputs, structure)))
+                self._recordings[key] = _Recording(inputs, graph, outputs)
+            recording = self._recordings[key]
+            _copy(recording.inputs, given)
+            recording.graph.replay()
         return recording.outputs
 
 
@@ -59,7 +60,7 @@ def _record(function: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
         for _ in range(_WARM_UP):
             function()
     torch.cuda.current_stream().wait_stream(aside)
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
         outputs = function()
     return graph, outputs
 

@@ -105,7 +105,7 @@ class Kernels:
     def recorded(self, key: Any, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function as a CUDA graph, the same one for every call with an equal key (see ``Replayed``).
 
-        What the function takes from around it must be the same for equal keys.
+        What the function takes from around it must be the same for equal keys, and is kept as long as these kernels.
         """
         if ("recorded", key) not in self._made:
             self._made["recorded", key] = Replayed(function)

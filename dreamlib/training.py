@@ -212,7 +212,9 @@ def in_batches(function: Callable[[Tensor], Tensor], images: Tensor, info: Datas
 
     The last batch is filled up to the full size, so that one compiled shape serves all.
     """
-    parts, most = [], PREDICT_BATCH * (GPU_PREDICT_BATCHES if compute.device.type == "cuda" else 1)
+    parts, most = [], PREDICT_BATCH * GPU_PREDICT_BATCHES
+    if compute.device.type != "cuda" or len(images) < most:
+        most = PREDICT_BATCH
     for batch in images.split(most):
         x = compute.cast(info.normalise(batch))
         if len(images) > most > len(x):

@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 @cache
-def _by_channel(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """One number a channel, in the shape that images broadcast with; kept, because a GPU waits for what it is sent."""
-    return torch.tensor(values, dtype=dtype, device=device).view(1, -1, 1, 1)
+def _constants(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers as a tensor that is kept, because sending it to a GPU anew would wait for the GPU."""
+    return torch.tensor(values, dtype=dtype, device=device)
 
 
 @dataclass(frozen=True)
@@ -93,5 +93,8 @@ class DatasetInfo:
         >>> info.normalise(torch.ones(1, 1, 1, 1)).item()
         2.0
         """
-        mean, std = (_by_channel(values, images.dtype, images.device) for values in (self.mean, self.std))
+        mean, std = (
+            _constants(tuple(values), images.dtype, images.device).view(1, self.channels, 1, 1)
+            for values in (self.mean, self.std)
+        )
         return (images - mean) / std

@@ -31,6 +31,7 @@ def test_the_solution_by_cholesky_is_the_solution():
     weights = torch.randn(6, 3, generator=rng, dtype=torch.float64)
     ours, theirs = (torch.autograd.grad((x * weights).sum(), (root, targets)) for x in (found, want))
     torch.testing.assert_close(ours, theirs)
+    assert _PositiveSolve.apply(-torch.eye(2), torch.ones(2, 1)).isnan().all()
 
 
 def test_loss_and_gradient_on_real_and_distilled_images(toy_info, toy_data, tiny, float64):

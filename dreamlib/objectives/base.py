@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamlib.augment import Augmentation, AugmentationDraw
+from dreamlib.graphs import Replayed
 from dreamlib.kernels import Kernels
 from dreamlib.registry import Registry
 from dreamlib.sampling import Sampler
@@ -26,7 +27,7 @@ class MatchState:
     ``iteration`` counts inner iterations over the whole run. Randomness comes from ``rng``, a generator made anew for
     (seed, purpose, iteration), so that a resumed run draws what the uninterrupted one would have drawn. ``classes`` are
     those to give losses for: all, or a worker's share. ``together`` says that an objective should do all of them at
-    once if it can, as is best on a GPU.
+    once if it can, as is best on a GPU; ``recordings`` are the CUDA graphs of the run so far.
     """
 
     synthetic: SyntheticSet
@@ -40,6 +41,7 @@ class MatchState:
     synthetic_batch: int
     classes: Sequence[int] = field(default=())
     together: bool = False
+    recordings: dict[str, Replayed] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.classes = self.classes or range(self.info.num_classes)
@@ -64,7 +66,7 @@ class MatchState:
         return self.send(draw.table())
 
     def send(self, tensor: Tensor) -> Tensor:
-        """A tensor on the device, which need not wait for it."""
+        """A tensor on the device, without waiting until it is there."""
         return tensor.to(self.synthetic.canvases.device, non_blocking=True)
 
     def real_batches(self) -> Tensor | None:
@@ -93,14 +95,14 @@ class MatchState:
         return decode
 
     def recorded(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function as a CUDA graph that serves the whole run: see ``Kernels.recorded``.
+        """The function as a CUDA graph that serves the whole run (see ``Replayed``).
 
-        It may use of this state what a run does not change: ``info``, ``augmentation``, ``kernels``, ``classes`` and
-        the form of ``synthetic``.
+        It may use of this state what stays the same while a run lasts: ``info``, ``augmentation``, ``kernels``,
+        ``classes`` and all of ``synthetic`` but its canvases.
         """
-        s = self.synthetic
-        form = (tuple(s.canvases.shape), s.factor, s.rule, None if s.frequencies is None else id(s.frequencies))
-        return self.kernels.recorded((name, self.info, self.augmentation, tuple(self.classes), form), function)
+        if name not in self.recordings:
+            self.recordings[name] = Replayed(function)
+        return self.recordings[name]
 
     def prepare(self, images: Tensor, draw: AugmentationDraw) -> Tensor:
         """Pixels in [0, 1] → what the network sees: normalised, augmented, in the working format."""

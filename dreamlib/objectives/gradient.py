@@ -127,4 +127,4 @@ class GradientMatching(Objective):
             values, gradient = state.recorded(name, whole)(
                 canvases, state.synthetic_rows(), real, state.draw_table(state.classes), labels, matched, fixed
             )
-        return KnownGradient.apply(canvases, values, gradient)
+        return KnownGradient.apply(canvases, values, gradient.clone())  # the next replay writes over its own

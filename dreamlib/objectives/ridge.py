@@ -48,7 +48,8 @@ class _PositiveSolve(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, system: Tensor, targets: Tensor) -> Tensor:
-        factor, _ = torch.linalg.cholesky_ex(system)  # unchecked: a failure leaves values that the distiller refuses
+        factor, failed = torch.linalg.cholesky_ex(system)
+        factor = torch.where(failed == 0, factor, torch.nan)  # which the distiller refuses, without waiting here
         solution = torch.cholesky_solve(targets, factor)
         ctx.save_for_backward(factor, solution)
         return solution
@@ -125,7 +126,7 @@ class RidgeRegression(Objective):
             support, features = state.recorded("ridge forward", forward)(canvases, rows, real, table, weights)
         back = state.recorded("ridge backward", backward)
         support = _Support.apply(canvases, support, lambda upstream: back(canvases, rows, table, weights, upstream))
-        return support, features, [[len(x) // classes] * classes for x in (real, rows)]
+        return support, features.clone(), [[len(x) // classes] * classes for x in (real, rows)]
 
 
 class _Support(torch.autograd.Function):
