@@ -62,9 +62,8 @@ def starting_set(
     network = ("convnet", {"width": width})
     model = compute.place(build(*network[:1], info, generator(seed, "clustering-network"), network[1]))
     kernels, count = kernels_for(network, info, compute), images_needed(ipc, how.factor, how.decode)
-    pool = read_params(ROOT).clustering().pool if how.pool else 0  # the fast way starts as the pipeline does
     rows = [
-        cluster_class(data, c, count, seed, lambda x: embed(model, x, info, kernels), pool, 30).representatives
+        cluster_class(data, c, count, seed, lambda x: embed(model, x, info, kernels), how.pool, 30).representatives
         for c in range(info.num_classes)
     ]
     return fill(data, torch.stack(rows), ipc, how.factor, how.decode, how.shrink)
