@@ -194,9 +194,8 @@ def evaluating(compute: Compute, how: EvaluationParams, repeats: int = REPEATS) 
     rng, k = torch.Generator().manual_seed(0), INFO.num_classes
     synthetic = SyntheticSet(torch.rand(k, 1, 28, 28, generator=rng), torch.arange(k), k, 2)
     against = LabeledImages(torch.rand(1000, 1, 28, 28, generator=rng), torch.arange(1000) % k, k)
-    placed = synthetic.to(compute.device), against.to(compute.device)
     row = interleaved(
-        lambda: evaluation(*placed, INFO, how, 128, 0),
+        lambda: evaluation(synthetic, against, INFO, how, 128, 0),
         lambda: evaluate(synthetic, against, INFO, how, ("convnet", {}), compute, seed=0, split="none"),
         repeats,
     )
@@ -281,16 +280,16 @@ def main(arguments: list[str] | None = None) -> None:
             )
             computed.append({**whole, "clustering_share": clustered["fast_s"] / whole["fast_s"]})
     machine = next((x for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), "unknown")
-    memory = {str(ipc): resident_bytes(ipc) for ipc in (1, 50)} if on_cpu else {}
     result = {
         "machine": {**compute.describe(), "cpu": machine.split(":")[-1].strip()},
         "peak_flops": peak,
         "peak_bytes_per_s": bandwidth,
         "repeats": REPEATS,
-        "memory_above_torch_bytes": memory,
         "rows": measured + computed,
     }
-    if not on_cpu:
+    if on_cpu:
+        result["memory_above_torch_bytes"] = {str(ipc): resident_bytes(ipc) for ipc in (1, 50)}
+    else:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         result["runs"] = [run_of(compute, ipc, pool) for ipc in (1, 10) for pool in (POOL, 0)]

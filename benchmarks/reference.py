@@ -115,20 +115,19 @@ def evaluation(
     The networks, the order of the images and the draws are those of ``dreamlib.evaluate``.
     """
     images, labels = synthetic.decode()
-    device = images.device
     settings, found = train_settings(info, how, synthetic), []
     for index in range(how.repeats):
         own = derive(seed, "evaluation", index)
         built = build("convnet", info, generator(own, "network"), {"width": width})
         assert isinstance(built, ConvNet)
-        network = with_torchs_layers(built).to(device, dtype).train()
+        network = with_torchs_layers(built).to(dtype).train()
         optimizer = torch.optim.SGD(
             network.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
         )
         for epoch in range(how.epochs):
             optimizer.param_groups[0]["lr"] = SCHEDULES[how.decay](settings.lr, epoch, how.epochs)
             rng = generator(own, "fit", epoch)
-            for rows in torch.randperm(len(labels), generator=rng).to(device).split(settings.batch):
+            for rows in torch.randperm(len(labels), generator=rng).split(settings.batch):
                 x = info.normalise(images[rows])
                 x = settings.augmentation.apply(x, settings.augmentation.draw(len(x), tuple(x.shape[1:]), rng))
                 x, a, b, share = cutmix(x, labels[rows], rng, probability=settings.cutmix)

@@ -79,10 +79,8 @@ class MatchState:
         """Which of all decoded images ``synthetic_images`` of ``classes`` are, on the device."""
         count, kept = self.synthetic.decoded_per_class, []
         for label in self.classes:
-            own = torch.arange(count)
-            if count > self.synthetic_batch:
-                own = torch.randperm(count, generator=self.rng("synthetic-batch", label))[: self.synthetic_batch]
-            kept.append(own + count * label)
+            part = self._part(label, count)
+            kept.append((torch.arange(count) if part is None else part) + count * label)
         return self.send(torch.cat(kept))
 
     def decoder(self, table: Tensor, rows: Tensor) -> Callable[[Tensor], Tensor]:
@@ -115,10 +113,14 @@ class MatchState:
     def synthetic_images(self, label: int) -> Tensor:
         """One class's decoded images (≤ synthetic_batch, C, H, W); a random part of them where there are more."""
         images = self.synthetic.decode_class(label)
-        if len(images) > self.synthetic_batch:
-            keep = torch.randperm(len(images), generator=self.rng("synthetic-batch", label))[: self.synthetic_batch]
-            images = images[keep.to(images.device)]
-        return images
+        part = self._part(label, len(images))
+        return images if part is None else images[part.to(images.device)]
+
+    def _part(self, label: int, count: int) -> Tensor | None:
+        """Which ``synthetic_batch`` of a class's decoded images take part in this iteration; None: all of them."""
+        if count <= self.synthetic_batch:
+            return None
+        return torch.randperm(count, generator=self.rng("synthetic-batch", label))[: self.synthetic_batch]
 
     def targets(self, label: int, count: int) -> Tensor:
         """``count`` class numbers of ``label``."""
