@@ -38,9 +38,9 @@ class DistillResult:
     """A distilled set with how it came about.
 
     ``history`` has one row per inner iteration: iteration, mean loss over classes. ``snapshots``: iteration → canvases.
-    ``seconds`` is split by what was done and is this process's alone; a resumed run counts what came after. A GPU works
-    behind: there their sum is right, and the split says what this process waited in. ``clock`` says how many of them
-    had passed when each snapshot was taken.
+    ``seconds`` is split by what was done, by every process that worked on the run: a resumed one goes on counting from
+    its checkpoint, wherever that was made. A GPU works behind: there their sum is right, and the split says what was
+    waited in. ``clock`` says how many of them had passed when each snapshot was taken.
     """
 
     synthetic: SyntheticSet
@@ -409,6 +409,8 @@ class Distiller:
             "centers": self._centers(),
             "history": self.history,
             "snapshots": self.snapshots,
+            "seconds": self.seconds,
+            "clock": self.clock,
         }
 
     def load_state(self, saved: dict[str, Any]) -> None:
@@ -429,3 +431,5 @@ class Distiller:
             self.sampler.centers = {c: x for c, x in kept.items() if c in self.classes}
         self.history = [tuple(row) for row in saved["history"]]
         self.snapshots = dict(saved["snapshots"])
+        self.seconds = dict(saved["seconds"])
+        self.clock = dict(saved["clock"])

@@ -156,6 +156,22 @@ def test_two_interruptions_are_as_good_as_none(tmp_path):
     assert same(distiller(**changes).run(Checkpoint(tmp_path, "key")), uninterrupted("per_class dream"))
 
 
+def test_what_passed_before_an_interruption_counts(tmp_path):
+    class Slow(KilledAfter):
+        """As if an hour had gone by before each of its saves."""
+
+        def save(self, state):
+            state["seconds"]["matching"] += 3600
+            super().save(state)
+
+    with pytest.raises(Killed):
+        distiller(**VARIANTS["adam"]).run(Slow(tmp_path, "key", 2))
+    result = distiller(**VARIANTS["adam"]).run(Checkpoint(tmp_path, "key"))
+    assert 7200 < sum(result.seconds.values()) < 10800
+    assert result.clock.keys() == result.snapshots.keys() == {0, 1, 3, 6, 12}
+    assert result.clock[1] < 3600 < result.clock[3] < result.clock[6] < result.clock[12]
+
+
 def test_a_torn_checkpoint_means_from_the_beginning(tmp_path):
     with pytest.raises(Killed):
         distiller(**VARIANTS["adam"]).run(KilledAfter(tmp_path, "key", 5))
