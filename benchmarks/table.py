@@ -1,5 +1,6 @@
 """The README's table of speeds, written from benchmarks/results.json by ``python -m benchmarks``."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +86,14 @@ def accuracy_text(result: dict[str, Any]) -> str:
     rows += [(r["ipc"], "evaluation loop, library from plain", *told(r)) for r in result["evaluation_loops"]]
     seeds = {r["seeds"] for r in result["differences"]}
     networks = {len(r["plain"]) for r in result["evaluation_loops"]}
+    how = result["options"]
+    unseen = max(2 * r["std"] / math.sqrt(r["seeds"]) for r in result["differences"])
     return (
-        f"DREAM of `params.yaml` on the validation images, differences over {_counted(seeds)} seeds; of the evaluation "
-        f"loop, over {_counted(networks)} networks on one set:\n\n"
+        f"DREAM of `params.yaml`, {how['iterations']} iterations, on the validation images: differences over "
+        f"{_counted(seeds)} seeds, evaluated by {how['networks']} networks each; of the evaluation loop, over "
+        f"{_counted(networks)} networks on one set:\n\n"
         + markdown(("ipc", "what", "difference (points)", "spread of the second", "times as fast"), rows)
+        + f"\nWhat so few seeds cannot show (twice a difference's standard error) is up to {100 * unseen:.1f} points.\n"
     )
 
 

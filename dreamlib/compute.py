@@ -34,15 +34,22 @@ class Compute:
     ) -> "Compute":
         """Pick the device ('auto': CUDA when there is one) and set the number of CPU threads (0: leave as is).
 
-        Raises ValueError for a device this machine lacks.
+        Raises ValueError for a device this machine lacks, or that is none of auto, cpu, cuda and cuda:<number>.
         """
         keep_freed_memory()
         if threads:
             torch.set_num_threads(threads)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        named = re.fullmatch(r"cpu|cuda(?::(\d+))?", device)
+        if not named:
+            raise ValueError(f"compute.device is '{device}'; choose auto, cpu, cuda or cuda:<number>")
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"compute.device is '{device}' but torch sees no CUDA device; use 'auto' or 'cpu'")
+        if int(named[1] or 0) >= (count := torch.cuda.device_count()) and device.startswith("cuda"):
+            raise ValueError(
+                f"compute.device is '{device}' but torch sees {count} devices: use at most cuda:{count - 1}"
+            )
         return cls(torch.device(device), _DTYPES[precision], compile)
 
     def place(self, network: nn.Module) -> nn.Module:

@@ -380,13 +380,19 @@ class Distiller:
 
     def _refuse_broken_pixels(self, iteration: int) -> None:
         # A finite loss may have a gradient that is not: stop before such pixels reach a checkpoint.
-        for leaf in self._leaves:
-            if not bool(leaf.isfinite().all()):
-                where = int((~leaf.isfinite()).flatten().nonzero()[0]) * self.info.num_classes // leaf.numel()
+        for name, value in self.synthetic.extras.items():
+            if not bool(value.isfinite().all()):
                 raise DistillationDivergedError(
-                    f"the step at inner iteration {iteration} left values that are not finite, first in class "
-                    f"{where} ({self.info.classes[where]}), with image_lr {self.lr:g}: lower image_lr and run again"
+                    f"the step at inner iteration {iteration} left values of the learned '{name}' that are not finite, "
+                    f"with learned_lr {self.settings.learned_lr:g}: lower learned_lr and run again"
                 )
+        canvases = self.synthetic.canvases
+        if not bool(canvases.isfinite().all()):
+            where = int((~canvases.isfinite()).flatten().nonzero()[0]) * self.info.num_classes // canvases.numel()
+            raise DistillationDivergedError(
+                f"the step at inner iteration {iteration} left values that are not finite, first in class "
+                f"{where} ({self.info.classes[where]}), with image_lr {self.lr:g}: lower image_lr and run again"
+            )
 
     def _snapshot(self) -> None:
         if self.iteration in self._keep:

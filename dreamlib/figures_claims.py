@@ -17,13 +17,17 @@ _KINDS = {
 def measures_by_step(table: pd.DataFrame, labels: dict[str, str]) -> Figure:
     """One panel per measure in ``labels`` (column → axis label): a line a kind of batch, bars are seeds' deviations.
 
-    ``table`` has columns batch, point, measure, mean, std.
+    ``table`` has columns batch, point, measure, mean, std. A panel whose values lie far apart has a log scale, or those
+    that lie close together would be one line.
     """
     figure, axes = plt.subplots(1, len(labels), figsize=(3.3 * len(labels), 3.2), squeeze=False)
     for axis, (measure, label) in zip(axes.flat, labels.items(), strict=True):
         for kind, part in table[table.measure == measure].groupby("batch", sort=False):
             axis.errorbar(part["point"], part["mean"], part["std"], color=_KINDS[kind], marker="o", ms=3, capsize=2)
         axis.set(xlabel="training steps of the network", ylabel=label)
+        values = table[table.measure == measure]["mean"]
+        if values.min() > 0 and values.max() > 10 * values.min():
+            axis.set(yscale="log", ylabel=f"{label} (log scale)")
     handles = [plt.Line2D([], [], color=tone, marker="o", ms=3) for tone in _KINDS.values()]
     figure.legend(handles, _KINDS, ncols=len(_KINDS), loc="outside upper center")
     return finished(figure)

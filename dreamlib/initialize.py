@@ -23,8 +23,6 @@ for _name, _what in {
 }.items():
     INITS.register(_name)(_what)
 
-SHRINKS = ("area", "nearest")
-
 
 def images_needed(ipc: int, factor: int, rule: str = "single") -> int:
     """How many real images fill one class's canvases.
@@ -49,10 +47,11 @@ def check_budget(data: LabeledImages, info: DatasetInfo, ipc: int, factor: int, 
     smallest, fewest = int(counts.argmin()), int(counts.min())
     needed = images_needed(ipc, factor, rule)
     if needed > fewest:
+        most = next((n for n in range(ipc, 0, -1) if images_needed(n, factor, rule) <= fewest), 0)
+        fewer = f"choose ipc ≤ {most}, or a smaller factor or" if most else "choose a smaller factor or"
         raise ValueError(
             f"ipc {ipc} at factor {factor} needs {needed} real images a class, but class '{info.classes[smallest]}' of "
-            f"{info.name} has {fewest} for training: choose ipc ≤ {fewest // factor**2}, or a smaller factor or "
-            "validation split"
+            f"{info.name} has {fewest} for training: {fewer} validation split"
         )
 
 

@@ -1,5 +1,6 @@
 """Batched k-means on the device: B independent problems of n points at once, none of their clusters ever empty."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,12 +34,13 @@ def _expanded(points: Tensor, squares: Tensor, centers: Tensor) -> Tensor:
     return torch.baddbmm(squares + centers.square().sum(-1).unsqueeze(1), points, centers.mT, alpha=-2).clamp_min_(0)
 
 
-def _plus_plus(points: Tensor, squares: Tensor, k: int, rng: torch.Generator) -> Tensor:
+def _plus_plus(points: Tensor, squares: Tensor, k: int, rngs: Sequence[torch.Generator]) -> Tensor:
     """k-means++ starting rows (B, k): each next row drawn with probability ∝ squared distance to the chosen ones."""
     batch, n, _ = points.shape
-    rows = torch.randint(n, (batch, 1), generator=rng).to(points.device)
+    each = batch // len(rngs)
+    rows = torch.cat([torch.randint(n, (each, 1), generator=rng) for rng in rngs]).to(points.device)
     nearest = torch.full((batch, n), torch.inf, dtype=points.dtype, device=points.device)
-    draws = torch.rand(k, batch, 1, generator=rng, dtype=torch.float64).to(points.device)
+    draws = torch.cat([torch.rand(k, each, 1, generator=rng, dtype=torch.float64) for rng in rngs], 1).to(points.device)
     take = torch.arange(batch, device=points.device).unsqueeze(1)
     for j in range(1, k):
         latest = points[take, rows[:, -1:]]  # (B, 1, D)
@@ -53,8 +55,9 @@ def _plus_plus(points: Tensor, squares: Tensor, k: int, rng: torch.Generator) ->
     return rows
 
 
-def _random_rows(batch: int, n: int, k: int, rng: torch.Generator) -> Tensor:
-    return torch.rand(batch, n, generator=rng).topk(k, dim=1).indices
+def _random_rows(batch: int, n: int, k: int, rngs: Sequence[torch.Generator]) -> Tensor:
+    drawn = torch.cat([torch.rand(batch // len(rngs), n, generator=rng) for rng in rngs])
+    return drawn.topk(k, dim=1).indices
 
 
 def _sizes(assignment: Tensor, k: int) -> Tensor:
@@ -101,7 +104,7 @@ def _means(points: Tensor, assignment: Tensor, k: int, empty: Tensor) -> Tensor:
 def kmeans(
     points: Tensor,
     k: int,
-    rng: torch.Generator,
+    rng: torch.Generator | Sequence[torch.Generator],
     *,
     max_iterations: int = 50,
     tolerance: float = 1e-4,
@@ -113,9 +116,10 @@ def kmeans(
     ``points`` is (B, n, D); ``start`` is 'k-means++', 'random' rows, or centres (B, k, D) to go on from. Stops when no
     point changes cluster or the centres move less than ``tolerance`` × the mean feature variance (scikit-learn's
     rule). A cluster that loses its last point is given the worst-placed point of another; with ``keep_empty`` it stays
-    empty with its centre at zero instead, as in DREAM's released code.
+    empty with its centre at zero instead, as in DREAM's released code. ``rng`` draws for all problems, or one of B for
+    each: then a problem's start does not depend on those beside it.
 
-    Raises ValueError unless 1 ≤ k ≤ n.
+    Raises ValueError unless 1 ≤ k ≤ n, and for another number of generators.
 
     >>> points = torch.tensor([[[0.0], [0.2], [9.0], [9.4]]])
     >>> kmeans(points, 2, torch.Generator().manual_seed(0)).centers.flatten().sort().values
@@ -124,6 +128,9 @@ def kmeans(
     batch, n, _ = points.shape
     if not 1 <= k <= n:
         raise ValueError(f"k-means needs 1 ≤ clusters ≤ images; got {k} clusters for {n} images: ask for at most {n}")
+    rngs = [rng] if isinstance(rng, torch.Generator) else rng
+    if len(rngs) not in (1, batch):
+        raise ValueError(f"{len(rngs)} generators for {batch} problems; give one for all of them or one for each")
     # About the mean (see squared_distances), once for all iterations.
     middle = points.mean(1, keepdim=True)
     points = points - middle
@@ -132,8 +139,8 @@ def kmeans(
         centers = start - middle
     else:
         choose = {
-            "k-means++": lambda: _plus_plus(points, squares, k, rng),
-            "random": lambda: _random_rows(batch, n, k, rng),
+            "k-means++": lambda: _plus_plus(points, squares, k, rngs),
+            "random": lambda: _random_rows(batch, n, k, rngs),
         }
         rows = choose[start]().to(points.device)
         centers = points.gather(1, rows.unsqueeze(-1).expand(-1, -1, points.shape[-1]))

@@ -108,9 +108,13 @@ def local_device(device: str) -> str:
         return device
     if device not in ("auto", "cuda"):
         raise ValueError(f"compute.device '{device}' names one device for {world()} workers; use 'cuda' or 'cpu'")
+    return _own_gpu(world())
+
+
+def _own_gpu(workers: int) -> str:
     local, here = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if local >= here:
-        raise ValueError(f"{world()} workers need a GPU each and this machine has {here}: lower compute.workers")
+        raise ValueError(f"{workers} workers need a GPU each and this machine has {here}: lower compute.workers")
     return f"cuda:{local}"
 
 
@@ -126,10 +130,13 @@ def share_of_threads(threads: int, workers: int | None = None) -> int:
 
 @contextmanager
 def joined(device: str) -> Iterator[None]:
-    """Be a member of the group torchrun started this process for: NCCL where it computes on GPUs, else Gloo."""
+    """Be a member of the group torchrun started this process for: NCCL where it computes on GPUs, else Gloo.
+
+    Raises ValueError when there are fewer GPUs than processes.
+    """
     on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if on_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+        torch.cuda.set_device(_own_gpu(int(os.environ["WORLD_SIZE"])))
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=_PATIENCE)
     yield
     dist.destroy_process_group()  # not after a failure: it would wait for the others, who wait for this one

@@ -88,11 +88,11 @@ class Params(Strict):
 
     def clustering(self) -> ClusteringParams:
         """The clustering stage's parameters under the chosen budget."""
-        return _build(ClusteringParams, self._budget_layers("clustering"), 1, f"clustering, budget {self.budget}")
+        return _build(ClusteringParams, self._budget_layers("clustering"), None, f"clustering, budget {self.budget}")
 
     def experts(self) -> ExpertParams:
         """The expert trajectories under the chosen budget."""
-        return _build(ExpertParams, self._budget_layers("experts"), 1, f"experts, budget {self.budget}")
+        return _build(ExpertParams, self._budget_layers("experts"), None, f"experts, budget {self.budget}")
 
     def evaluation(self, ipc: int) -> EvaluationParams:
         """The evaluation protocol at ``ipc`` under the chosen budget."""
@@ -114,7 +114,7 @@ _BY_IPC_EXEMPT = {"options"}
 _ONE_MAY_HAVE_KEYS = {"networks"}  # a network is written by its name and options, and one needs no list
 
 
-def _build(model: type[Any], layers: list[dict[str, Any]], ipc: int, where: str) -> Any:
+def _build(model: type[Any], layers: list[dict[str, Any]], ipc: int | None, where: str) -> Any:
     merged: dict[str, Any] = {}
     for layer in layers:
         if layer.get("objective", merged.get("objective")) != merged.get("objective"):
@@ -127,7 +127,8 @@ def _build(model: type[Any], layers: list[dict[str, Any]], ipc: int, where: str)
     return _validated(model, merged, where)
 
 
-def _at_ipc(key: str, value: Any, ipc: int, where: str) -> Any:
+def _at_ipc(key: str, value: Any, ipc: int | None, where: str) -> Any:
+    """A section's value at ``ipc``; None for a section that is one for all of them."""
     if key in _BY_IPC_EXEMPT:
         if not isinstance(value, Mapping):
             raise ParameterError(f"params.yaml ({where}): {key} must hold keys and values, such as {{}}; got {value!r}")
@@ -140,6 +141,8 @@ def _at_ipc(key: str, value: Any, ipc: int, where: str) -> Any:
         raise ParameterError(
             f"params.yaml ({where}): {key} may be a value or a mapping from ipc to value; got {dict(value)}"
         )
+    if ipc is None:
+        raise ParameterError(f"params.yaml ({where}): {key} is one for every ipc; give one value, not {dict(value)}")
     if min(value) > ipc:
         raise ParameterError(f"params.yaml ({where}): {key} says nothing for ipc {ipc}; add an entry '{ipc}:' or lower")
     return value[max(k for k in value if k <= ipc)]
@@ -186,8 +189,8 @@ def find_root(start: str | Path | None = None) -> Path:
 def read_params(root: str | Path | None = None, study: str | None = None) -> Params:
     """params.yaml of the project, validated; with ``study``, as that section of studies.yaml overrides it.
 
-    A study's sections join those of params.yaml key by key, its other values replace them. Raises ParameterError with
-    one message for everything that is wrong.
+    A study's sections join those of params.yaml key by key, its other values replace them; so does its network, and
+    options of another data set are left out. Raises ParameterError with one message for everything that is wrong.
     """
     root = Path(root or find_root())
     values = _read_yaml(root / "params.yaml")
@@ -199,7 +202,7 @@ def read_params(root: str | Path | None = None, study: str | None = None) -> Par
             raise ParameterError(str(unknown("study", study, sorted(studies))))
         if not isinstance(studies[study], dict):
             raise ParameterError(f"studies.yaml: study {study} must hold sections, got {studies[study]!r}")
-        values = _joined(values, studies[study])
+        values = _joined(_outside(values, studies[study]), studies[study])
     params = _validated(Params, values, f"study {study}" if study else "top level")
     check(params)
     return params
@@ -209,6 +212,14 @@ def read_claims(root: str | Path | None = None) -> ClaimsParams:
     """The section ``claims`` of studies.yaml, validated; raises ParameterError as ``read_params`` does."""
     root = Path(root or find_root())
     return _validated(ClaimsParams, _read_yaml(root / "studies.yaml").get("claims") or {}, "claims of studies.yaml")
+
+
+def _outside(values: dict[str, Any], study: Mapping[str, Any]) -> dict[str, Any]:
+    """What of params.yaml holds in a study too: not the options of another network or data set."""
+    kept = {key: value for key, value in values.items() if key != "network" or key not in study}
+    if study.get("dataset", values.get("dataset")) != values.get("dataset") and isinstance(kept.get("data"), dict):
+        kept["data"] = {key: value for key, value in kept["data"].items() if key != "options"}
+    return kept
 
 
 def _joined(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from dreamlib import datasets, parallel
 from dreamlib.augment import Augmentation
 from dreamlib.compute import Compute
 from dreamlib.datasets import DATASETS
-from dreamlib.initialize import INITS, check_budget
+from dreamlib.initialize import INITS, check_budget, images_needed
 from dreamlib.kernels import Kernels
 from dreamlib.networks import NETWORKS, build
 from dreamlib.objectives import make as make_objective
-from dreamlib.params import ParameterError, Params, find_root, read_params
+from dreamlib.params import DistillParams, ParameterError, Params, find_root, read_params
 from dreamlib.provenance import note_run, noted_seconds
 from dreamlib.registry import unknown
 from dreamlib.sampling import SAMPLERS, Embed
@@ -215,6 +215,16 @@ def check_names(params: Params) -> None:
                 raise unknown("network (under evaluation.networks)", network.name, NETWORKS.names())
 
 
+def _check_pool(params: Params, method: str, ipc: int, how: DistillParams) -> None:
+    """Refuse a clustering among fewer images than it is to choose; raises ParameterError."""
+    pool, needed = params.clustering().pool, images_needed(ipc, how.factor, how.decode)
+    if how.init != "random" and 0 < pool < needed:
+        raise ParameterError(
+            f"params.yaml: clustering.pool = {pool} of budget {params.budget}, but method {method} (init: {how.init}) "
+            f"starts from {needed} images a class at ipc {ipc}; raise the pool to {needed}, or 0 for all images"
+        )
+
+
 def preflight(project: Project) -> None:
     """Everything that could only fail late, tried first: data present and whole, each setting possible with it.
 
@@ -232,6 +242,8 @@ def preflight(project: Project) -> None:
     for method in p.methods:
         for ipc in p.ipc:
             how = p.distillation(method, ipc)
-            check_budget(train, project.info, ipc, how.factor, how.decode)
+            if how.init != "noise":
+                check_budget(train, project.info, ipc, how.factor, how.decode)
+                _check_pool(p, method, ipc, how)
             if how.cluster_features == "pooled":
                 feature_channels(build(p.network.name, project.info, torch.Generator(), p.network.options))

@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 
 from dreamlib.files import read_json, write_atomically, write_json
-from dreamlib.params import find_root
+from dreamlib.params import find_root, read_params
+from dreamlib.project import Setting
 from dreamlib.provenance import RUNS
 from dreamlib.tables import between
 
@@ -61,13 +62,14 @@ def committed(root: Path, path: str) -> bytes | None:
 
 
 def compare(root: Path) -> tuple[pd.DataFrame, bool]:
-    """Every setting's set and accuracy beside the last commit's, and whether all accuracies lie within the spread.
+    """Every setting of params.yaml, its set and accuracy beside the last commit's; whether all are within the spread.
 
     'within' means: no further from the committed mean than two standard deviations of the two together, at least one
     percentage point (three networks estimate a spread poorly).
     """
-    rows = []
-    for path in sorted((root / "results" / "evaluation").glob("*.json")):
+    p, rows = read_params(root), []
+    for setting in (Setting(m, ipc, seed) for ipc in p.ipc for m in p.methods for seed in p.seeds):
+        path = root / "results" / "evaluation" / f"{setting.name}.json"
         old, new = committed(root, path.relative_to(root).as_posix()), read_json(path)
         if old is None:
             rows.append((path.stem, "not committed", new["accuracy"], None, "nothing to compare"))

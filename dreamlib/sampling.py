@@ -149,18 +149,20 @@ class RepresentativeSampler(KeptSampler):
 
     def choose(self, label: int, members: Tensor, rng: torch.Generator, embed: Embed, predict: Predict) -> Tensor:
         """See ``KeptSampler.choose``."""
-        return self.choose_together({label: members}, rng, embed)[label]
+        return self.choose_together({label: members}, {label: rng}, embed)[label]
 
     def choose_all(
         self, members: dict[int, Tensor], rngs: dict[int, torch.Generator], embed: Embed, predict: Predict
     ) -> dict[int, Tensor]:
         """See ``KeptSampler.choose_all``; on a GPU all classes at once, where they have equally many images."""
         if self.data.images.is_cuda and len({len(rows) for rows in members.values()}) == 1:
-            return self.choose_together(members, next(iter(rngs.values())), embed)
+            return self.choose_together(members, rngs, embed)
         return super().choose_all(members, rngs, embed, predict)
 
-    def choose_together(self, members: dict[int, Tensor], rng: torch.Generator, embed: Embed) -> dict[int, Tensor]:
-        """The representatives of classes with equally many members, by one clustering of all; draws are the rng's."""
+    def choose_together(
+        self, members: dict[int, Tensor], rngs: dict[int, torch.Generator], embed: Embed
+    ) -> dict[int, Tensor]:
+        """The representatives of classes with equally many members, by one clustering of all; draws are each one's."""
         count = len(next(iter(members.values())))
         per_cluster = min(self.per_cluster, count)
         k = min(self.batch, count) // per_cluster
@@ -168,7 +170,7 @@ class RepresentativeSampler(KeptSampler):
         features = features.unflatten(0, (len(members), count))  # (K, n, D)
         known = all(label in self.centers for label in members)
         start = torch.stack([self.centers[label] for label in members]) if known else self.start
-        found = kmeans(features, k, rng, max_iterations=self.max_iterations, start=start)
+        found = kmeans(features, k, list(rngs.values()), max_iterations=self.max_iterations, start=start)
         if self.warm_start:
             self.centers.update(zip(members, found.centers, strict=True))
         nearest = nearest_members(features, found, per_cluster)

@@ -26,7 +26,7 @@ class ComputeParams(Strict):
     ``threads`` are then shared too.
     """
 
-    device: str = "auto"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     threads: Natural = 0
     compile: bool = False

@@ -148,7 +148,8 @@ def share_table(claims: Claims) -> pd.DataFrame:
         share, low, high = share_of_iterations(idc, dream)
         last = idc.columns.max()
         rows.append(
-            {"ipc": ipc, "iterations": last, "idc, validation at the end (%)": percent(idc[last].mean(), idc[last].std())}
+            {"ipc": ipc, "iterations": last}
+            | {"idc, validation at the end (%)": percent(idc[last].mean(), idc[last].std())}
             | {"dream, validation at the end (%)": percent(dream[last].mean(), dream[last].std())}
             | {"share": share, "low": low, "high": high, "share of seconds": _share_of_seconds(claims, ipc)}
             | {"verdict": judge_share(share, low, high)}

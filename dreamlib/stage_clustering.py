@@ -18,9 +18,12 @@ from dreamlib.types import LabeledImages
 
 
 def cluster_counts(params: Params, ipc: int) -> list[int]:
-    """How many clusters a class the listed methods need at ``ipc``: one a canvas crop, for each factor in use."""
+    """How many clusters a class the listed methods need at ``ipc``: one a canvas crop, for each factor in use.
+
+    One a canvas where none of them starts from clusters: the report then shows what such a start would be.
+    """
     how = [params.distillation(method, ipc) for method in params.methods]
-    return sorted({images_needed(ipc, h.factor, h.decode) for h in how if h.init == "kmeans"})
+    return sorted({images_needed(ipc, h.factor, h.decode) for h in how if h.init == "kmeans"}) or [ipc]
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def run_clustering(project: Project, ipc: int, seed: int) -> ClusteringResult:
         for count in cluster_counts(project.params, ipc)
     }
     batch = max(project.params.distillation(m, ipc).real_batch for m in project.params.methods)
-    table = coverage_table(clusters[max(clusters)], project.info, batch, seed) if clusters else pd.DataFrame()
+    table = coverage_table(clusters[max(clusters)], project.info, batch, seed)
     path = clusters_path(project, ipc, seed)
     rows = {f"rows_{n}": torch.stack([c.representatives.cpu() for c in found]) for n, found in clusters.items()}
     write_atomically(path, save(rows))

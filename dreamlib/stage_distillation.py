@@ -80,6 +80,11 @@ def parameter_hash(project: Project, setting: Setting) -> str:
     return digest(p.dataset, setting.name, how, p.clustering(), p.network, p.data, compute)
 
 
+def _experts(project: Project, how: DistillParams) -> Any:
+    """What else shapes a run that follows experts."""
+    return project.params.experts() if how.objective == "trajectory" else None
+
+
 def run_distillation(project: Project, setting: Setting) -> DistillResult:
     """Distil one setting, resuming where a killed run stopped, and write its set, snapshots, history and metrics.
 
@@ -94,7 +99,7 @@ def run_distillation(project: Project, setting: Setting) -> DistillResult:
     data, info = project.seen(project.split("train"), how.whitening)
     start = starting_set(project, setting, how, data, info)
     hashes = {"parameter_hash": parameter_hash(project, setting), "data_hash": project.data_hash}
-    key = digest(hashes, code_hash(project.stage("distillation"), project.root))
+    key = digest(hashes, code_hash(project.stage("distillation"), project.root), _experts(project, how))
     checkpoint = Checkpoint(project.root / ".dream" / "checkpoints", f"{setting.name}-{key}")
     run = Distiller(start, data, info, how, project.network, project.compute, setting.seed)
     result = run.run(checkpoint, setting.name)

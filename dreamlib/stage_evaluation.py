@@ -69,7 +69,8 @@ def read_evaluation(project: Project, setting: Setting) -> tuple[Evaluation, pd.
     """An evaluation and its curve, read back from their files."""
     found = read_json(project.file("evaluation", setting, ".json"))
     points = pd.read_csv(project.file("curves", setting, ".csv"))
-    return Evaluation(tuple(found["accuracies"]), found["split"], found["epochs"]), points
+    as_trained = tuple(found["views"][0].get("as_trained", ()))
+    return Evaluation(tuple(found["accuracies"]), found["split"], found["epochs"], as_trained), points
 
 
 def _evaluated(

@@ -49,7 +49,7 @@ def method_table(project: Project, record: dict[str, Any]) -> pd.DataFrame:
     shown = pd.DataFrame({"method": table.method, "test accuracy (%)": map(percent, table.accuracy, table["std"])})
     shown["labels"], shown["stored floats"] = table.label_kind.values, table.stored_floats.values
     shown["factor"], shown["iterations"] = table.factor.values, table.iterations.values
-    shown["distillation (s)"] = table.seconds.values
+    shown["distillation (s)"] = table.seconds.round(1).values
     shown["seeds"], shown["networks a seed"] = table.seeds.values, (table.networks // table.seeds).values
     shown["protocol"] = [f"{p}, {e} epochs" for p, e in zip(table.protocol, table.epochs, strict=True)]
     return shown.set_index("method")
@@ -118,30 +118,37 @@ def plug_in_table(project: Project) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("method")
 
 
-def below_random(project: Project) -> list[str]:
-    """Distilling methods whose mean accuracy is not above that of random real images of the same storage."""
+def not_above(project: Project, floor: str) -> list[str]:
+    """Distilling methods whose mean accuracy is not above that of the real images that ``floor`` picks."""
     table = summary(evaluations(project)).set_index("method")
-    floor = table.loc["random", "accuracy"]
-    return [m for m, r in table.iterrows() if r.iterations and not r.accuracy > floor]
+    return [m for m, r in table.iterrows() if r.iterations and not r.accuracy > table.loc[floor, "accuracy"]]
+
+
+def _told(below: list[str], what: str) -> str:
+    if not below:
+        return f"Every distilling method is above {what}."
+    return f"Not above {what}: {', '.join(f'`{m}`' for m in below)}."
 
 
 def verdict(project: Project) -> str:
-    """The study in three sentences of Markdown, read from its results."""
+    """The study in a few sentences of Markdown, read from its results."""
     table = summary(evaluations(project))
     distilled = table[(table.iterations > 0) & (table.label_kind == "hard")].sort_values("accuracy", ascending=False)
     floor = table[table.method == "random"].iloc[0]
     first = distilled.iloc[0]
-    below = below_random(project)
-    said = (
-        "Every distilling method is above them."
-        if not below
-        else f"Not above them: {', '.join(f'`{m}`' for m in below)}."
+    following = "".join(
+        f", then `{r.method}` with {percent(r.accuracy, r['std'])} %" for _, r in distilled.iloc[1:2].iterrows()
     )
+    said = _told(not_above(project, "random"), "them")
+    if "kmeans" in set(table.method):
+        chosen = table[table.method == "kmeans"].iloc[0]
+        said += f" Images chosen by k-means reach {percent(chosen.accuracy, chosen['std'])} % undistilled. "
+        said += _told(not_above(project, "kmeans"), "those")
     gains = plug_in_table(project)["gain in points (paired by seed)"]
     listed = ", ".join(f"{name} {value}" for name, value in gains.items())
     return (
         f"Among methods with hard labels and {int(floor.stored_floats):,} stored floats, `{first.method}` is best "
-        f"here: **{percent(first.accuracy, first['std'])} %**; random real images reach "
+        f"here: **{percent(first.accuracy, first['std'])} %**{following}; random real images reach "
         f"{percent(floor.accuracy, floor['std'])} %. {said} Plugging DREAM's two ingredients in changes accuracy by "
         f"(points, paired by seed): {listed}."
     )

@@ -26,8 +26,8 @@ from dreamlib.tables import markdown
 
 def verdicts(claims: Claims) -> pd.DataFrame:
     """Every claim with what was measured and whether it holds here."""
-    rows = [*_why(claims), _sooner(claims), _higher(claims), *_parts(claims), _factors(claims), _plug_in(claims), _transfer(claims)]
-    rows += _buys(claims)
+    rows = [*_why(claims), _sooner(claims), _higher(claims), *_parts(claims), _factors(claims)]
+    rows += [_plug_in(claims), _transfer(claims), *_buys(claims)]
     return pd.DataFrame(rows, columns=["claim", "measured", "verdict"]).set_index("claim")
 
 
@@ -75,7 +75,8 @@ def _pair(table: pd.DataFrame, one: str, other: str) -> str:
 def _sooner(claims: Claims) -> tuple[str, str, str]:
     table = share_table(claims)
     told = "; ".join(
-        f"ipc {ipc}: {_share(r.share)} of IDC's {r.iterations} iterations (95 % interval: {_share(r.low)} to {_share(r.high)})"
+        f"ipc {ipc}: {_share(r.share)} of IDC's {r.iterations} iterations "
+        f"(95 % interval: {_share(r.low)} to {_share(r.high)})"
         for ipc, r in table.iterrows()
     )
     return "DREAM first reaches IDC's final accuracy in fewer iterations", told, together(list(table.verdict))

@@ -288,7 +288,7 @@ def feature_channels(network: nn.Module) -> int:
     if channels is None:
         raise ValueError(
             f"cluster_features 'pooled' averages a feature map over space, which {type(network).__name__} does not "
-            "give; use convnet, or cluster_features: flat"
+            "give; use convnet, or cluster_features: current"
         )
     return channels
 

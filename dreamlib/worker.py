@@ -37,13 +37,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--networks", type=json.loads, help="for evaluation: a JSON list of {name, options}")
     given = parser.parse_args(arguments)
     setting = Setting(given.method, given.ipc, given.seed)
-    with parallel.joined(read_params(given.root, given.study).compute.device):
-        try:
+    try:
+        with parallel.joined(read_params(given.root, given.study).compute.device):
             work(Project.open(given.root, given.study), setting, given.stage, given.networks)
-        except Exception as error:
-            # Those who wait for this one fail next: told now, the cause is told first.
-            parallel.report_failure(f"{type(error).__name__}: {error}")
-            raise
+    except Exception as error:
+        # Those who wait for this one fail next: told now, the cause is told first.
+        parallel.report_failure(f"{type(error).__name__}: {error}")
+        raise
     return 0
 
 

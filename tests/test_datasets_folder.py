@@ -1,5 +1,7 @@
 """A user's own folder: layouts, image kinds, statistics, and errors that help."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
@@ -89,6 +91,18 @@ def test_hash_follows_the_images(two_classes):
     assert data_hash("folder", "", options) == before
     save(two_classes / "pears" / "0.jpg", RED)
     assert data_hash("folder", "", options) != before
+
+
+def test_fetching_lists_the_images_where_dvc_looks(two_classes, tmp_path):
+    folder = create("folder", {"path": str(two_classes)})
+    paths = folder.fetch(tmp_path / "data")
+    listed = tmp_path / "data" / "folder" / "images.md5"
+    by_hand = {hashlib.md5(p.read_bytes()).hexdigest() + "  " + p.relative_to(two_classes).as_posix() for p in paths}
+    first = listed.read_bytes()
+    assert set(first.decode().splitlines()) == by_hand and len(by_hand) == len(paths)
+    save(paths[0], (0, 255, 0))
+    folder.fetch(tmp_path / "data")
+    assert listed.read_bytes() != first
 
 
 def test_all_unreadable_files_are_listed_in_one_error(two_classes):

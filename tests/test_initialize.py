@@ -1,13 +1,14 @@
 """The canvases a run starts from: whose images, where on the canvas, and what is refused before any work."""
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
-from dreamlib import initialize
 from dreamlib.initialize import check_budget, cluster_class, fill, images_needed, noise, random_rows
+from dreamlib.sections import DistillParams
 from dreamlib.synthetic import tile
 from dreamlib.types import LabeledImages
 
@@ -31,7 +32,7 @@ def canvas_by_numpy(images, factor, shrink):
 
 
 @pytest.mark.parametrize("factor", [1, 2, 4])
-@pytest.mark.parametrize("shrink", initialize.SHRINKS)
+@pytest.mark.parametrize("shrink", get_args(DistillParams.model_fields["shrink"].annotation))
 def test_tile_equals_a_loop_over_pixels(factor, shrink):
     images = torch.rand(3 * factor**2, 2, 8, 12, generator=torch.Generator().manual_seed(0))
     got = tile(images, factor, shrink)

@@ -17,8 +17,8 @@ RANKS = {
     3: "initialize coverage selection experts objectives",
     4: "distill batches cost",
     5: "evaluate",
-    6: "provenance figures figures_claims notebooks record claims",
-    7: "project",  # params.yaml and data, opened: where every stage begins
+    6: "provenance figures figures_claims notebooks claims",
+    7: "project record",  # params.yaml and data, opened: where every stage begins
     8: "stage_clustering stage_experts report",
     9: "stage_distillation stage_figures",
     10: "stage_evaluation stage_methods",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from PIL import Image
 from ruamel.yaml import YAML
 
 from dreamlib import run as launcher
@@ -46,45 +47,48 @@ def objectives_in_use(study=None):
     return {params.distillation(method, ipc).objective for method in params.methods for ipc in params.ipc}
 
 
-def imported(path, study=None):
-    """The files and folders (data sets and networks, whole) of dreamlib that a file imports."""
+def imported(path, plugins):
+    """The files and folders (data sets and networks, whole) of dreamlib that a file imports, and these objectives."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if not isinstance(node, ast.ImportFrom) or (node.module or "").split(".")[0] != "dreamlib":
             continue
         inner = node.module.split(".")[1:] or [alias.name for alias in node.names]
         if inner[:1] == ["objectives"]:
-            # Each objective is a plug-in: those in use can change a number, the others cannot.
-            names = ["__init__", *objectives_in_use(study)] if len(inner) == 1 else ["__init__", inner[1]]
-            found |= {f"objectives/{name}.py" for name in names}
+            names = ["__init__.py", *plugins] if len(inner) == 1 else ["__init__.py", f"{inner[1]}.py"]
+            found |= {f"objectives/{name}".rstrip("/") for name in names}
         else:
             names = inner[:1] if node.module != "dreamlib" else inner  # from dreamlib import one, two
             found |= {name if (LIBRARY / name).is_dir() else f"{name}.py" for name in names}
     return {name for name in found if (LIBRARY / name).exists() and name not in PRESENTATION}
 
 
-def closure(start, study=None):
-    """Everything of dreamlib that ``start`` imports, itself included."""
+def closure(start, plugins):
+    """Everything of dreamlib that ``start`` imports, itself included; a file of a folder that is there is there."""
     seen, todo = set(), [start]
     while todo:
         name = todo.pop()
         if name not in seen:
             seen.add(name)
             path = LIBRARY / name
-            todo += [n for file in (path.glob("*.py") if path.is_dir() else [path]) for n in imported(file, study)]
-    return seen
+            files = path.glob("*.py") if path.is_dir() else [path]
+            todo += [n for file in files for n in imported(file, plugins)]
+    return {name for name in seen if "/" not in name or name.partition("/")[0] not in seen}
 
 
 @pytest.mark.parametrize("stage", COMPUTING)
 def test_a_stage_depends_on_every_module_its_numbers_come_from(stage):
     listed = {dep.removeprefix("dreamlib/") for dep in STAGES[stage]["deps"] if dep.startswith("dreamlib/")}
-    assert listed == closure(COMPUTING[stage])
+    # Any objective may be listed in params.yaml, or be a file of one's own: all can change a distilled set.
+    assert listed == closure(COMPUTING[stage], [""] if stage == "distillation" else [])
 
 
 @pytest.mark.parametrize("stage", STUDY)
 def test_a_stage_of_the_study_depends_on_every_module_its_numbers_come_from(stage):
     listed = {dep.removeprefix("dreamlib/") for dep in STAGES[stage]["deps"] if dep.startswith("dreamlib/")}
-    assert listed == closure(*STUDY[stage])
+    module, study = STUDY[stage]
+    # A study's methods are listed: the objectives they use can change a number, the others cannot.
+    assert listed == closure(module, [f"{name}.py" for name in objectives_in_use(study)])
 
 
 def test_the_stages_of_the_claims_are_the_studies_named_so():
@@ -267,6 +271,9 @@ MISTAKES = [
     (lambda p: p["budgets"]["quick"]["distillation"].update(image_lrr=1.0), "did you mean 'image_lr'"),
     (lambda p: p["budgets"]["quick"]["distillation"].update(factor=5), "choose factor ≤ 4"),
     (lambda p: p.update(ipc=[1, 500]), "choose ipc ≤"),
+    (lambda p: p["budgets"]["quick"]["clustering"].update(pool=3), "raise the pool to 4, or 0"),
+    (lambda p: p["budgets"]["quick"]["clustering"].update(pool={1: 40}), "pool is one for every ipc"),
+    (lambda p: p["compute"].update(device="gpu"), "compute.device"),
     (lambda p: p["network"].update(name="convnett"), "did you mean 'convnet'"),
     (lambda p: p["method"]["dream"].update(sampler="representativ"), "did you mean 'representative'"),
     (lambda p: p["data"].update(validation_per_class=100000), "validation_per_class"),
@@ -286,6 +293,40 @@ def test_a_mistake_in_params_is_one_clear_error_before_any_work(edited, change, 
 def test_the_papers_budget_is_one_setting_away(edited):
     project = edited(lambda p: p.update(budget="paper"))
     assert "Running stage 'distillation@dream-1-0'" in dvc(project, "repro", "figures", "--dry")
+
+
+def test_images_of_ones_own_and_methods_without_clusters_go_through_the_pipeline(edited, project, tmp_path):
+    """The same digits as image files elsewhere, by way of the command that `make data` runs."""
+    for split in ("train", "test"):
+        digits = create("digits").load(split, project / "data")
+        for label in range(3):
+            (tmp_path / split / str(label)).mkdir(parents=True)
+            for row in digits.of_class(label)[:12].tolist():
+                image = Image.fromarray((digits.images[row, 0].numpy() * 255).astype("uint8"))
+                image.save(tmp_path / split / str(label) / f"{row}.png")
+
+    def change(p):
+        p.update(dataset="folder", methods=["random", "idc"])
+        p["data"].update(validation_per_class=2, options={"path": str(tmp_path), "size": 8, "channels": 1})
+        p["budgets"]["quick"]["distillation"].update(real_batch=4, outer_iterations=1, inner_iterations=1)
+        p["budgets"]["quick"]["evaluation"].update(repeats=1, epochs=1)
+
+    root = edited(change)
+    subprocess.run(
+        [sys.executable, "-m", "dreamlib.datasets"], cwd=root, check=True, capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )  # fmt: skip
+    dvc(root, "repro", "figures")
+    assert read_json(root / "results" / "evaluation" / "idc-ipc1-seed0.json")["ipc"] == 1
+    shown = nbformat.read(root / "reports" / "01_clustering" / "ipc1-seed0.ipynb", 4)
+    assert sum("image/png" in o.get("data", {}) for c in shown.cells for o in c.get("outputs", [])) >= 2
+    assert "up to date" in dvc(root, "repro", "figures")
+    next((tmp_path / "train" / "0").iterdir()).unlink()
+    subprocess.run(
+        [sys.executable, "-m", "dreamlib.datasets"], cwd=root, check=True, capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )  # fmt: skip
+    assert "Running stage 'clustering" in dvc(root, "repro", "figures", "--dry")
 
 
 def test_experts_are_made_once_and_found_again(edited):

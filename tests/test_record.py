@@ -12,10 +12,21 @@ from dreamlib.files import read_json, write_json
 from dreamlib.notebooks import to_html, with_mathml
 from dreamlib.stage_figures import summary, summary_markdown
 
+PARAMS = """\
+dataset: digits
+ipc: [1]
+methods: [{}]
+seeds: [0]
+budget: b
+method: {{dream: {{}}, idc: {{}}}}
+budgets: {{b: {{}}}}
+"""
+
 
 @pytest.fixture
 def committed(tmp_path):
     """A repository with one committed result."""
+    (tmp_path / "params.yaml").write_text(PARAMS.format("dream"))
     write_json(tmp_path / "results" / "evaluation" / "dream-ipc1-seed0.json", {"accuracy": 0.7, "std": 0.01})
     (tmp_path / "results" / "sets").mkdir()
     (tmp_path / "results" / "sets" / "dream-ipc1-seed0.safetensors").write_bytes(b"set")
@@ -45,9 +56,18 @@ def test_an_accuracy_may_differ_by_two_joint_standard_deviations(committed, accu
 
 def test_a_setting_that_was_never_committed_is_said_and_is_no_failure(committed):
     write_json(committed / "results" / "evaluation" / "idc-ipc1-seed0.json", {"accuracy": 0.1, "std": 0.0})
+    (committed / "params.yaml").write_text(PARAMS.format("dream, idc"))
     table, good = record.compare(committed)
     assert good
     assert set(table["distilled set"]) == {"same bits", "not committed"}
+
+
+def test_only_what_params_yaml_asks_for_is_compared_and_all_of_it(committed):
+    write_json(committed / "results" / "evaluation" / "idc-ipc1-seed0.json", {"accuracy": 0.1, "std": 0.0})
+    assert list(record.compare(committed)[0]["setting"]) == ["dream-ipc1-seed0"]
+    (committed / "results" / "evaluation" / "dream-ipc1-seed0.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"dream-ipc1-seed0\.json is missing"):
+        record.compare(committed)
 
 
 def test_costs_are_added_up_by_stage():

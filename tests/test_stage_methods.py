@@ -5,7 +5,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from dreamlib import stage_methods
-from dreamlib.files import write_json
+from dreamlib.files import read_json, write_json
 from dreamlib.params import find_root, read_params
 from dreamlib.project import Project, Setting
 
@@ -84,6 +84,24 @@ def test_transfer_takes_the_first_seed_under_the_protocol_on_every_network(proje
 
 
 def test_methods_below_random_are_named(project):
-    assert stage_methods.below_random(project) == ["idc"]
+    assert stage_methods.not_above(project, "random") == ["idc"]
     assert "Not above them: `idc`" in stage_methods.verdict(project)
-    assert "`dream` is best here: **70.0 ± 0.0 %**" in stage_methods.verdict(project)
+    assert "`dream` is best here: **70.0 ± 0.0 %**, then `dc_dream` with 65.5" in stage_methods.verdict(project)
+
+
+def test_methods_below_the_chosen_images_are_named(project):
+    path = project.root / "studies.yaml"
+    yaml = YAML()
+    values = yaml.load(path)
+    values["studies"]["methods"]["methods"].append("kmeans")
+    yaml.dump(values, path)
+    project = Project(project.root, read_params(project.root, "methods"), "methods")
+    for seed in (0, 1):
+        kinds = ("evaluation", "distillation")
+        shown, made = (read_json(project.file(kind, Setting("random", 1, seed), ".json")) for kind in kinds)
+        shown |= {"method": "kmeans", "accuracies": [0.62], "accuracy": 0.62}
+        shown["views"] = [view | {"accuracies": [0.62], "accuracy": 0.62} for view in shown["views"]]
+        write_json(project.file("evaluation", Setting("kmeans", 1, seed), ".json"), shown)
+        write_json(project.file("distillation", Setting("kmeans", 1, seed), ".json"), made)
+    said = stage_methods.verdict(project)
+    assert "Images chosen by k-means reach 62.0 ± 0.0 % undistilled" in said and "Not above those: `dc`, `idc`." in said

@@ -111,6 +111,23 @@ def test_lists_are_replaced_and_sections_keep_what_the_study_does_not_name(root)
     assert (root / "params.yaml").read_bytes() == before
 
 
+def test_a_study_has_nothing_of_another_network_or_data_set(root):
+    yaml, path = YAML(), root / "params.yaml"
+    params = yaml.load(path)
+    params["network"] = {"name": "convnet", "options": {"depth": 2}}
+    params["data"]["options"] = {"path": "elsewhere"}
+    params["dataset"] = "folder"
+    yaml.dump(params, path)
+    study = {"dataset": "digits", "network": {"name": "convnet", "options": {"width": 8}}}
+    write(root, study)
+    found = read_params(root, "small")
+    assert found.network.options == {"width": 8} and found.data.options == {}
+    assert found.data.validation_per_class == params["data"]["validation_per_class"]
+    write(root, {"seeds": [7]})  # the same data and network: theirs are kept
+    found = read_params(root, "small")
+    assert found.network.options == {"depth": 2} and found.data.options == {"path": "elsewhere"}
+
+
 def test_an_unknown_study_and_a_missing_file_are_said(root):
     with pytest.raises(ParameterError, match="did you mean 'tiny'"):
         read_params(root, "tinny")

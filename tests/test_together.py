@@ -134,20 +134,18 @@ def test_classes_of_unequal_size_are_matched_one_by_one(digits, toy_info, tiny):
     assert [label for label, _ in make("gradient", {}).losses(state)] == list(range(10))
 
 
-def test_one_clustering_of_all_classes_chooses_as_one_of_each(digits):
-    """From the same starting centres, that is: the draws differ."""
-    sampler = SAMPLERS["representative"](digits, 8, 0, warm_start=True)
+@pytest.mark.parametrize("start", ["random", "k-means++"])
+def test_one_clustering_of_all_classes_chooses_as_one_of_each(digits, start):
+    sampler = SAMPLERS["representative"](digits, 8, 0, start=start)
     members = {c: digits.of_class(c)[:40] for c in range(10)}
     pixels = lambda images: images.flatten(1)  # noqa: E731
-    centers = {c: pixels(digits.images[rows[:8]]) for c, rows in members.items()}
-    rngs = {c: torch.Generator() for c in members}
     chosen = []
     for choose in (
-        lambda: sampler.choose_all(members, rngs, pixels, pixels),
-        lambda: sampler.choose_together(members, rngs[0], pixels),
+        lambda rngs: sampler.choose_all(members, rngs, pixels, pixels),
+        lambda rngs: sampler.choose_together(members, rngs, pixels),
     ):
-        sampler.centers = dict(centers)
-        chosen.append({label: rows.sort().values for label, rows in choose().items()})
+        found = choose({c: torch.Generator().manual_seed(c) for c in members})
+        chosen.append({label: rows.sort().values for label, rows in found.items()})
     assert list(chosen[0]) == list(chosen[1]) == list(range(10))
     assert all(set(chosen[0][c].tolist()) <= set(members[c].tolist()) for c in members)
     same = [torch.equal(chosen[0][c], chosen[1][c]) for c in members]

@@ -329,5 +329,5 @@ def test_pooling_of_half_precision_features_sums_in_float32():
 
 def test_a_network_without_places_to_average_over_is_refused(toy_info, toy_data):
     network = build("mlp", toy_info(), torch.Generator().manual_seed(0))
-    with pytest.raises(ValueError, match="use convnet, or cluster_features: flat"):
+    with pytest.raises(ValueError, match="use convnet, or cluster_features: current"):
         embed(network, toy_data().images, toy_info(), Kernels(network, Compute()), pooled=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from dreamlib.datasets import DATASETS, DataError, create
 from dreamlib.datasets.fetch import DEFAULT_NAMES, md5_of
-from dreamlib.params import read_params
+from dreamlib.params import Params, read_params
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -15,12 +15,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dreamlib.datasets", description="Fetch and verify data sets.")
     known = ", ".join(DATASETS.names())
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{known} (default: the one params.yaml names)")
-    parser.add_argument("--data-dir", default="data", help="folder of all data sets (default: %(default)s)")
+    parser.add_argument("--data-dir", help="folder of all data sets (default: data.directory of params.yaml, or data)")
     chosen = parser.parse_args(arguments)
     failed = False
-    for name, options in _wanted(chosen.names):
+    params = _params()
+    folder = chosen.data_dir or (params.data.directory if params else "data")
+    for name, options in _wanted(chosen.names, params):
         try:
-            for path in create(name, options).fetch(chosen.data_dir):
+            for path in create(name, options).fetch(folder):
                 print(f"{md5_of(path)}  {path}")
         except (DataError, ValueError) as error:
             # One data set that cannot be had is no reason to leave out the others.
@@ -29,15 +31,18 @@ def main(arguments: list[str] | None = None) -> int:
     return int(failed)
 
 
-def _wanted(names: list[str]) -> list[tuple[str, dict[str, Any]]]:
-    """(name, options) of each data set to fetch; without names, the one params.yaml asks for."""
-    if names:
-        return [(name, {}) for name in names]
+def _params() -> Params | None:
+    """params.yaml, where there is a project."""
     try:
-        params = read_params()
+        return read_params()
     except FileNotFoundError:
-        return [(name, {}) for name in DEFAULT_NAMES]
-    return [(params.dataset, params.data.options)]
+        return None
+
+
+def _wanted(names: list[str], params: Params | None) -> list[tuple[str, dict[str, Any]]]:
+    """(name, options) of each data set to fetch; without names, the one params.yaml asks for."""
+    own = {params.dataset: params.data.options} if params else {}
+    return [(name, own.get(name, {})) for name in names or own or DEFAULT_NAMES]
 
 
 if __name__ == "__main__":

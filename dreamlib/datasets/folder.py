@@ -14,7 +14,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from dreamlib.datasets.base import DATASETS, Dataset, check_split, from_bytes
-from dreamlib.datasets.fetch import DataError
+from dreamlib.datasets.fetch import DataError, md5_of
+from dreamlib.files import write_atomically
 from dreamlib.types import DatasetInfo, LabeledImages
 
 # What Pillow's decoders are known to raise for damaged files; anything else is a fault of this module.
@@ -78,10 +79,17 @@ class Folder(Dataset):
         return from_bytes(images, labels, num_classes=len(layout))
 
     def fetch(self, data_dir: str | Path) -> list[Path]:
-        """Nothing to fetch: checks that the images are there and readable, and returns their paths."""
+        """Nothing to fetch: checks that the images are there and readable, and returns their paths.
+
+        Lists their MD5s in ``data_dir``/folder/images.md5, in the format of md5sum: the images may lie anywhere, and
+        this is the file whose changes DVC sees.
+        """
         for split in ("train", "test"):
             self.load(split, data_dir)
-        return self.paths(data_dir)
+        paths, root = self.paths(data_dir), self.folder()
+        listed = sorted(f"{md5_of(path)}  {path.relative_to(root).as_posix()}\n" for path in paths)
+        write_atomically(Path(data_dir) / self.name / "images.md5", "".join(listed).encode())
+        return paths
 
     def paths(self, data_dir: str | Path) -> list[Path]:
         """All image files, training first."""
