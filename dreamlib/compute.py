@@ -46,9 +46,10 @@ class Compute:
             raise ValueError(f"compute.device is '{device}'; choose auto, cpu, cuda or cuda:<number>")
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"compute.device is '{device}' but torch sees no CUDA device; use 'auto' or 'cpu'")
-        if int(named[1] or 0) >= (count := torch.cuda.device_count()) and device.startswith("cuda"):
+        number, there = int(named[1] or 0), torch.cuda.device_count()
+        if device.startswith("cuda") and number >= there:
             raise ValueError(
-                f"compute.device is '{device}' but torch sees {count} devices: use at most cuda:{count - 1}"
+                f"compute.device is '{device}' but torch sees {there} devices: name cuda:{there - 1} or less"
             )
         return cls(torch.device(device), _DTYPES[precision], compile)
 

@@ -27,7 +27,7 @@ def measures_by_step(table: pd.DataFrame, labels: dict[str, str]) -> Figure:
         axis.set(xlabel="training steps of the network", ylabel=label)
         values = table[table.measure == measure]["mean"]
         if values.min() > 0 and values.max() > 10 * values.min():
-            axis.set(yscale="log", ylabel=f"{label} (log scale)")
+            axis.set_yscale("log")
     handles = [plt.Line2D([], [], color=tone, marker="o", ms=3) for tone in _KINDS.values()]
     figure.legend(handles, _KINDS, ncols=len(_KINDS), loc="outside upper center")
     return finished(figure)

@@ -442,6 +442,16 @@ def test_a_step_that_breaks_the_pixels_never_becomes_the_checkpoint(tmp_path, to
     assert bool(checkpoint.load()["canvases"].isfinite().all())
 
 
+def test_a_broken_learned_value_is_named_with_its_own_rate(toy_objective):
+    def losses(self, state):
+        rate = state.synthetic.extras["rate"]
+        yield -1, (rate - rate.detach()).clamp_min(0).sqrt() + state.synthetic.canvases.square().sum()
+
+    toy_objective(losses, learned=lambda self, start: {"rate": torch.tensor(1.0)})
+    with pytest.raises(DistillationDivergedError, match=r"learned 'rate' .* with learned_lr 0\.01: lower learned_lr"):
+        distiller(objective="toy", learned_lr=0.01, image_update="collapsed").run()
+
+
 def test_a_loss_of_all_classes_is_not_blamed_on_one(toy_objective):
     """An objective that gives one loss for the whole set gives it as class −1."""
 

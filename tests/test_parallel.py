@@ -204,7 +204,7 @@ def root(tmp_path_factory):
     params["compute"].update(compile=False, precision="float32", threads=2, device="cpu", workers=2)
     quick = params["budgets"]["quick"]
     quick["distillation"].update(outer_iterations=1, inner_iterations=2, real_batch=8, pool=20, snapshots=1)
-    quick["evaluation"].update(repeats=3, epochs=2, curve_epochs=2)
+    quick["evaluation"].update(repeats=3, epochs=2, curve_epochs=2, last_layer="ridge")
     yaml.dump(params, folder / "params.yaml")
     return folder
 
@@ -229,7 +229,7 @@ def test_a_failing_worker_is_one_error_and_working_ones_give_what_one_gives(root
     assert sorted(read.seconds) == ["clustering", "matching", "network"]
     alone = run_evaluation(one, setting)
     shared = run_evaluation(with_compute(root, workers=2, threads=2), setting)
-    assert shared[0] == alone[0]
+    assert shared[0] == alone[0] and len(shared[0].as_trained) == 3
     assert shared[1].equals(alone[1])
 
 
@@ -261,6 +261,16 @@ def test_classes_in_turn_cannot_be_shared(root):
             Project.open(root)
     finally:
         (root / "params.yaml").write_bytes(before)
+
+
+def test_more_workers_than_gpus_are_refused_before_they_meet(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for here in (0, 1):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda here=here: here)
+        said = f"2 workers need a GPU each and this machine has {here}"
+        with pytest.raises(ValueError, match=said), parallel.joined("cuda"):
+            pass
 
 
 def test_alone_everything_is_a_group_of_one():
