@@ -33,8 +33,12 @@ def images_needed(ipc: int, factor: int, rule: str = "single") -> int:
     return sum(f * f for f in formation(ipc, factor, rule))
 
 
-def check_budget(data: LabeledImages, info: DatasetInfo, ipc: int, factor: int, rule: str = "single") -> None:
+def check_budget(
+    data: LabeledImages, info: DatasetInfo, ipc: int, factor: int, rule: str = "single", init: str = "random"
+) -> None:
     """Refuse, before any work, a set the data cannot fill: too few images in a class, or crops without pixels.
+
+    Noise fills any number of canvases.
 
     Raises ValueError with the value, the limit and the remedy.
     """
@@ -46,7 +50,7 @@ def check_budget(data: LabeledImages, info: DatasetInfo, ipc: int, factor: int, 
     counts = torch.bincount(data.labels, minlength=data.num_classes)
     smallest, fewest = int(counts.argmin()), int(counts.min())
     needed = images_needed(ipc, factor, rule)
-    if needed > fewest:
+    if needed > fewest and init != "noise":
         most = next((n for n in range(ipc, 0, -1) if images_needed(n, factor, rule) <= fewest), 0)
         fewer = f"choose ipc ≤ {most}, or a smaller factor or" if most else "choose a smaller factor or"
         raise ValueError(

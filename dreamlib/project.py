@@ -218,7 +218,7 @@ def check_names(params: Params) -> None:
 def _check_pool(params: Params, method: str, ipc: int, how: DistillParams) -> None:
     """Refuse a clustering among fewer images than it is to choose; raises ParameterError."""
     pool, needed = params.clustering().pool, images_needed(ipc, how.factor, how.decode)
-    if how.init != "random" and 0 < pool < needed:
+    if how.init not in ("noise", "random") and 0 < pool < needed:
         raise ParameterError(
             f"params.yaml: clustering.pool = {pool} of budget {params.budget}, but method {method} (init: {how.init}) "
             f"starts from {needed} images a class at ipc {ipc}; raise the pool to {needed}, or 0 for all images"
@@ -242,8 +242,7 @@ def preflight(project: Project) -> None:
     for method in p.methods:
         for ipc in p.ipc:
             how = p.distillation(method, ipc)
-            if how.init != "noise":
-                check_budget(train, project.info, ipc, how.factor, how.decode)
-                _check_pool(p, method, ipc, how)
+            check_budget(train, project.info, ipc, how.factor, how.decode, how.init)
+            _check_pool(p, method, ipc, how)
             if how.cluster_features == "pooled":
                 feature_channels(build(p.network.name, project.info, torch.Generator(), p.network.options))

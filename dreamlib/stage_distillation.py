@@ -30,7 +30,7 @@ def starting_set(
     project: Project, setting: Setting, how: DistillParams, data: LabeledImages, info: DatasetInfo
 ) -> SyntheticSet:
     """The canvases before distillation, by the method's ``init``; real images that fill them are rows of ``data``."""
-    check_budget(data, info, setting.ipc, how.factor, how.decode)
+    check_budget(data, info, setting.ipc, how.factor, how.decode, how.init)
     count = images_needed(setting.ipc, how.factor, how.decode)
     make: dict[str, Callable[[], SyntheticSet]] = {
         "noise": lambda: noise(data, info, setting.ipc, how.factor, how.decode, setting.seed),

@@ -167,6 +167,15 @@ def test_a_factor_that_leaves_no_crop_is_refused(factor, fits, toy_data, toy_inf
         check_budget(data, info, 1, factor)
 
 
+def test_noise_needs_pixels_and_no_images(toy_data, toy_info):
+    data, info = toy_data(per_class=3), toy_info()
+    with pytest.raises(ValueError, match=r"needs 4 real images.*: choose a smaller factor or validation split"):
+        check_budget(data, info, 1, 2)
+    check_budget(data, info, 1, 2, init="noise")
+    with pytest.raises(ValueError, match="leaves 1 pixels"):
+        check_budget(data, info, 1, 8, init="noise")
+
+
 def test_bound_needs_what_it_decodes_to(toy_data, toy_info):
     data, info = toy_data(per_class=124), toy_info()
     check_budget(data, info, 40, 3, "bound")
