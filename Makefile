@@ -32,7 +32,7 @@ repro: data      ## reproduce the default pipeline from the data up, then compar
 methods: data    ## the methods study: every family of methods at ipc 1, under an hour on two cores
 	$(BIN)/dvc repro methods
 
-best: data       ## the best sets the project keeps (results/best), about four hours on two cores
+best: data       ## the best sets the project keeps (results/best), about five and a half hours on two cores
 	$(BIN)/dvc repro best
 
 claims: data     ## the study of DREAM's claims at a reduced budget, about an hour on two cores
