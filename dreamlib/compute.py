@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dreamlib.sections import DEVICE
+
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -39,19 +41,18 @@ class Compute:
         keep_freed_memory()
         if threads:
             torch.set_num_threads(threads)
+        if not re.fullmatch(DEVICE, device):
+            raise ValueError(f"compute.device is '{device}'; choose auto, cpu, cuda or cuda:<number>")
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        named = re.fullmatch(r"cpu|cuda(?::(\d+))?", device)
-        if not named:
-            raise ValueError(f"compute.device is '{device}'; choose auto, cpu, cuda or cuda:<number>")
-        if device.startswith("cuda") and not torch.cuda.is_available():
+        place = torch.device(device)
+        if place.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"compute.device is '{device}' but torch sees no CUDA device; use 'auto' or 'cpu'")
-        number, there = int(named[1] or 0), torch.cuda.device_count()
-        if device.startswith("cuda") and number >= there:
+        if place.type == "cuda" and (place.index or 0) >= (there := torch.cuda.device_count()):
             raise ValueError(
                 f"compute.device is '{device}' but torch sees {there} devices: name cuda:{there - 1} or less"
             )
-        return cls(torch.device(device), _DTYPES[precision], compile)
+        return cls(place, _DTYPES[precision], compile)
 
     def place(self, network: nn.Module) -> nn.Module:
         """The network on the device, channels-last: the layout its convolutions run fastest in."""

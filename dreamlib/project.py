@@ -94,6 +94,12 @@ class Project:
         return f"{self.study.split('_')[0]}_runs" if self.study else name
 
     @property
+    def settings(self) -> list[Setting]:
+        """All settings of the matrix, in params.yaml's order."""
+        p = self.params
+        return [Setting(method, ipc, seed) for ipc in p.ipc for method in p.methods for seed in p.seeds]
+
+    @property
     def results(self) -> Path:
         """Where results lie: results/, or a study's own folder below it."""
         return self.root / "results" / (self.study or "")

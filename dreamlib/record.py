@@ -12,7 +12,7 @@ import pandas as pd
 
 from dreamlib.files import read_json, write_atomically, write_json
 from dreamlib.params import find_root, read_params
-from dreamlib.project import Setting
+from dreamlib.project import Project
 from dreamlib.provenance import RUNS
 from dreamlib.tables import between
 
@@ -67,8 +67,8 @@ def compare(root: Path) -> tuple[pd.DataFrame, bool]:
     'within' means: no further from the committed mean than two standard deviations of the two together, at least one
     percentage point (three networks estimate a spread poorly).
     """
-    p, rows = read_params(root), []
-    for setting in (Setting(m, ipc, seed) for ipc in p.ipc for m in p.methods for seed in p.seeds):
+    rows = []
+    for setting in Project(root, read_params(root)).settings:
         path = root / "results" / "evaluation" / f"{setting.name}.json"
         old, new = committed(root, path.relative_to(root).as_posix()), read_json(path)
         if old is None:

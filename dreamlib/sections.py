@@ -19,6 +19,9 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+DEVICE = r"^(auto|cpu|cuda(:\d+)?)$"  # what compute.device may be
+
+
 class ComputeParams(Strict):
     """Where and how precisely to compute; see ``Compute.resolve``.
 
@@ -26,7 +29,7 @@ class ComputeParams(Strict):
     ``threads`` are then shared too.
     """
 
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    device: Annotated[str, Field(pattern=DEVICE)] = "auto"
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     threads: Natural = 0
     compile: bool = False

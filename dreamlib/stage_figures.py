@@ -3,26 +3,20 @@
 import pandas as pd
 
 from dreamlib.files import read_json, write_atomically, write_json
-from dreamlib.project import Project, Setting
+from dreamlib.project import Project
 from dreamlib.tables import markdown
 
 
 def evaluations(project: Project) -> pd.DataFrame:
     """One row per evaluated network of every setting params.yaml lists: method, ipc, seed, network, accuracy, …"""
     rows = []
-    for setting in settings(project):
+    for setting in project.settings:
         found = read_json(project.file("evaluation", setting, ".json"))
         made = read_json(project.file("distillation", setting, ".json"))
         fixed = {k: v for k, v in found.items() if k not in ("accuracy", "std", "accuracies", "networks", "views")}
         fixed |= {"iterations": made["iterations"], "training_images": made["training_images"]}
         rows += [{**fixed, "network": i, "accuracy": a} for i, a in enumerate(found["accuracies"])]
     return pd.DataFrame(rows)
-
-
-def settings(project: Project) -> list[Setting]:
-    """All settings of the matrix, in params.yaml's order."""
-    p = project.params
-    return [Setting(m, i, s) for i in p.ipc for m in p.methods for s in p.seeds]
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
@@ -83,7 +77,7 @@ def curves(project: Project) -> pd.DataFrame:
     The standard deviation is over seeds × networks where there are several, else missing.
     """
     parts = []
-    for setting in settings(project):
+    for setting in project.settings:
         path = project.file("curves", setting, ".csv")
         part = pd.read_csv(path)
         parts.append(part.assign(method=setting.method, ipc=setting.ipc, seed=setting.seed))

@@ -7,7 +7,7 @@ import pandas as pd
 from dreamlib.files import read_json
 from dreamlib.project import Project
 from dreamlib.record import cost_table
-from dreamlib.stage_figures import evaluations, settings, summary
+from dreamlib.stage_figures import evaluations, summary
 
 SUFFIX = "_dream"  # an entry with DREAM's two ingredients is named after the one without
 
@@ -15,7 +15,7 @@ SUFFIX = "_dream"  # an entry with DREAM's two ingredients is named after the on
 def views(project: Project) -> pd.DataFrame:
     """One row per evaluated (method, seed, network, view): accuracies of the networks trained under that view."""
     rows = []
-    for setting in settings(project):
+    for setting in project.settings:
         found = read_json(project.file("evaluation", setting, ".json"))
         fixed = {"method": setting.method, "ipc": setting.ipc, "seed": setting.seed, "label_kind": found["label_kind"]}
         for view in found["views"]:
@@ -118,10 +118,10 @@ def plug_in_table(project: Project) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("method")
 
 
-def not_above(project: Project, floor: str) -> list[str]:
-    """Distilling methods whose mean accuracy is not above that of the real images that ``floor`` picks."""
-    table = summary(evaluations(project)).set_index("method")
-    return [m for m, r in table.iterrows() if r.iterations and not r.accuracy > table.loc[floor, "accuracy"]]
+def not_above(table: pd.DataFrame, floor: str) -> list[str]:
+    """Distilling methods of a ``summary`` whose mean accuracy is not above that of the real images ``floor`` picks."""
+    least = table.loc[table.method == floor, "accuracy"].item()
+    return table.method[(table.iterations > 0) & ~(table.accuracy > least)].tolist()
 
 
 def _told(below: list[str], what: str) -> str:
@@ -139,11 +139,11 @@ def verdict(project: Project) -> str:
     following = "".join(
         f", then `{r.method}` with {percent(r.accuracy, r['std'])} %" for _, r in distilled.iloc[1:2].iterrows()
     )
-    said = _told(not_above(project, "random"), "them")
+    said = _told(not_above(table, "random"), "them")
     if "kmeans" in set(table.method):
         chosen = table[table.method == "kmeans"].iloc[0]
         said += f" Images chosen by k-means reach {percent(chosen.accuracy, chosen['std'])} % undistilled. "
-        said += _told(not_above(project, "kmeans"), "those")
+        said += _told(not_above(table, "kmeans"), "those")
     gains = plug_in_table(project)["gain in points (paired by seed)"]
     listed = ", ".join(f"{name} {value}" for name, value in gains.items())
     return (

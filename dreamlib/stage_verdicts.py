@@ -82,13 +82,16 @@ def _sooner(claims: Claims) -> tuple[str, str, str]:
     return "DREAM first reaches IDC's final accuracy in fewer iterations", told, together(list(table.verdict))
 
 
+def _gained(claim: str, gains: dict[str, list[float]], note: str = "") -> tuple[str, str, str]:
+    """A claim of gains in accuracy: each by its name, and one verdict."""
+    told = "; ".join(f"{name}: {points(g)}" for name, g in gains.items())
+    return claim, told + note, together([judge(g) for g in gains.values()])
+
+
 def _higher(claims: Claims) -> tuple[str, str, str]:
-    gains = {}
-    for ipc in claims.curves.params.ipc:
-        table = by_seed(claims.curves, ipc)
-        gains[ipc] = list(table["dream"] - table["idc"])
-    told = "; ".join(f"ipc {ipc}: {points(g)}" for ipc, g in gains.items())
-    return "DREAM's final accuracy is higher than IDC's", told, together([judge(g) for g in gains.values()])
+    tables = {ipc: by_seed(claims.curves, ipc) for ipc in claims.curves.params.ipc}
+    gains = {f"ipc {ipc}": list(table["dream"] - table["idc"]) for ipc, table in tables.items()}
+    return _gained("DREAM's final accuracy is higher than IDC's", gains)
 
 
 def _share(value: float) -> str:
@@ -99,9 +102,7 @@ def _parts(claims: Claims) -> list[tuple[str, str, str]]:
     table = by_seed(claims.ablation, claims.ablation.params.ipc[0])
 
     def compare(claim: str, pairs: list[tuple[str, str]]) -> tuple[str, str, str]:
-        gains = {f"{a} over {b}": list(table[a] - table[b]) for a, b in pairs}
-        told = "; ".join(f"{name}: {points(g)}" for name, g in gains.items())
-        return claim, told, together([judge(g) for g in gains.values()])
+        return _gained(claim, {f"{a} over {b}": list(table[a] - table[b]) for a, b in pairs})
 
     better = [(REFERENCE, "init_only"), (REFERENCE, "batches_only")]
     others = [(REFERENCE, "center"), (REFERENCE, "boundary")]
@@ -125,33 +126,24 @@ def _parts(claims: Claims) -> list[tuple[str, str, str]]:
 def _factors(claims: Claims) -> tuple[str, str, str]:
     few, *_, many = claims.factor.params.ipc
     small, large = by_seed(claims.factor, few), by_seed(claims.factor, many)
-    gains = [list(small["dream_f2"] - small["dream_f1"]), list(large["dream_f1"] - large["dream_f2"])]
-    told = f"ipc {few}, factor 2 over 1: {points(gains[0])}; ipc {many}, factor 1 over 2: {points(gains[1])}"
-    return (
-        "Factor 2 helps where images are few and hurts where they are many",
-        told,
-        together([judge(g) for g in gains]),
-    )
+    gains = {
+        f"ipc {few}, factor 2 over 1": list(small["dream_f2"] - small["dream_f1"]),
+        f"ipc {many}, factor 1 over 2": list(large["dream_f1"] - large["dream_f2"]),
+    }
+    return _gained("Factor 2 helps where images are few and hurts where they are many", gains)
 
 
 def _plug_in(claims: Claims) -> tuple[str, str, str]:
-    gains = plug_in_gains(claims)
-    told = "; ".join(f"{name}: {points(g)}" for name, g in gains.items()) + " (the methods study's own budget)"
-    return (
+    return _gained(
         "The two ingredients help whichever method they are plugged into",
-        told,
-        together([judge(g) for g in gains.values()]),
+        plug_in_gains(claims),
+        " (the methods study's own budget)",
     )
 
 
 def _transfer(claims: Claims) -> tuple[str, str, str]:
-    gains = transfer_gains(claims)
-    told = "; ".join(f"ipc {ipc}, {name}: {points(g)}" for (ipc, name), g in gains.items())
-    return (
-        "DREAM's lead over IDC holds on networks and views it was not made for",
-        told,
-        together([judge(g) for g in gains.values()]),
-    )
+    gains = {f"ipc {ipc}, {name}": g for (ipc, name), g in transfer_gains(claims).items()}
+    return _gained("DREAM's lead over IDC holds on networks and views it was not made for", gains)
 
 
 def _buys(claims: Claims) -> list[tuple[str, str, str]]:

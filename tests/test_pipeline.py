@@ -211,6 +211,12 @@ def dvc(root, *arguments, fails=False):
     return done.stdout + done.stderr
 
 
+def fetch(root):
+    """What `make data` runs."""
+    env = {**os.environ, "PYTHONPATH": str(root)}
+    subprocess.run([sys.executable, "-m", "dreamlib.datasets"], cwd=root, env=env, capture_output=True, check=True)
+
+
 def outputs_of(root):
     kept = [p for folder in ("results", "reports") for p in (root / folder).rglob("*") if p.is_file()]
     return {p.relative_to(root).as_posix(): p.read_bytes() for p in kept}
@@ -312,20 +318,14 @@ def test_images_of_ones_own_and_methods_without_clusters_go_through_the_pipeline
         p["budgets"]["quick"]["evaluation"].update(repeats=1, epochs=1)
 
     root = edited(change)
-    subprocess.run(
-        [sys.executable, "-m", "dreamlib.datasets"], cwd=root, check=True, capture_output=True,
-        env={**os.environ, "PYTHONPATH": str(root)},
-    )  # fmt: skip
+    fetch(root)
     dvc(root, "repro", "figures")
     assert read_json(root / "results" / "evaluation" / "idc-ipc1-seed0.json")["ipc"] == 1
     shown = nbformat.read(root / "reports" / "01_clustering" / "ipc1-seed0.ipynb", 4)
     assert sum("image/png" in o.get("data", {}) for c in shown.cells for o in c.get("outputs", [])) >= 2
     assert "up to date" in dvc(root, "repro", "figures")
     next((tmp_path / "train" / "0").iterdir()).unlink()
-    subprocess.run(
-        [sys.executable, "-m", "dreamlib.datasets"], cwd=root, check=True, capture_output=True,
-        env={**os.environ, "PYTHONPATH": str(root)},
-    )  # fmt: skip
+    fetch(root)
     assert "Running stage 'clustering" in dvc(root, "repro", "figures", "--dry")
 
 

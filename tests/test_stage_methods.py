@@ -8,6 +8,7 @@ from dreamlib import stage_methods
 from dreamlib.files import read_json, write_json
 from dreamlib.params import find_root, read_params
 from dreamlib.project import Project, Setting
+from dreamlib.stage_figures import evaluations, summary
 
 ROOT = find_root()
 # accuracy per seed under the protocol; the plain view is 10 points lower, 5 for random
@@ -84,7 +85,7 @@ def test_transfer_takes_the_first_seed_under_the_protocol_on_every_network(proje
 
 
 def test_methods_below_random_are_named(project):
-    assert stage_methods.not_above(project, "random") == ["idc"]
+    assert stage_methods.not_above(summary(evaluations(project)), "random") == ["idc"]
     assert "Not above them: `idc`" in stage_methods.verdict(project)
     assert "`dream` is best here: **70.0 ± 0.0 %**, then `dc_dream` with 65.5" in stage_methods.verdict(project)
 
