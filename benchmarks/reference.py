@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from dreamlib.augment import cutmix
 from dreamlib.evaluate import train_settings
 from dreamlib.networks import build
-from dreamlib.networks.convnet import AvgPool2d, ConvNet, FirstConv2d
+from dreamlib.networks.convnet import AvgPool2d, ConvNet, FirstConv2d, InstanceNorm
 from dreamlib.objectives import MatchState
 from dreamlib.params import EvaluationParams
 from dreamlib.seeding import derive, generator
@@ -20,7 +20,7 @@ from dreamlib.types import DatasetInfo, LabeledImages
 
 
 def with_torchs_layers(network: ConvNet) -> ConvNet:
-    """A copy of a ConvNet with the same weights and nn.Conv2d, nn.AvgPool2d where it has faster layers of its own."""
+    """A copy of a ConvNet with the same weights and torch's own layers where it has faster ones."""
     plain = copy.deepcopy(network)
     for block in plain.blocks:
         assert isinstance(block, nn.Sequential)
@@ -31,6 +31,10 @@ def with_torchs_layers(network: ConvNet) -> ConvNet:
                 setattr(block, name, new.to(layer.weight.device, layer.weight.dtype))
             elif isinstance(layer, AvgPool2d):
                 setattr(block, name, nn.AvgPool2d(2))
+            elif isinstance(layer, InstanceNorm):
+                norm = nn.GroupNorm(layer.num_channels, layer.num_channels)
+                norm.load_state_dict(layer.state_dict())
+                setattr(block, name, norm.to(layer.weight.device, layer.weight.dtype))
     return plain
 
 

@@ -288,12 +288,13 @@ class Distiller:
         else:
             images, labels = self.data.images, self.data.labels
         size = min(self.settings.network_batch, len(labels))
-        for _ in range(steps):
+
+        def draw_rows() -> Tensor:
             if self.settings.train_on == "synthetic":  # few images, all of them wanted: without replacement
-                rows = torch.randperm(len(labels), generator=rng)[:size].to(labels.device, non_blocking=True)
-            else:
-                rows = torch.randint(len(labels), (size,), generator=rng).to(labels.device, non_blocking=True)
-            self.trainer.step(images[rows], labels[rows], rng)
+                return torch.randperm(len(labels), generator=rng)[:size]
+            return torch.randint(len(labels), (size,), generator=rng)
+
+        self.trainer.train(images, labels, draw_rows, steps, rng)
 
     def _match(self) -> None:
         state = MatchState(

@@ -102,6 +102,15 @@ class Kernels:
         with torch.no_grad():
             return self._made["pull back"](x, weights, upstream)
 
+    def compiled(self, key: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function compiled where these kernels are, the same one for every call with an equal key.
+
+        What it takes from around it must be the same for equal keys, and is kept as long as these kernels.
+        """
+        if ("compiled", key) not in self._made:
+            self._made["compiled", key] = self._wrap(function)
+        return self._made["compiled", key]
+
     def recorded(self, key: Any, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function as a CUDA graph, the same one for every call with an equal key (see ``Replayed``).
 

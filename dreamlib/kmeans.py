@@ -1,7 +1,7 @@
 """Batched k-means on the device: B independent problems of n points at once, none of their clusters ever empty."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -96,6 +96,36 @@ def _sums(points: Tensor, assignment: Tensor, k: int, *, by_product: bool) -> Te
     return sums.index_add_(0, rows.flatten(), points.flatten(0, 1)).view(batch, k, width)
 
 
+def _lloyd_ahead(
+    points: Tensor, squares: Tensor, centers: Tensor, threshold: Tensor, most: int
+) -> tuple[Clustering, bool]:
+    """``kmeans`` from ``centers`` on, waiting for the device once; True where a cluster was empty on the way.
+
+    Steps after the last by its rules leave the centres where they are. An empty cluster makes the outcome useless.
+    """
+    k, previous = centers.shape[1], None
+    done = torch.zeros((), dtype=torch.bool, device=points.device)
+    empty, used = done, torch.zeros((), dtype=torch.long, device=points.device)
+    for _ in range(most):
+        used = used + ~done
+        assignment = _expanded(points, squares, centers).argmin(2)
+        empty = empty | (_sizes(assignment, k) == 0).any()
+        moved = torch.where(done, centers, _means(points, assignment, k, centers))
+        shift = (moved - centers).square().sum((1, 2))
+        done = done | (shift <= threshold).all()
+        done = done if previous is None else done | (previous == assignment).all()
+        centers, previous = moved, assignment
+    distances = _expanded(points, squares, centers)
+    assignment = distances.argmin(2)
+    empty = empty | (_sizes(assignment, k) == 0).any()
+    was_empty, iterations = torch.stack([empty.long(), used]).tolist()  # the wait
+    return Clustering(centers, assignment, _inertia(distances, assignment), iterations), bool(was_empty)
+
+
+def _inertia(distances: Tensor, assignment: Tensor) -> Tensor:
+    return distances.gather(2, assignment.unsqueeze(2)).sum((1, 2))
+
+
 def _means(points: Tensor, assignment: Tensor, k: int, empty: Tensor) -> Tensor:
     count = _sizes(assignment, k).unsqueeze(-1)  # (B, k, 1)
     return torch.where(count > 0, _sums(points, assignment, k, by_product=points.is_cuda) / count.clamp_min(1), empty)
@@ -145,6 +175,10 @@ def kmeans(
         rows = choose[start]().to(points.device)
         centers = points.gather(1, rows.unsqueeze(-1).expand(-1, -1, points.shape[-1]))
     threshold = tolerance * squares.mean((1, 2)) / points.shape[-1]  # (B,): the mean variance, points having mean zero
+    if points.is_cuda and not keep_empty:
+        ahead, was_empty = _lloyd_ahead(points, squares, centers, threshold, max_iterations)
+        if not was_empty:
+            return replace(ahead, centers=ahead.centers + middle)
     previous, iteration = None, 0
     for iteration in range(1, max_iterations + 1):  # noqa: B007
         distances = _expanded(points, squares, centers)
@@ -157,8 +191,7 @@ def kmeans(
         previous = assignment
     distances = _expanded(points, squares, centers)
     assignment = distances.argmin(2) if keep_empty else _refill_empty(distances, distances.argmin(2), k)
-    inertia = distances.gather(2, assignment.unsqueeze(2)).sum((1, 2))
-    return Clustering(centers + middle, assignment, inertia, iteration)
+    return Clustering(centers + middle, assignment, _inertia(distances, assignment), iteration)
 
 
 def nearest_members(points: Tensor, clustering: Clustering, per_cluster: int = 1) -> Tensor:

@@ -21,7 +21,7 @@ def class_pool(data: LabeledImages, label: int, pool: int, rng: torch.Generator)
     """Rows of a class that enter a clustering: all of them for ``pool`` 0, else that many at random."""
     members = data.of_class(label)
     if pool and pool < len(members):
-        members = members[torch.randperm(len(members), generator=rng)[:pool].to(members.device)]
+        members = members[torch.randperm(len(members), generator=rng)[:pool].to(members.device, non_blocking=True)]
     return members
 
 

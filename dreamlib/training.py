@@ -20,6 +20,7 @@ from dreamlib.types import DatasetInfo
 
 PREDICT_BATCH = 128  # bounds the memory of predictions and embeddings; results do not depend on it
 GPU_PREDICT_BATCHES = 8  # of them at once on a GPU, which idles on one
+STEPS_RECORDED = 8  # training steps in one CUDA graph, at most
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,31 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = schedule(self.settings.lr, epoch, epochs)
 
+    def train(
+        self, images: Tensor, labels: Tensor, draw_rows: Callable[[], Tensor], steps: int, rng: torch.Generator
+    ) -> None:
+        """``steps`` steps, each on the rows of (N, C, H, W) images and their labels that ``draw_rows`` gives it.
+
+        ``draw_rows`` may draw from ``rng``: it is called just before the step's own draws.
+        """
+        if not self.kernels.replays:
+            for _ in range(steps):
+                rows = draw_rows().to(labels.device, non_blocking=True)
+                self.step(images[rows], labels[rows], rng)
+            return
+        for first in range(0, steps, STEPS_RECORDED):
+            rows, drawn = [], []
+            for _ in range(min(STEPS_RECORDED, steps - first)):
+                rows.append(draw_rows())
+                drawn.append(self._draw(len(rows[-1]), images, rng))
+            taken = torch.stack(rows).to(labels.device, non_blocking=True)
+            self._recorded_steps(images[taken], labels[taken], drawn)
+
     def step(self, images: Tensor, labels: Tensor, rng: torch.Generator) -> Tensor:
         """One step on (N, C, H, W) images and their labels; returns the loss before it, detached."""
         if self.kernels.replays:
-            return self._recorded_step(images, labels, rng)
+            drawn = self._draw(len(images), images, rng)
+            return self._recorded_steps(images.unsqueeze(0), labels.unsqueeze(0), [drawn])[0]
         with torch.no_grad():
             x = self.info.normalise(images)
             if self.settings.label_smoothing:
@@ -117,33 +139,66 @@ class Trainer:
         self.optimizer.step()
         return loss.detach()
 
-    def _recorded_step(self, images: Tensor, labels: Tensor, rng: torch.Generator) -> Tensor:
-        """``step`` by one function without a branch, recorded for all networks; the same draws."""
-        how, info, kernels, device = self.settings, self.info, self.kernels, images.device
-        count, size = len(images), tuple(images.shape[2:])
-        table = how.augmentation.draw(count, tuple(images.shape[1:]), rng).table()
-        mix = draw_cutmix(count, size, rng, probability=how.cutmix)
+    def _draw(self, count: int, images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """A step's random numbers as tensors: augmentation's table, CutMix's partners, its box with the kept share."""
+        table = self.settings.augmentation.draw(count, tuple(images.shape[1:]), rng).table()
+        mix = draw_cutmix(count, tuple(images.shape[2:]), rng, probability=self.settings.cutmix)
         partner = torch.arange(count) if mix is None else mix.partner
-        box = torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0] if mix is None else [*mix.box, mix.lam])
+        return table, partner, torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0] if mix is None else [*mix.box, mix.lam])
+
+    def _recorded_steps(self, images: Tensor, labels: Tensor, drawn: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+        """``step`` for each of (S, N, C, H, W) images, by one function without a branch, recorded for all networks.
+
+        Returns the losses (S,) before each step.
+        """
+        how, info, kernels, size = self.settings, self.info, self.kernels, tuple(images.shape[3:])
+        group, slots = self.optimizer.param_groups[0], self.optimizer.state
+
+        def prepared(images: Tensor, table: Tensor, partner: Tensor, box: Tensor) -> Tensor:
+            x = how.augmentation.apply(info.normalise(images), how.augmentation.from_table(table, size))
+            return kernels.compute.cast(torch.where(box_mask(box[:4], *size), x[partner], x))
+
+        prepared = kernels.compiled(("training images", how.augmentation, info, size), prepared)
 
         def whole(
-            weights: Weights, images: Tensor, labels: Tensor, table: Tensor, partner: Tensor, box: Tensor
-        ) -> tuple[Weights, Tensor]:
-            if how.label_smoothing:
-                labels = smoothed(labels, info.num_classes, how.label_smoothing)
-            x = how.augmentation.apply(info.normalise(images), how.augmentation.from_table(table, size))
-            x = kernels.compute.cast(torch.where(box_mask(box[:4], *size), x[partner], x))
-            return kernels.training_gradient(weights, x, labels, labels[partner], box[4])
+            weights: Weights, momenta: Weights, lr: Tensor, images: Tensor, labels: Tensor, *sent: Tensor
+        ) -> tuple[Weights, Weights, Tensor]:
+            losses = []
+            for x, y, table, partner, box in zip(images, labels, *sent, strict=True):
+                if how.label_smoothing:
+                    y = smoothed(y, info.num_classes, how.label_smoothing)
+                x = prepared(x, table, partner, box)
+                gradients, loss = kernels.training_gradient(weights, x, y, y[partner], box[4])
+                weights, momenta = _sgd(weights, gradients, momenta, lr, how)
+                losses.append(loss)
+            return weights, momenta, torch.stack(losses)
 
-        weights = {name: parameter.detach() for name, parameter in self.network.named_parameters()}
-        sent = (part.to(device, non_blocking=True) for part in (table, partner, box))
+        parameters = dict(self.network.named_parameters())
         with torch.no_grad():
-            key = ("training", how.augmentation, how.label_smoothing, info)
-            gradients, loss = kernels.recorded(key, whole)(weights, images, labels, *sent)
-        for name, parameter in self.network.named_parameters():
-            parameter.grad = gradients[name]
-        self.optimizer.step()
-        return loss.clone()
+            for parameter in parameters.values():
+                if slots[parameter].get("momentum_buffer") is None:
+                    slots[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            momenta = {name: slots[parameter]["momentum_buffer"] for name, parameter in parameters.items()}
+            weights = {name: parameter.detach() for name, parameter in parameters.items()}
+            sent = (torch.stack(part).to(images.device, non_blocking=True) for part in zip(*drawn, strict=True))
+            lr = torch.full((), group["lr"], dtype=torch.float64, device=images.device)
+            key = ("training", how.augmentation, how.label_smoothing, how.momentum, how.weight_decay, info)
+            *new, losses = kernels.recorded(key, whole)(weights, momenta, lr, images, labels, *sent)
+            for old, latest in zip((weights, momenta), new, strict=True):
+                torch._foreach_copy_(list(old.values()), [latest[name] for name in old])
+        return losses.clone()
+
+
+def _sgd(
+    weights: Weights, gradients: Weights, momenta: Weights, lr: Tensor, how: TrainSettings
+) -> tuple[Weights, Weights]:
+    """(weights, momenta) after a step of SGD, as torch.optim.SGD takes it; a momentum is zero before the first."""
+    names, values = list(weights), list(weights.values())
+    change = torch._foreach_add([gradients[name] for name in names], values, alpha=how.weight_decay)
+    moved = torch._foreach_mul([momenta[name] for name in names], how.momentum)
+    torch._foreach_add_(moved, change)
+    step = torch._foreach_mul(moved, lr.to(values[0].dtype))
+    return dict(zip(names, torch._foreach_sub(values, step), strict=True)), dict(zip(names, moved, strict=True))
 
 
 def decayed_lr(lr: float, epoch: int, epochs: int) -> float:

@@ -244,3 +244,15 @@ def test_the_first_convolution_is_torchs_with_both_its_gradients(channels, size,
 def test_average_pooling_is_torchs_also_of_an_odd_side(size):
     x = pixels(2, 3, size).double()
     torch.testing.assert_close(networks.convnet.AvgPool2d.over_view(x), F.avg_pool2d(x, 2), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_instance_norm_in_steps_is_the_group_norm(dtype, rng):
+    norm = networks.convnet.InstanceNorm(3).double()
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([0.5, 1.0, -2.0])), norm.bias.copy_(torch.tensor([0.1, 0.0, 1.0]))
+    x = torch.rand(4, 3, 5, 6, generator=rng(0), dtype=torch.float64).to(dtype)
+    want, found = F.group_norm(x.double(), 3, norm.weight, norm.bias), norm.in_steps(x)
+    assert found.dtype == dtype
+    close = {torch.float64: 1e-12, torch.bfloat16: 2e-2}[dtype]
+    torch.testing.assert_close(found.double(), want, rtol=close, atol=close)

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.reference import matching_gradient
 from benchmarks.work import fast_matching_gradient, matching_state
-from dreamlib import augment
+from dreamlib import augment, kmeans
 from dreamlib.augment import OPS, Augmentation
 from dreamlib.compute import Compute
 from dreamlib.distill import LOSSES_READ_EVERY, DistillationDivergedError, Distiller
@@ -18,7 +18,7 @@ from dreamlib.kernels import Kernels, weights_of
 from dreamlib.objectives import make
 from dreamlib.params import DistillParams
 from dreamlib.sampling import SAMPLERS
-from dreamlib.training import Trainer, TrainSettings, augmentation_for, embed, predict
+from dreamlib.training import STEPS_RECORDED, Trainer, TrainSettings, augmentation_for, embed, predict
 from dreamlib.types import DatasetInfo
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU on this machine")
@@ -109,6 +109,43 @@ def test_the_recorded_training_step_is_the_step(digits, toy_info, tiny, monkeypa
         weights.append(weights_of(network))
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, rtol=1e-9, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize(("momentum", "cutmix"), [(0.9, 0.5), (0.0, 0.0)])
+def test_steps_recorded_together_are_the_steps(digits, toy_info, tiny, monkeypatch, momentum, cutmix, rng):
+    info, found = toy_info(classes=10, name="digits"), []
+    settings = TrainSettings(16, momentum=momentum, augmentation=augmentation_for(info, "color_crop"), cutmix=cutmix)
+    for recorded in (False, True):
+        monkeypatch.setattr(Kernels, "replays", recorded)
+        network, draws = tiny(info, double=True), rng(0)
+        trainer = Trainer(network, info, settings, Kernels(network, Compute(dtype=torch.float64)))
+        draw_rows = lambda draws=draws: torch.randint(300, (16,), generator=draws)  # noqa: E731
+        for steps in (STEPS_RECORDED + 3, 2):  # more than one recording holds, then on from there
+            trainer.train(digits.images.double(), digits.labels, draw_rows, steps, draws)
+            trainer.enter(1, 2, lambda lr, epoch, epochs: lr / 2)
+        state = trainer.optimizer.state_dict()["state"]
+        buffers = [state[i]["momentum_buffer"] for i in sorted(state) if momentum]
+        found.append((list(weights_of(network).values()) + buffers, draws.get_state()))
+    assert torch.equal(found[0][1], found[1][1])  # the same numbers were drawn
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("most", [1, 3, 50])
+def test_k_means_without_waiting_is_k_means(most, rng):
+    points = torch.rand(4, 60, 5, generator=rng(0), dtype=torch.float64) + 3
+    found = kmeans.kmeans(points, 6, rng(1), max_iterations=most)
+    middle = points.mean(1, keepdim=True)
+    centred = points - middle
+    squares = centred.square().sum(-1, keepdim=True)
+    rows = kmeans._plus_plus(centred, squares, 6, [rng(1)])
+    start = centred.gather(1, rows.unsqueeze(-1).expand(-1, -1, 5))
+    ahead, was_empty = kmeans._lloyd_ahead(centred, squares, start, 1e-4 * squares.mean((1, 2)) / 5, most)
+    assert not was_empty and ahead.iterations == found.iterations
+    assert torch.equal(ahead.assignment, found.assignment)
+    torch.testing.assert_close(ahead.centers + middle, found.centers)
+    torch.testing.assert_close(ahead.inertia, found.inertia)
+    twice = torch.stack([start[:, 0]] * 6, 1)  # all but the first of equal centres get no point
+    assert kmeans._lloyd_ahead(centred, squares, twice, squares.new_zeros(4), most)[1]
 
 
 def test_losses_weighted_by_class_reach_their_own_pixels():

@@ -28,20 +28,23 @@ class Conv2d(nn.Conv2d):
 class FirstConv2d(Conv2d):
     """A 3 × 3 convolution of few input channels, as one matrix product of each pixel's neighbourhood.
 
-    On a CPU the library's weight gradient of a one-channel convolution takes as long as that of a 128-channel one.
+    The libraries' weight gradient of a one-channel convolution takes as long as that of a 128-channel one on a CPU, and
+    on a GPU such images have no channels-last layout to tell the convolution by.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C', H', W'), channels-last in memory."""
-        if x.device.type != "cpu":
-            return super().forward(x)
         pad = int(self.padding[0])
         n, channels, height, width = x.shape[0], x.shape[1], x.shape[2] + 2 * pad - 2, x.shape[3] + 2 * pad - 2
         padded = F.pad(x, (pad, pad, pad, pad)).permute(0, 2, 3, 1)
         shifted = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
         patches = torch.stack(shifted, -1).reshape(n, height * width, channels * 9)
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        out = F.linear(patches, self.weight.to(x.dtype).reshape(self.out_channels, -1), bias)
+        weight = self.weight.to(x.dtype).reshape(self.out_channels, -1)
+        if x.is_cuda:  # its fast products want rows of a multiple of 16 bytes
+            missing = -weight.shape[1] % 8
+            patches, weight = F.pad(patches, (0, missing)), F.pad(weight, (0, missing))
+        out = F.linear(patches, weight, bias)
         return out.reshape(n, height, width, self.out_channels).permute(0, 3, 1, 2)
 
 
@@ -50,7 +53,8 @@ class AvgPool2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C, H // 2, W // 2); an odd last row or column is left out."""
-        return self.over_view(x) if torch.compiler.is_compiling() else F.avg_pool2d(x, 2)
+        pooled = self.over_view(x) if torch.compiler.is_compiling() else F.avg_pool2d(x, 2)
+        return pooled.contiguous(memory_format=torch.channels_last) if x.is_cuda else pooled
 
     @staticmethod
     def over_view(x: Tensor) -> Tensor:
@@ -58,6 +62,24 @@ class AvgPool2d(nn.Module):
         n, channels, height, width = x.shape[0], x.shape[1], x.shape[2] // 2, x.shape[3] // 2
         squares = x[:, :, : 2 * height, : 2 * width].reshape(n, channels, height, 2, width, 2)
         return squares.mean((3, 5))
+
+
+class InstanceNorm(nn.GroupNorm):
+    """A group norm of one channel a group, as in DC; its parameters have the names of a group norm's."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) → the same, each channel of each image with mean zero and variance one, scaled and moved."""
+        return self.in_steps(x) if x.is_cuda else super().forward(x)
+
+    def in_steps(self, x: Tensor) -> Tensor:
+        """The same by elementary operations, which are compiled to code that keeps x channels-last."""
+        wide = x.float() if x.dtype in _HALF else x
+        variance, mean = torch.var_mean(wide, (2, 3), correction=0, keepdim=True)
+        weight, bias = self.weight.view(-1, 1, 1), self.bias.view(-1, 1, 1)
+        return ((wide - mean) * torch.rsqrt(variance + self.eps) * weight + bias).to(x.dtype)
 
 
 class Linear(nn.Linear):
@@ -69,9 +91,9 @@ class Linear(nn.Linear):
 
 
 # The norms need no cast: torch's kernels take half-precision input with float32 affine parameters, and keep the
-# statistics in float32. 'instance' is a group norm of one channel a group, as in DC.
+# statistics in float32.
 _NORMS: dict[str, Callable[[int, int], nn.Module]] = {
-    "instance": lambda width, side: nn.GroupNorm(width, width),
+    "instance": lambda width, side: InstanceNorm(width),
     "batch": lambda width, side: nn.BatchNorm2d(width),
     "group": lambda width, side: nn.GroupNorm(4, width),
     "layer": lambda width, side: nn.LayerNorm([width, side, side]),

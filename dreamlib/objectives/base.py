@@ -56,8 +56,22 @@ class MatchState:
 
     def prepare_drawn(self, images: Tensor, table: Tensor) -> Tensor:
         """``prepare`` for equal parts of the images, of which each has a row of ``table`` (see ``draw_table``)."""
-        rows = table.repeat_interleave(len(images) // len(table), 0)
-        return self.prepare(images, self.augmentation.from_table(rows, tuple(images.shape[2:])))
+        return self._prepared()[0](images, table)
+
+    def _prepared(self) -> tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor, Tensor, Tensor], Tensor]]:
+        """``prepare_drawn``, and images, table and what comes from above → the gradient to the images; compiled."""
+        augmentation, info, compute = self.augmentation, self.info, self.kernels.compute
+
+        def there(images: Tensor, table: Tensor) -> Tensor:
+            rows = table.repeat_interleave(len(images) // len(table), 0)
+            draw = augmentation.from_table(rows, tuple(images.shape[2:]))
+            return compute.cast(augmentation.apply(info.normalise(images), draw))
+
+        def back(images: Tensor, table: Tensor, upstream: Tensor) -> Tensor:
+            return torch.func.vjp(lambda images: there(images, table), images)[1](upstream)[0]
+
+        key = augmentation, info
+        return self.kernels.compiled(("prepare", *key), there), self.kernels.compiled(("prepare back", *key), back)
 
     def draw_table(self, labels: Sequence[int]) -> Tensor:
         """``draw`` of each label, a row each, on the device: one transfer in place of one for every number."""
@@ -83,14 +97,13 @@ class MatchState:
             kept.append((torch.arange(count) if part is None else part) + count * label)
         return self.send(torch.cat(kept))
 
-    def decoder(self, table: Tensor, rows: Tensor) -> Callable[[Tensor], Tensor]:
-        """Canvases → what the network sees of the decoded images ``rows``, differentiably."""
-
-        def decode(canvases: Tensor) -> Tensor:
-            images = replace(self.synthetic, canvases=canvases).decode_images()
-            return self.prepare_drawn(images.index_select(0, rows), table)
-
-        return decode
+    def decode_drawn(self, canvases: Tensor, rows: Tensor, table: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """What the network sees of the decoded images ``rows``, and the way back: its gradient → the canvases'."""
+        images, to_canvases = torch.func.vjp(
+            lambda canvases: replace(self.synthetic, canvases=canvases).decode_images().index_select(0, rows), canvases
+        )
+        there, back = self._prepared()
+        return there(images, table), lambda upstream: to_canvases(back(images, table, upstream))[0]
 
     def recorded(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function as a CUDA graph that serves the whole run (see ``Replayed``).

@@ -115,12 +115,12 @@ class GradientMatching(Objective):
             matched: Weights,
             fixed: Weights,
         ) -> tuple[Tensor, Tensor]:
-            ours, pull_back = torch.func.vjp(state.decoder(table, rows), canvases)
+            ours, pull_back = state.decode_drawn(canvases, rows, table)
             theirs = state.prepare_drawn(real, table)
             values, gradient = state.kernels.match_together(
                 DISTANCES[self.distance], theirs, ours, labels, matched, fixed
             )
-            return values, pull_back(gradient)[0]
+            return values, pull_back(gradient)
 
         canvases, name = state.synthetic.canvases, f"gradient {self}"
         with torch.no_grad():

@@ -115,12 +115,12 @@ class RidgeRegression(Objective):
         def forward(
             canvases: Tensor, rows: Tensor, real: Tensor, table: Tensor, weights: Weights
         ) -> tuple[Tensor, ...]:
-            ours = state.decoder(table, rows)(canvases)
+            ours, _ = state.decode_drawn(canvases, rows, table)
             return tuple(kernels.features(weights, x) for x in (ours, state.prepare_drawn(real, table)))
 
         def backward(canvases: Tensor, rows: Tensor, table: Tensor, weights: Weights, upstream: Tensor) -> Tensor:
-            ours, pull_back = torch.func.vjp(state.decoder(table, rows), canvases)
-            return pull_back(kernels.pull_back(weights, ours, upstream))[0]
+            ours, pull_back = state.decode_drawn(canvases, rows, table)
+            return pull_back(kernels.pull_back(weights, ours, upstream))
 
         with torch.no_grad():
             support, features = state.recorded("ridge forward", forward)(canvases, rows, real, table, weights)
