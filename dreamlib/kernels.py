@@ -111,6 +111,14 @@ class Kernels:
             self._made["compiled", key] = self._wrap(function)
         return self._made["compiled", key]
 
+    def replayed(self, name: str) -> Callable[[Weights, Tensor], Tensor]:
+        """``logits`` or ``features`` without gradients, as a CUDA graph where these kernels record them."""
+        function = getattr(self, name)
+        if not self.replays:
+            return function
+        recorded = self.recorded(name, function)
+        return lambda weights, x: recorded(weights, x).clone()  # the next call writes over what this one gives
+
     def recorded(self, key: Any, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function as a CUDA graph, the same one for every call with an equal key (see ``Replayed``).
 

@@ -1,7 +1,8 @@
 """Batched k-means on the device: B independent problems of n points at once, none of their clusters ever empty."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -96,12 +97,15 @@ def _sums(points: Tensor, assignment: Tensor, k: int, *, by_product: bool) -> Te
     return sums.index_add_(0, rows.flatten(), points.flatten(0, 1)).view(batch, k, width)
 
 
-def _lloyd_ahead(
+def lloyd_steps(
     points: Tensor, squares: Tensor, centers: Tensor, threshold: Tensor, most: int
-) -> tuple[Clustering, bool]:
-    """``kmeans`` from ``centers`` on, waiting for the device once; True where a cluster was empty on the way.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """``kmeans`` from ``centers`` on without a wait for the device: what a CUDA graph can record.
 
-    Steps after the last by its rules leave the centres where they are. An empty cluster makes the outcome useless.
+    Takes points (B, n, D) about their mean, their squares (B, n, 1), the stopping ``threshold`` (B,) and the ``most``
+    steps to do; those after the last by k-means' rules leave the centres where they are. Returns centres (B, k, D),
+    assignment (B, n), inertia (B,), the number of steps and whether a cluster was empty on the way, which makes the
+    outcome useless.
     """
     k, previous = centers.shape[1], None
     done = torch.zeros((), dtype=torch.bool, device=points.device)
@@ -118,8 +122,7 @@ def _lloyd_ahead(
     distances = _expanded(points, squares, centers)
     assignment = distances.argmin(2)
     empty = empty | (_sizes(assignment, k) == 0).any()
-    was_empty, iterations = torch.stack([empty.long(), used]).tolist()  # the wait
-    return Clustering(centers, assignment, _inertia(distances, assignment), iterations), bool(was_empty)
+    return centers, assignment, _inertia(distances, assignment), used, empty
 
 
 def _inertia(distances: Tensor, assignment: Tensor) -> Tensor:
@@ -140,6 +143,7 @@ def kmeans(
     tolerance: float = 1e-4,
     start: str | Tensor = "k-means++",
     keep_empty: bool = False,
+    lloyd: Callable[..., tuple[Tensor, ...]] | None = None,
 ) -> Clustering:
     """Lloyd's algorithm on B problems at once; used to start canvases and to choose mini-batches (DREAM, section 3).
 
@@ -147,7 +151,8 @@ def kmeans(
     point changes cluster or the centres move less than ``tolerance`` × the mean feature variance (scikit-learn's
     rule). A cluster that loses its last point is given the worst-placed point of another; with ``keep_empty`` it stays
     empty with its centre at zero instead, as in DREAM's released code. ``rng`` draws for all problems, or one of B for
-    each: then a problem's start does not depend on those beside it.
+    each: then a problem's start does not depend on those beside it. ``lloyd``: ``lloyd_steps`` for these iterations in
+    another form, a recorded one, for a GPU to use.
 
     Raises ValueError unless 1 ≤ k ≤ n, and for another number of generators.
 
@@ -176,9 +181,11 @@ def kmeans(
         centers = points.gather(1, rows.unsqueeze(-1).expand(-1, -1, points.shape[-1]))
     threshold = tolerance * squares.mean((1, 2)) / points.shape[-1]  # (B,): the mean variance, points having mean zero
     if points.is_cuda and not keep_empty:
-        ahead, was_empty = _lloyd_ahead(points, squares, centers, threshold, max_iterations)
+        steps = lloyd or partial(lloyd_steps, most=max_iterations)
+        ahead, assignment, inertia, used, empty = steps(points, squares, centers, threshold)
+        iterations, was_empty = torch.stack([used, empty.long()]).tolist()  # the wait
         if not was_empty:
-            return replace(ahead, centers=ahead.centers + middle)
+            return Clustering(ahead + middle, assignment, inertia, iterations)
     previous, iteration = None, 0
     for iteration in range(1, max_iterations + 1):  # noqa: B007
         distances = _expanded(points, squares, centers)

@@ -3,16 +3,19 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from dreamlib.kmeans import kmeans, nearest_members
+from dreamlib.graphs import Replayed
+from dreamlib.kmeans import kmeans, lloyd_steps, nearest_members
 from dreamlib.registry import Registry
 from dreamlib.seeding import generator
 from dreamlib.types import LabeledImages
 
 SAMPLERS: Registry[type["Sampler"]] = Registry("sampler")
+RECORDED_NUMBERS = 2**27  # of features, in a clustering recorded as a CUDA graph: it keeps a few times their memory
 Embed = Callable[[Tensor], Tensor]  # images (n, C, H, W) in [0, 1] → features (n, D)
 Predict = Callable[[Tensor], Tensor]  # images (n, C, H, W) in [0, 1] → logits (n, K)
 
@@ -137,6 +140,7 @@ class RepresentativeSampler(KeptSampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.lloyd = Replayed(partial(lloyd_steps, most=self.max_iterations))
         if self.batch % self.per_cluster:
             raise ValueError(
                 f"per_cluster = {self.per_cluster} must divide real_batch = {self.batch}; try "
@@ -170,7 +174,8 @@ class RepresentativeSampler(KeptSampler):
         features = features.unflatten(0, (len(members), count))  # (K, n, D)
         known = all(label in self.centers for label in members)
         start = torch.stack([self.centers[label] for label in members]) if known else self.start
-        found = kmeans(features, k, list(rngs.values()), max_iterations=self.max_iterations, start=start)
+        lloyd = self.lloyd if features.numel() <= RECORDED_NUMBERS else None
+        found = kmeans(features, k, list(rngs.values()), max_iterations=self.max_iterations, start=start, lloyd=lloyd)
         if self.warm_start:
             self.centers.update(zip(members, found.centers, strict=True))
         nearest = nearest_members(features, found, per_cluster)

@@ -282,8 +282,8 @@ def in_batches(function: Callable[[Tensor], Tensor], images: Tensor, info: Datas
 
 def predict(network: nn.Module, images: Tensor, info: DatasetInfo, kernels: Kernels) -> Tensor:
     """Logits (N, K) in evaluation mode."""
-    weights = weights_of(network)
-    return in_batches(lambda x: kernels.logits(weights, x), images, info, kernels.compute)
+    weights, logits = weights_of(network), kernels.replayed("logits")
+    return in_batches(lambda x: logits(weights, x), images, info, kernels.compute)
 
 
 def embed(network: nn.Module, images: Tensor, info: DatasetInfo, kernels: Kernels, *, pooled: bool = False) -> Tensor:
@@ -292,13 +292,11 @@ def embed(network: nn.Module, images: Tensor, info: DatasetInfo, kernels: Kernel
     ``pooled`` averages it over space, to (N, channels): 16 times fewer numbers of a ConvNet-3 at 32 pixels. Raises
     ValueError for a network that does not say its ``feature_channels``.
     """
-    weights = weights_of(network)
+    weights, features = weights_of(network), kernels.replayed("features")
     if not pooled:
-        return in_batches(lambda x: kernels.features(weights, x), images, info, kernels.compute)
+        return in_batches(lambda x: features(weights, x), images, info, kernels.compute)
     channels = feature_channels(network)
-    return in_batches(
-        lambda x: pooled_over_space(kernels.features(weights, x), channels), images, info, kernels.compute
-    )
+    return in_batches(lambda x: pooled_over_space(features(weights, x), channels), images, info, kernels.compute)
 
 
 def last_linear(network: nn.Module) -> nn.Linear:

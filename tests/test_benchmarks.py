@@ -140,14 +140,15 @@ def test_readme_table_is_the_one_of_the_measurements():
 def test_a_gpus_table_says_shares_of_the_peak_and_hours():
     machine = {"device": "cuda (some GPU)", "cpu": "some CPU", "torch": "2", "precision": "bfloat16"}
     row = {"work": "matching", "reference_s": 0.2, "fast_s": 0.01, "ratio": 20.0, "ratio_range": [19.0, 21.0]}
+    plain = {"reference_s": 0.36, "operations": 7.2e11, "iterations": 200}
     runs = [{"ipc": 1, "pool": 0, "iteration_s": 0.018}, {"ipc": 10, "pool": 384, "iteration_s": 0.009}]
     told = table.gpu_speeds(
         {"machine": machine, "peak_flops": {"bfloat16": 8e14}, "repeats": 5, "device_memory_bytes": 3 * 2**29}
-        | {"rows": [row | {"operations": 4e11}], "runs": runs}
+        | {"rows": [row | {"operations": 4e11}], "runs": [run | plain for run in runs]}
     )
     # 4·10¹¹ operations in a hundredth of a second are 4·10¹³ a second, a twentieth of the peak.
     assert "| matching | 200.0 | 10.0 | 20.0 | 19.00 to 21.00 | 5.0% |" in told
-    assert "| 1 | all | 18.0 | 1.0 |" in told and "| 10 | pool 384 | 9.0 | 0.5 |" in told
+    assert "| 1 | all | 18.0 | 20.0 | 5.0% | 1.0 |" in told and "| 10 | pool 384 | 9.0 | 40.0 | 10.0% | 0.5 |" in told
     assert "some GPU" in told and "1.5 GiB" in told and "800 · 10¹²" in told
     assert "make bench DEVICE=cuda" in table.gpu_speeds(None)
 

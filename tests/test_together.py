@@ -139,13 +139,14 @@ def test_k_means_without_waiting_is_k_means(most, rng):
     squares = centred.square().sum(-1, keepdim=True)
     rows = kmeans._plus_plus(centred, squares, 6, [rng(1)])
     start = centred.gather(1, rows.unsqueeze(-1).expand(-1, -1, 5))
-    ahead, was_empty = kmeans._lloyd_ahead(centred, squares, start, 1e-4 * squares.mean((1, 2)) / 5, most)
-    assert not was_empty and ahead.iterations == found.iterations
-    assert torch.equal(ahead.assignment, found.assignment)
-    torch.testing.assert_close(ahead.centers + middle, found.centers)
-    torch.testing.assert_close(ahead.inertia, found.inertia)
-    twice = torch.stack([start[:, 0]] * 6, 1)  # all but the first of equal centres get no point
-    assert kmeans._lloyd_ahead(centred, squares, twice, squares.new_zeros(4), most)[1]
+    threshold = 1e-4 * squares.mean((1, 2)) / 5
+    centers, assignment, inertia, used, empty = kmeans.lloyd_steps(centred, squares, start, threshold, most)
+    assert not empty and int(used) == found.iterations
+    assert torch.equal(assignment, found.assignment)
+    torch.testing.assert_close(centers + middle, found.centers)
+    torch.testing.assert_close(inertia, found.inertia)
+    same = torch.stack([start[:, 0]] * 6, 1)  # all but the first of equal centres get no point
+    assert kmeans.lloyd_steps(centred, squares, same, threshold, most)[4]
 
 
 def test_losses_weighted_by_class_reach_their_own_pixels():
