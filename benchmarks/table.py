@@ -69,12 +69,13 @@ def gpu_speeds(result: dict[str, Any] | None) -> str:
         runs.append((run["ipc"], clustered, *told, f"{took * PAPER_ITERATIONS / 3600:.1f}"))
     return (
         f"{machine['device']}, {machine['cpu']}, torch {machine['torch']}, {machine['precision']}; medians of "
-        f"{result['repeats']}, interleaved; a matrix product reaches {peak / 1e12:.0f} · 10¹² operations a second, and "
-        f"the runs below took {result['device_memory_bytes'] / 2**30:.1f} GiB of the GPU's memory:\n\n"
+        f"{result['repeats']}, interleaved; a matrix product reaches {peak / 1e12:.0f} · 10¹² operations a second; "
+        f"at most {result['device_memory_bytes'] / 2**30:.1f} GiB of the GPU's memory were reserved in the runs below:"
+        "\n\n"
         + markdown(("work", "plain loop (ms)", "library (ms)", "ratio", "range", "share of peak"), rows)
-        + "\nRuns of DREAM as the pipeline does them, where the next step is prepared while the GPU is at the last: an "
-        f"iteration, of {result['runs'][0]['iterations']}, beside the plain loop's parts above, and what the paper's "
-        f"{PAPER_ITERATIONS:,} would take at that rate:\n\n"
+        + "\nRuns of DREAM as the pipeline does them, a step prepared while the GPU is still at the one before: "
+        f"one run a row, the mean of its {result['runs'][0]['iterations']} iterations, beside the plain loop's parts "
+        f"above, and what the paper's {PAPER_ITERATIONS:,} would take at that rate:\n\n"
         + markdown(("ipc", "clustered", "an iteration (ms)", "ratio", "share of peak", "hours"), runs)
     )
 

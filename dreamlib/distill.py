@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -15,11 +15,12 @@ from dreamlib.checkpoint import Checkpoint
 from dreamlib.compute import Compute
 from dreamlib.graphs import Replayed
 from dreamlib.kernels import Kernels
+from dreamlib.kmeans import lloyd_steps
 from dreamlib.networks import build
 from dreamlib.objectives import MatchState
 from dreamlib.params import DistillParams
 from dreamlib.progress import progress
-from dreamlib.sampling import SAMPLERS, Sampler
+from dreamlib.sampling import SAMPLERS, RepresentativeSampler, Sampler
 from dreamlib.seeding import generator
 from dreamlib.synthetic import SyntheticSet
 from dreamlib.training import Trainer, TrainSettings, augmentation_for, embed, kernels_for, predict
@@ -156,7 +157,12 @@ class Distiller:
         learned = self.objective.learned(self.synthetic)
         self.synthetic.extras = {name: value.clone().requires_grad_(True) for name, value in learned.items()}
         self.data = self.data.to(self.compute.device)
+        self._recordings: dict[str, Replayed] = {}
         self.sampler = make_sampler(self.data, s, self.seed, self.classes)
+        on_gpu = self.compute.device.type == "cuda" and self.compute.compile
+        if on_gpu and isinstance(self.sampler, RepresentativeSampler):
+            steps = partial(lloyd_steps, most=s.cluster_iterations)
+            self.sampler.lloyd = self._recordings["lloyd"] = Replayed(steps)
         self.augmentation = augmentation_for(self.info, s.augmentation, s.augmentation_mode)
         self.lr = effective_image_lr(s, self.synthetic.ipc, self.info)
         self.optimizer = self._image_optimizer()
@@ -166,7 +172,6 @@ class Distiller:
         self.iteration = 0
         self.history: list[tuple[int, float]] = []
         self._unread: list[tuple[int, list[int], list[Tensor]]] = []
-        self._recordings: dict[str, Replayed] = {}
         self.snapshots: dict[int, Tensor] = {}
         self.clock: dict[int, float] = {}
         self._keep = snapshot_iterations(self.total, s.snapshots)
@@ -221,6 +226,8 @@ class Distiller:
                         checkpoint.save(state)
                     last = time.monotonic()
         self._catch_up()
+        for recording in self._recordings.values():
+            recording.forget()
         self.synthetic.canvases = self.synthetic.canvases.detach()
         self.synthetic.extras = {name: value.detach() for name, value in self.synthetic.extras.items()}
         finished = self.objective.finish(self.synthetic).to("cpu")

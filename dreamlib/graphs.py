@@ -36,6 +36,10 @@ class Replayed:
         self._function = function
         self._recordings: dict[Any, _Recording] = {}
 
+    def forget(self) -> None:
+        """Give back the memory of all recordings; the next call records anew."""
+        self._recordings.clear()
+
     def __call__(self, *arguments: Any) -> Any:
         """What the function gives for these arguments."""
         given, structure = tree_flatten(arguments)

@@ -20,6 +20,7 @@ from dreamlib.compute import Compute
 from dreamlib.graphs import Replayed, side_streams
 
 Weights = dict[str, Tensor]
+RECORDED_PIXELS = 2**22  # numbers of a batch: 1,024 images of 32 × 32 in three colours and a few more
 _log = logging.getLogger("dreamlib")
 
 
@@ -112,12 +113,21 @@ class Kernels:
         return self._made["compiled", key]
 
     def replayed(self, name: str) -> Callable[[Weights, Tensor], Tensor]:
-        """``logits`` or ``features`` without gradients, as a CUDA graph where these kernels record them."""
+        """``logits`` or ``features`` without gradients, as a CUDA graph where these kernels record them.
+
+        More than ``RECORDED_PIXELS`` at once are not recorded: the activations would be kept as long as these kernels.
+        """
         function = getattr(self, name)
         if not self.replays:
             return function
         recorded = self.recorded(name, function)
-        return lambda weights, x: recorded(weights, x).clone()  # the next call writes over what this one gives
+
+        def replayed(weights: Weights, x: Tensor) -> Tensor:
+            if x.numel() > RECORDED_PIXELS:
+                return function(weights, x)
+            return recorded(weights, x).clone()  # the next call writes over what this one gives
+
+        return replayed
 
     def recorded(self, key: Any, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function as a CUDA graph, the same one for every call with an equal key (see ``Replayed``).

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -151,8 +150,8 @@ def kmeans(
     point changes cluster or the centres move less than ``tolerance`` × the mean feature variance (scikit-learn's
     rule). A cluster that loses its last point is given the worst-placed point of another; with ``keep_empty`` it stays
     empty with its centre at zero instead, as in DREAM's released code. ``rng`` draws for all problems, or one of B for
-    each: then a problem's start does not depend on those beside it. ``lloyd``: ``lloyd_steps`` for these iterations in
-    another form, a recorded one, for a GPU to use.
+    each: then a problem's start does not depend on those beside it. ``lloyd`` is ``lloyd_steps`` of at most as many
+    steps, or a recording of that: a GPU is then asked for all of them in one go; not with ``keep_empty``.
 
     Raises ValueError unless 1 ≤ k ≤ n, and for another number of generators.
 
@@ -164,6 +163,8 @@ def kmeans(
     if not 1 <= k <= n:
         raise ValueError(f"k-means needs 1 ≤ clusters ≤ images; got {k} clusters for {n} images: ask for at most {n}")
     rngs = [rng] if isinstance(rng, torch.Generator) else rng
+    if lloyd is not None and keep_empty:
+        raise ValueError("lloyd gives an empty cluster another point; call kmeans without it for keep_empty")
     if len(rngs) not in (1, batch):
         raise ValueError(f"{len(rngs)} generators for {batch} problems; give one for all of them or one for each")
     # About the mean (see squared_distances), once for all iterations.
@@ -177,15 +178,14 @@ def kmeans(
             "k-means++": lambda: _plus_plus(points, squares, k, rngs),
             "random": lambda: _random_rows(batch, n, k, rngs),
         }
-        rows = choose[start]().to(points.device)
+        rows = choose[start]().to(points.device, non_blocking=True)
         centers = points.gather(1, rows.unsqueeze(-1).expand(-1, -1, points.shape[-1]))
     threshold = tolerance * squares.mean((1, 2)) / points.shape[-1]  # (B,): the mean variance, points having mean zero
-    if points.is_cuda and not keep_empty:
-        steps = lloyd or partial(lloyd_steps, most=max_iterations)
-        ahead, assignment, inertia, used, empty = steps(points, squares, centers, threshold)
-        iterations, was_empty = torch.stack([used, empty.long()]).tolist()  # the wait
-        if not was_empty:
-            return Clustering(ahead + middle, assignment, inertia, iterations)
+    if lloyd is not None:
+        ahead, assignment, inertia, used, empty = lloyd(points, squares, centers, threshold)
+        iterations, was_empty = torch.stack([used, empty.long()]).tolist()  # waits for the device
+        if not was_empty:  # else again, below, where a cluster that loses its last point is given another
+            return Clustering(ahead + middle, assignment.clone(), inertia.clone(), iterations)
     previous, iteration = None, 0
     for iteration in range(1, max_iterations + 1):  # noqa: B007
         distances = _expanded(points, squares, centers)

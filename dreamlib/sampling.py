@@ -3,13 +3,11 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from dreamlib.graphs import Replayed
-from dreamlib.kmeans import kmeans, lloyd_steps, nearest_members
+from dreamlib.kmeans import kmeans, nearest_members
 from dreamlib.registry import Registry
 from dreamlib.seeding import generator
 from dreamlib.types import LabeledImages
@@ -22,7 +20,11 @@ Predict = Callable[[Tensor], Tensor]  # images (n, C, H, W) in [0, 1] → logits
 
 def class_pool(data: LabeledImages, label: int, pool: int, rng: torch.Generator) -> Tensor:
     """Rows of a class that enter a clustering: all of them for ``pool`` 0, else that many at random."""
-    members = data.of_class(label)
+    return some_of(data.of_class(label), pool, rng)
+
+
+def some_of(members: Tensor, pool: int, rng: torch.Generator) -> Tensor:
+    """``pool`` of the rows (n,) at random, or all of them where they are no more or ``pool`` is 0."""
     if pool and pool < len(members):
         members = members[torch.randperm(len(members), generator=rng)[:pool].to(members.device, non_blocking=True)]
     return members
@@ -96,7 +98,7 @@ class KeptSampler(Sampler):
             return
         classes = range(self.data.num_classes) if self.classes is None else self.classes
         rngs = {label: generator(self.seed, "cluster", label, iteration) for label in classes}
-        members = {label: class_pool(self.data, label, self.pool, rng) for label, rng in rngs.items()}
+        members = {label: some_of(self.members[label], self.pool, rng) for label, rng in rngs.items()}
         found = self.choose_all(members, rngs, embed, predict or _no_predictions)
         self.chosen = [found.get(label) for label in range(self.data.num_classes)]
 
@@ -127,7 +129,8 @@ class RepresentativeSampler(KeptSampler):
     ``per_cluster`` images nearest to each centre supervise the next ``interval`` iterations. The features are those
     ``prepare`` is given: the current network's in DREAM. With ``warm_start`` a clustering goes on from the centres of
     the one before (k·D numbers a class, kept in ``centers``), for as long as the network is the same one: another
-    network's features are another space, and its first clustering starts as ``start`` says.
+    network's features are another space, and its first clustering starts as ``start`` says. ``lloyd`` is handed to
+    ``kmeans`` where all classes are clustered together.
 
     Raises ValueError when ``per_cluster`` does not divide the batch.
     """
@@ -137,10 +140,10 @@ class RepresentativeSampler(KeptSampler):
     start: str = "random"
     warm_start: bool = False
     centers: dict[int, Tensor] = field(default_factory=dict)  # class → (k, D), with warm_start
+    lloyd: Callable[..., tuple[Tensor, ...]] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.lloyd = Replayed(partial(lloyd_steps, most=self.max_iterations))
         if self.batch % self.per_cluster:
             raise ValueError(
                 f"per_cluster = {self.per_cluster} must divide real_batch = {self.batch}; try "
@@ -174,7 +177,7 @@ class RepresentativeSampler(KeptSampler):
         features = features.unflatten(0, (len(members), count))  # (K, n, D)
         known = all(label in self.centers for label in members)
         start = torch.stack([self.centers[label] for label in members]) if known else self.start
-        lloyd = self.lloyd if features.numel() <= RECORDED_NUMBERS else None
+        lloyd = self.lloyd if len(members) > 1 and features.numel() <= RECORDED_NUMBERS else None
         found = kmeans(features, k, list(rngs.values()), max_iterations=self.max_iterations, start=start, lloyd=lloyd)
         if self.warm_start:
             self.centers.update(zip(members, found.centers, strict=True))

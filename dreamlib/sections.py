@@ -86,7 +86,8 @@ class DistillParams(Strict):
     DREAM and IDC differ in ``init`` and ``sampler`` alone. ``image_lr`` is multiplied by ipc/10 · (side/32)² when
     ``image_lr_rule`` is 'scaled' (side/28 for MNIST; IDC and DREAM), used as it is when 'fixed'. ``image_update`` says
     when pixels step: 'per_class', after every class on one shared momentum buffer (the released code); 'collapsed',
-    once an iteration with the plain step that equals it; 'batched', once with momentum. ``learned_lr`` is the step size
+    once an iteration with the plain step that equals it to momentum^K where an objective has a loss for each of K
+    classes; 'batched', once with momentum. ``learned_lr`` is the step size
     of whatever an objective learns besides pixels. ``cluster_features`` is the space real batches are chosen in: the
     'current' network's features (DREAM), the same averaged over space ('pooled'), those of one untrained network kept
     for the run ('random'), or 'pixels'; ``warm_start`` goes on from the last clustering's centres.

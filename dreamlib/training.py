@@ -151,20 +151,39 @@ class Trainer:
 
         Returns the losses (S,) before each step.
         """
-        how, info, kernels, size = self.settings, self.info, self.kernels, tuple(images.shape[3:])
-        group, slots = self.optimizer.param_groups[0], self.optimizer.state
+        how, device = self.settings, images.device
+        parameters, slots = dict(self.network.named_parameters()), self.optimizer.state
+        with torch.no_grad():
+            for parameter in parameters.values():
+                if slots[parameter].get("momentum_buffer") is None:
+                    slots[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            momenta = {name: slots[parameter]["momentum_buffer"] for name, parameter in parameters.items()}
+            weights = {name: parameter.detach() for name, parameter in parameters.items()}
+            tables = (torch.stack(part).to(device, non_blocking=True) for part in zip(*drawn, strict=True))
+            lr = torch.full((), self.optimizer.param_groups[0]["lr"], dtype=torch.float64, device=device)
+            key = ("training", how.augmentation, how.label_smoothing, how.momentum, how.weight_decay, self.info)
+            recorded = self.kernels.recorded(key, self._steps())
+            *new, losses = recorded(weights, momenta, lr, images, labels, *tables)
+            for old, latest in zip((weights, momenta), new, strict=True):
+                torch._foreach_copy_(list(old.values()), [latest[name] for name in old])
+        return losses.clone()
 
-        def prepared(images: Tensor, table: Tensor, partner: Tensor, box: Tensor) -> Tensor:
+    def _steps(self) -> Callable[..., tuple[Weights, Weights, Tensor]]:
+        """What is recorded: (weights, momenta, rate, images, labels, draws) → (weights, momenta, losses)."""
+        how, info, kernels = self.settings, self.info, self.kernels
+
+        def prepare(images: Tensor, table: Tensor, partner: Tensor, box: Tensor) -> Tensor:
+            size = tuple(images.shape[2:])
             x = how.augmentation.apply(info.normalise(images), how.augmentation.from_table(table, size))
             return kernels.compute.cast(torch.where(box_mask(box[:4], *size), x[partner], x))
 
-        prepared = kernels.compiled(("training images", how.augmentation, info, size), prepared)
+        prepared = kernels.compiled(("training images", how.augmentation, info), prepare)
 
-        def whole(
-            weights: Weights, momenta: Weights, lr: Tensor, images: Tensor, labels: Tensor, *sent: Tensor
+        def steps(
+            weights: Weights, momenta: Weights, lr: Tensor, images: Tensor, labels: Tensor, *tables: Tensor
         ) -> tuple[Weights, Weights, Tensor]:
             losses = []
-            for x, y, table, partner, box in zip(images, labels, *sent, strict=True):
+            for x, y, table, partner, box in zip(images, labels, *tables, strict=True):
                 if how.label_smoothing:
                     y = smoothed(y, info.num_classes, how.label_smoothing)
                 x = prepared(x, table, partner, box)
@@ -173,20 +192,7 @@ class Trainer:
                 losses.append(loss)
             return weights, momenta, torch.stack(losses)
 
-        parameters = dict(self.network.named_parameters())
-        with torch.no_grad():
-            for parameter in parameters.values():
-                if slots[parameter].get("momentum_buffer") is None:
-                    slots[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-            momenta = {name: slots[parameter]["momentum_buffer"] for name, parameter in parameters.items()}
-            weights = {name: parameter.detach() for name, parameter in parameters.items()}
-            sent = (torch.stack(part).to(images.device, non_blocking=True) for part in zip(*drawn, strict=True))
-            lr = torch.full((), group["lr"], dtype=torch.float64, device=images.device)
-            key = ("training", how.augmentation, how.label_smoothing, how.momentum, how.weight_decay, info)
-            *new, losses = kernels.recorded(key, whole)(weights, momenta, lr, images, labels, *sent)
-            for old, latest in zip((weights, momenta), new, strict=True):
-                torch._foreach_copy_(list(old.values()), [latest[name] for name in old])
-        return losses.clone()
+        return steps
 
 
 def _sgd(

@@ -7,9 +7,15 @@ import torch
 from torch import Tensor
 
 
-@cache
 def _constants(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Numbers as a tensor that is kept, because sending it to a GPU anew would wait for the GPU."""
+    """Numbers as a tensor; a kept one, because sending it to a GPU anew would wait for the GPU."""
+    if torch.compiler.is_compiling():  # made on the device: a CUDA graph may not copy them there
+        return torch.stack([torch.full((), value, dtype=dtype, device=device) for value in values])
+    return _kept(values, dtype, device)
+
+
+@cache
+def _kept(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.tensor(values, dtype=dtype, device=device)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -130,23 +131,35 @@ def test_steps_recorded_together_are_the_steps(digits, toy_info, tiny, monkeypat
     torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("start", ["random", "k-means++"])
 @pytest.mark.parametrize("most", [1, 3, 50])
-def test_k_means_without_waiting_is_k_means(most, rng):
+def test_k_means_without_waiting_is_k_means(most, start, rng):
     points = torch.rand(4, 60, 5, generator=rng(0), dtype=torch.float64) + 3
-    found = kmeans.kmeans(points, 6, rng(1), max_iterations=most)
-    middle = points.mean(1, keepdim=True)
-    centred = points - middle
-    squares = centred.square().sum(-1, keepdim=True)
-    rows = kmeans._plus_plus(centred, squares, 6, [rng(1)])
-    start = centred.gather(1, rows.unsqueeze(-1).expand(-1, -1, 5))
-    threshold = 1e-4 * squares.mean((1, 2)) / 5
-    centers, assignment, inertia, used, empty = kmeans.lloyd_steps(centred, squares, start, threshold, most)
-    assert not empty and int(used) == found.iterations
-    assert torch.equal(assignment, found.assignment)
-    torch.testing.assert_close(centers + middle, found.centers)
-    torch.testing.assert_close(inertia, found.inertia)
-    same = torch.stack([start[:, 0]] * 6, 1)  # all but the first of equal centres get no point
-    assert kmeans.lloyd_steps(centred, squares, same, threshold, most)[4]
+    steps = partial(kmeans.lloyd_steps, most=most)
+    want, found = (
+        kmeans.kmeans(points, 6, rng(1), max_iterations=most, start=start, lloyd=lloyd) for lloyd in (None, steps)
+    )
+    assert found.iterations == want.iterations <= most
+    assert torch.equal(found.assignment, want.assignment)
+    torch.testing.assert_close(found.centers, want.centers)
+    torch.testing.assert_close(found.inertia, want.inertia)
+
+
+def test_k_means_without_waiting_fills_an_empty_cluster_as_k_means_does(rng):
+    points = torch.rand(2, 30, 3, generator=rng(0), dtype=torch.float64)
+    start = points[:, :1].expand(-1, 4, -1)  # of four equal centres the first gets all points
+    asked = []
+
+    def steps(*given):
+        asked.append(kmeans.lloyd_steps(*given, most=9))
+        return asked[-1]
+
+    want, found = (kmeans.kmeans(points, 4, rng(1), max_iterations=9, start=start, lloyd=f) for f in (None, steps))
+    assert bool(asked[0][-1])  # it says that a cluster was empty
+    assert torch.equal(found.assignment, want.assignment) and torch.equal(found.centers, want.centers)
+    assert found.assignment[0].bincount(minlength=4).min() > 0
+    with pytest.raises(ValueError, match="keep_empty"):
+        kmeans.kmeans(points, 4, rng(1), keep_empty=True, lloyd=steps)
 
 
 def test_losses_weighted_by_class_reach_their_own_pixels():
@@ -296,9 +309,11 @@ def test_recorded_training_follows_the_plain_one(digits, toy_info, tiny, full_fl
         network = compute.place(tiny(info))
         trainer, data = Trainer(network, info, settings, Kernels(network, compute)), digits.to("cuda")
         assert trainer.kernels.replays == compute.compile
-        for step in range(20):
-            rows = torch.randint(len(data.labels), (32,), generator=rng().manual_seed(step)).cuda()
-            trainer.step(data.images[rows], data.labels[rows], rng().manual_seed(step))
+        for epoch, steps in enumerate((STEPS_RECORDED + 3, 1, 8)):  # the rate changes between recordings and replays
+            trainer.enter(epoch, 3, lambda lr, epoch, epochs: lr / (epoch + 1))
+            draws = rng().manual_seed(epoch)
+            draw_rows = lambda draws=draws: torch.randint(len(digits.labels), (32,), generator=draws)  # noqa: E731
+            trainer.train(data.images, data.labels, draw_rows, steps, draws)
         networks.append((network, predict(network, data.images, info, trainer.kernels)))
     for a, b in zip(weights_of(networks[0][0]).values(), weights_of(networks[1][0]).values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)

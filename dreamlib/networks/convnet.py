@@ -54,7 +54,9 @@ class AvgPool2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C, H // 2, W // 2); an odd last row or column is left out."""
         pooled = self.over_view(x) if torch.compiler.is_compiling() else F.avg_pool2d(x, 2)
-        return pooled.contiguous(memory_format=torch.channels_last) if x.is_cuda else pooled
+        # A convolution on a GPU takes its input as it lies: one that is not channels-last is laid out anew, twice.
+        compiled = x.is_cuda and torch.compiler.is_compiling()
+        return pooled.contiguous(memory_format=torch.channels_last) if compiled else pooled
 
     @staticmethod
     def over_view(x: Tensor) -> Tensor:
@@ -72,7 +74,7 @@ class InstanceNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → the same, each channel of each image with mean zero and variance one, scaled and moved."""
-        return self.in_steps(x) if x.is_cuda else super().forward(x)
+        return self.in_steps(x) if x.is_cuda and torch.compiler.is_compiling() else super().forward(x)
 
     def in_steps(self, x: Tensor) -> Tensor:
         """The same by elementary operations, which are compiled to code that keeps x channels-last."""
