@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from benchmarks.cost import INTERVAL, NETWORK_STEPS, POOL, kmeans_operations
 from benchmarks.reference import evaluation, matching_gradient, representatives, training_step, with_torchs_layers
-from benchmarks.table import CUDA_RESULTS, RESULTS, spread, write
+from benchmarks.table import CUDA_RESULTS, RESULTS, clustered_images, spread, write
 from benchmarks.work import INFO, fast_matching_gradient, matching_state
 from dreamlib.compute import Compute
 from dreamlib.distill import Distiller
@@ -178,7 +178,7 @@ def clustering(compute: Compute, pool: int, real: int, *, warm: bool = False, po
     embedding = counted(lambda: plain.features(normal[:64]))
     flops = embedding["operations"] * count // 64 + kmeans_operations(count, real, features)
     moved = embedding["bytes"] * count // 64 + 10 * 2 * 2 * count * features
-    named = f"{f'pool {pool}' if pool else 'all'}{', warm' if warm else ''}{', pooled' if pooled else ''}"
+    named = f"{clustered_images(pool)}{', warm' if warm else ''}{', pooled' if pooled else ''}"
     return {
         "work": f"clustering {'a class' if classes == 1 else f'{classes} classes'} into {real}, {named}",
         "classes": classes,
@@ -248,11 +248,6 @@ def run_of(compute: Compute, ipc: int, pool: int, iterations: int = 200) -> dict
     return {"ipc": ipc, "pool": pool, "iterations": iterations, "iteration_s": took / iterations}
 
 
-def dream_iteration(ipc: int, pool: int) -> str:
-    """The name of the row for a whole iteration."""
-    return f"DREAM iteration, ipc {ipc}, 128 real, {f'pool {pool}' if pool else 'all'}"
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Measure, write the file, print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").splitlines()[0])
@@ -273,26 +268,26 @@ def main(arguments: list[str] | None = None) -> None:
         row["bytes_floor_s"] = row["bytes"] / bandwidth
     if on_cpu:
         measured += [evaluating(compute, EVALUATED), evaluating(compute, WHOLE, repeats=1)]
-    computed = []
+    computed = {}
     for ipc in (1, 10):
         for pool, row in cluster.items():
             clustered = scaled(row, INFO.num_classes / row["classes"] / INTERVAL)
             whole = total(
-                dream_iteration(ipc, pool),
+                f"DREAM iteration, ipc {ipc}, 128 real, {clustered_images(pool)}",
                 scaled(match[ipc, 128], 1),
                 scaled(step, NETWORK_STEPS / 5),
                 clustered,
                 images=INFO.num_classes * (128 + min(4 * ipc, 128) + (pool or CLASS_IMAGES) / INTERVAL)
                 + NETWORK_STEPS * 128,
             )
-            computed.append({**whole, "clustering_share": clustered["fast_s"] / whole["fast_s"]})
+            computed[ipc, pool] = {**whole, "clustering_share": clustered["fast_s"] / whole["fast_s"]}
     machine = next((x for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), "unknown")
     result = {
         "machine": {**compute.describe(), "cpu": machine.split(":")[-1].strip()},
         "peak_flops": peak,
         "peak_bytes_per_s": bandwidth,
         "repeats": REPEATS,
-        "rows": measured + computed,
+        "rows": [*measured, *computed.values()],
     }
     if on_cpu:
         result["memory_above_torch_bytes"] = {str(ipc): resident_bytes(ipc) for ipc in (1, 50)}
@@ -300,12 +295,11 @@ def main(arguments: list[str] | None = None) -> None:
         gc.collect()  # recordings that refer to themselves
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        whole_rows = {row["work"]: row for row in computed}
-        runs = [run_of(compute, ipc, pool) for ipc in (1, 10) for pool in (POOL, 0)]
-        for run in runs:  # beside the plain loop's parts, timed in the same minutes
-            row = whole_rows[dream_iteration(run["ipc"], run["pool"])]
-            run |= {key: row[key] for key in ("reference_s", "operations")}
-        result["runs"] = runs
+        # Each beside the plain loop's parts, timed in the same minutes.
+        result["runs"] = [
+            run_of(compute, *size) | {key: row[key] for key in ("reference_s", "operations")}
+            for size, row in computed.items()
+        ]
         result["device_memory_bytes"] = torch.cuda.max_memory_reserved()
     write_json(RESULTS if on_cpu else CUDA_RESULTS, result)
     write()

@@ -21,20 +21,20 @@ from dreamlib.types import DatasetInfo, LabeledImages
 
 def with_torchs_layers(network: ConvNet) -> ConvNet:
     """A copy of a ConvNet with the same weights and torch's own layers where it has faster ones."""
-    plain = copy.deepcopy(network)
+    plain, own = copy.deepcopy(network), network.classifier.weight
     for block in plain.blocks:
         assert isinstance(block, nn.Sequential)
         for name, layer in block.named_children():
             if isinstance(layer, FirstConv2d):
                 new = nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=int(layer.padding[0]))
-                new.load_state_dict(layer.state_dict())
-                setattr(block, name, new.to(layer.weight.device, layer.weight.dtype))
             elif isinstance(layer, AvgPool2d):
-                setattr(block, name, nn.AvgPool2d(2))
+                new = nn.AvgPool2d(2)
             elif isinstance(layer, InstanceNorm):
-                norm = nn.GroupNorm(layer.num_channels, layer.num_channels)
-                norm.load_state_dict(layer.state_dict())
-                setattr(block, name, norm.to(layer.weight.device, layer.weight.dtype))
+                new = nn.GroupNorm(layer.num_channels, layer.num_channels)
+            else:
+                continue
+            new.load_state_dict(layer.state_dict())
+            setattr(block, name, new.to(own.device, own.dtype))
     return plain
 
 

@@ -20,6 +20,11 @@ PAPER_ITERATIONS = 200_000  # inner iterations of the released runs
 COST_BEGIN, COST_END = "<!-- costs: modelled from the benchmarks by `make bench` -->", "<!-- end of costs -->"
 
 
+def clustered_images(pool: int) -> str:
+    """Which images of a class enter a clustering."""
+    return f"pool {pool}" if pool else "all"
+
+
 def spread(row: dict[str, Any]) -> str:
     """The range of a row's ratios, or why it has none."""
     if row.get("computed"):
@@ -65,8 +70,7 @@ def gpu_speeds(result: dict[str, Any] | None) -> str:
     for run in result["runs"]:
         took = run["iteration_s"]
         told = (f"{1000 * took:.1f}", f"{run['reference_s'] / took:.1f}", f"{run['operations'] / took / peak:.1%}")
-        clustered = f"pool {run['pool']}" if run["pool"] else "all"
-        runs.append((run["ipc"], clustered, *told, f"{took * PAPER_ITERATIONS / 3600:.1f}"))
+        runs.append((run["ipc"], clustered_images(run["pool"]), *told, f"{took * PAPER_ITERATIONS / 3600:.1f}"))
     return (
         f"{machine['device']}, {machine['cpu']}, torch {machine['torch']}, {machine['precision']}; medians of "
         f"{result['repeats']}, interleaved; a matrix product reaches {peak / 1e12:.0f} · 10¹² operations a second; "

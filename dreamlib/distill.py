@@ -20,7 +20,7 @@ from dreamlib.networks import build
 from dreamlib.objectives import MatchState
 from dreamlib.params import DistillParams
 from dreamlib.progress import progress
-from dreamlib.sampling import SAMPLERS, RepresentativeSampler, Sampler
+from dreamlib.sampling import SAMPLERS, Sampler
 from dreamlib.seeding import generator
 from dreamlib.synthetic import SyntheticSet
 from dreamlib.training import Trainer, TrainSettings, augmentation_for, embed, kernels_for, predict
@@ -102,9 +102,13 @@ def network_settings(settings: DistillParams, info: DatasetInfo) -> TrainSetting
 
 
 def make_sampler(
-    data: LabeledImages, settings: DistillParams, seed: int, classes: Sequence[int] | None = None
+    data: LabeledImages,
+    settings: DistillParams,
+    seed: int,
+    classes: Sequence[int] | None = None,
+    lloyd: Replayed | None = None,
 ) -> Sampler:
-    """The sampler the settings name, for all classes or some."""
+    """The sampler the settings name, for all classes or some; ``lloyd`` for one that clusters (see ``kmeans``)."""
     kind = SAMPLERS[settings.sampler]
     common: dict[str, Any] = {"data": data, "batch": settings.real_batch, "seed": seed}
     options = {
@@ -115,6 +119,7 @@ def make_sampler(
         "start": settings.cluster_start,
         "classes": classes,
         "warm_start": settings.warm_start,
+        "lloyd": lloyd,
     }
     known = {each.name for each in fields(kind)}
     return kind(**common, **{name: value for name, value in options.items() if name in known})
@@ -158,11 +163,9 @@ class Distiller:
         self.synthetic.extras = {name: value.clone().requires_grad_(True) for name, value in learned.items()}
         self.data = self.data.to(self.compute.device)
         self._recordings: dict[str, Replayed] = {}
-        self.sampler = make_sampler(self.data, s, self.seed, self.classes)
-        on_gpu = self.compute.device.type == "cuda" and self.compute.compile
-        if on_gpu and isinstance(self.sampler, RepresentativeSampler):
-            steps = partial(lloyd_steps, most=s.cluster_iterations)
-            self.sampler.lloyd = self._recordings["lloyd"] = Replayed(steps)
+        if self.compute.device.type == "cuda" and self.compute.compile:
+            self._recordings["lloyd"] = Replayed(partial(lloyd_steps, most=s.cluster_iterations))
+        self.sampler = make_sampler(self.data, s, self.seed, self.classes, self._recordings.get("lloyd"))
         self.augmentation = augmentation_for(self.info, s.augmentation, s.augmentation_mode)
         self.lr = effective_image_lr(s, self.synthetic.ipc, self.info)
         self.optimizer = self._image_optimizer()

@@ -87,10 +87,10 @@ class DistillParams(Strict):
     ``image_lr_rule`` is 'scaled' (side/28 for MNIST; IDC and DREAM), used as it is when 'fixed'. ``image_update`` says
     when pixels step: 'per_class', after every class on one shared momentum buffer (the released code); 'collapsed',
     once an iteration with the plain step that equals it to momentum^K where an objective has a loss for each of K
-    classes; 'batched', once with momentum. ``learned_lr`` is the step size
-    of whatever an objective learns besides pixels. ``cluster_features`` is the space real batches are chosen in: the
-    'current' network's features (DREAM), the same averaged over space ('pooled'), those of one untrained network kept
-    for the run ('random'), or 'pixels'; ``warm_start`` goes on from the last clustering's centres.
+    classes; 'batched', once with momentum. ``learned_lr`` is the step size of whatever an objective learns besides
+    pixels. ``cluster_features`` is the space real batches are chosen in: the 'current' network's features (DREAM), the
+    same averaged over space ('pooled'), those of one untrained network kept for the run ('random'), or 'pixels';
+    ``warm_start`` goes on from the last clustering's centres.
     ``decode`` 'dct' keeps factor² images a canvas as their strongest frequencies (FreD; see ``dreamlib.frequency``):
     ``image_lr`` is then the step size on orthonormal coefficients, and ``shrink`` plays no part.
     ``image_lr_schedule`` 'cosine' lets the step size on pixels fall to zero at the last iteration. ``whitening`` 'zca'

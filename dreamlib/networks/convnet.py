@@ -53,10 +53,11 @@ class AvgPool2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C, H // 2, W // 2); an odd last row or column is left out."""
-        pooled = self.over_view(x) if torch.compiler.is_compiling() else F.avg_pool2d(x, 2)
+        if not torch.compiler.is_compiling():
+            return F.avg_pool2d(x, 2)
+        pooled = self.over_view(x)
         # A convolution on a GPU takes its input as it lies: one that is not channels-last is laid out anew, twice.
-        compiled = x.is_cuda and torch.compiler.is_compiling()
-        return pooled.contiguous(memory_format=torch.channels_last) if compiled else pooled
+        return pooled.contiguous(memory_format=torch.channels_last) if x.is_cuda else pooled
 
     @staticmethod
     def over_view(x: Tensor) -> Tensor:
