@@ -1,6 +1,7 @@
 """The obvious way: class by class, eager, plain autograd. What the fast path is held against."""
 
 import copy
+from collections import OrderedDict
 
 import torch
 from sklearn.cluster import KMeans
@@ -22,9 +23,10 @@ from dreamlib.types import DatasetInfo, LabeledImages
 def with_torchs_layers(network: ConvNet) -> ConvNet:
     """A copy of a ConvNet with the same weights and torch's own layers where it has faster ones."""
     plain, own = copy.deepcopy(network), network.classifier.weight
-    for block in plain.blocks:
-        assert isinstance(block, nn.Sequential)
-        for name, layer in block.named_children():
+    for index, ours in enumerate(plain.blocks):
+        block = nn.Sequential(OrderedDict(ours.named_children()))
+        plain.blocks[index] = block
+        for name, layer in ours.named_children():
             if isinstance(layer, FirstConv2d):
                 new = nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=int(layer.padding[0]))
             elif isinstance(layer, AvgPool2d):

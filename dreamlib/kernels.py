@@ -58,9 +58,14 @@ class Kernels:
         self._made: dict[Any, Callable[..., Any]] = {}
 
     @property
+    def pure(self) -> bool:
+        """Whether a compiled training step is a function of weights and images alone: no running statistics."""
+        return self.compile and not list(self._train.buffers())
+
+    @property
     def replays(self) -> bool:
-        """Whether steps are recorded as CUDA graphs: compiled, on a GPU, by a network without running statistics."""
-        return self.compile and self.compute.device.type == "cuda" and not list(self._train.buffers())
+        """Whether steps are recorded as CUDA graphs: pure ones, on a GPU."""
+        return self.pure and self.compute.device.type == "cuda"
 
     def _wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
         if not self.compile:

@@ -133,9 +133,15 @@ class Trainer:
             x = self.kernels.compute.cast(x)
         if b is a:
             b = a.clone()  # one tensor in two places would be compiled apart
-        loss = self.kernels.training_loss(weights_of(self.network), x, a, b, torch.tensor(lam, device=x.device))
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        weights, share = weights_of(self.network), torch.tensor(lam, device=x.device)
+        if self.kernels.pure:
+            gradients, loss = self.kernels.training_gradient(weights, x, a, b, share)
+            for name, parameter in self.network.named_parameters():
+                parameter.grad = gradients[name]
+        else:
+            loss = self.kernels.training_loss(weights, x, a, b, share)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
         self.optimizer.step()
         return loss.detach()
 

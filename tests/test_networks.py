@@ -240,6 +240,45 @@ def test_the_first_convolution_is_torchs_with_both_its_gradients(channels, size,
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
+def first_and_norm(channels, padding):
+    conv, norm = networks.convnet.FirstConv2d(channels, 4, 3, padding=padding), networks.convnet.InstanceNorm(4)
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([0.5, 1.0, -2.0, 1.5]))
+        norm.bias.copy_(torch.tensor([0.125, 0.0, 1.0, -0.5]))
+    return conv.double(), norm.double()
+
+
+@pytest.mark.parametrize(("channels", "size", "padding"), [(1, 28, 3), (3, 7, 1), (2, 5, 0)])
+def test_a_convolution_normed_at_once_is_its_norm_with_all_gradients(channels, size, padding):
+    conv, norm = first_and_norm(channels, padding)
+    x = pixels(2, channels, size).double().requires_grad_(True)
+    expected = F.group_norm(F.conv2d(x, conv.weight, conv.bias, padding=padding), 4, norm.weight, norm.bias)
+    torch.testing.assert_close(conv.normed(x, norm), expected, rtol=1e-10, atol=1e-10)
+    upstream, leaves = torch.randn_like(expected), [x, conv.weight, norm.weight, norm.bias]
+    for a, b in zip(*(torch.autograd.grad(y, leaves, upstream) for y in (conv.normed(x, norm), expected)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_a_convolution_normed_at_once_is_differentiated_twice():
+    conv, norm = first_and_norm(1, 1)
+    assert torch.autograd.gradgradcheck(lambda x: conv.normed(x, norm), pixels(2, 1, 4).double().requires_grad_())
+
+
+def test_a_convolution_normed_at_once_keeps_faint_contrast_in_half_precision():
+    conv, norm = first_and_norm(1, 1)
+    x = (5 + 0.5 * pixels(4, 1, 16)).bfloat16()  # far from zero, as an image of one bright colour
+    want = norm(conv(x.double()))
+    found = conv.normed(x, norm)
+    assert found.dtype == torch.bfloat16
+    assert (found.double() - want).square().mean().sqrt() < 4e-3 * want.square().mean().sqrt()
+
+
+def test_an_image_of_one_colour_has_the_norms_bias():
+    conv, norm = first_and_norm(1, 0)
+    found = conv.normed(torch.full((1, 1, 6, 6), 0.3).double(), norm)
+    torch.testing.assert_close(found, norm.bias.view(1, 4, 1, 1).expand_as(found), rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("size", [8, 7])
 def test_average_pooling_is_torchs_also_of_an_odd_side(size):
     x = pixels(2, 3, size).double()

@@ -34,18 +34,47 @@ class FirstConv2d(Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C', H', W'), channels-last in memory."""
-        pad = int(self.padding[0])
-        n, channels, height, width = x.shape[0], x.shape[1], x.shape[2] + 2 * pad - 2, x.shape[3] + 2 * pad - 2
-        padded = F.pad(x, (pad, pad, pad, pad)).permute(0, 2, 3, 1)
-        shifted = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
-        patches = torch.stack(shifted, -1).reshape(n, height * width, channels * 9)
+        patches, height, width = self._patches(x)
+        patches = patches.transpose(1, 2).contiguous()
         bias = None if self.bias is None else self.bias.to(x.dtype)
         weight = self.weight.to(x.dtype).reshape(self.out_channels, -1)
         if x.is_cuda:  # its fast products want rows of a multiple of 16 bytes
             missing = -weight.shape[1] % 8
             patches, weight = F.pad(patches, (0, missing)), F.pad(weight, (0, missing))
         out = F.linear(patches, weight, bias)
-        return out.reshape(n, height, width, self.out_channels).permute(0, 3, 1, 2)
+        return out.reshape(len(x), height, width, self.out_channels).permute(0, 3, 1, 2)
+
+    def normed(self, x: Tensor, norm: "InstanceNorm") -> Tensor:
+        """``norm`` of the convolution, (N, C, H, W) → (N, C', H', W'), without computing the convolution first.
+
+        The convolution is linear, so a channel of weights w has the mean w · mean(patch) and the variance
+        wᵀ cov(patch) w over an image's pixels, and 9 C × 9 C numbers an image are all there is to sum for all channels.
+        The normed channels are then one product with weights of each image's own, and that is read once, by the
+        activation, where a norm reads its input three times. The norm takes the convolution's bias away.
+        """
+        patches, height, width = self._patches(x)
+        wide = patches.float() if x.dtype in _HALF else patches
+        centered = wide - wide.mean(2, keepdim=True)
+        covariance = centered @ centered.transpose(1, 2) / (height * width)
+        weight = self.weight.to(wide.dtype).reshape(self.out_channels, -1)
+        variance = ((weight @ covariance) * weight).sum(2)
+        weights = weight * (norm.weight * torch.rsqrt(variance + norm.eps)).unsqueeze(2)
+        # The norm's bias as the weight of a constant, so that its gradient comes out of the same product.
+        weights = torch.cat([weights, norm.bias.view(-1, 1).expand(len(x), -1, 1)], 2).to(x.dtype)
+        patches = torch.cat([centered, centered.new_ones(len(x), 1, height * width)], 1).to(x.dtype)
+        if x.is_cuda:  # see forward
+            missing = -weights.shape[2] % 8
+            patches, weights = F.pad(patches, (0, 0, 0, missing)), F.pad(weights, (0, missing))
+        out = patches.transpose(1, 2) @ weights.transpose(1, 2)
+        return out.reshape(len(x), height, width, self.out_channels).permute(0, 3, 1, 2)
+
+    def _patches(self, x: Tensor) -> tuple[Tensor, int, int]:
+        """Each output pixel's neighbourhood: (N, 9 C, H' W'), H', W'."""
+        pad = int(self.padding[0])
+        height, width = x.shape[2] + 2 * pad - 2, x.shape[3] + 2 * pad - 2
+        padded = F.pad(x, (pad, pad, pad, pad))
+        shifted = [padded[:, :, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+        return torch.stack(shifted, 2).reshape(len(x), -1, height * width), height, width
 
 
 class AvgPool2d(nn.Module):
@@ -63,8 +92,8 @@ class AvgPool2d(nn.Module):
     def over_view(x: Tensor) -> Tensor:
         """The mean over a view with the squares as axes; uncompiled it is the slower of the two."""
         n, channels, height, width = x.shape[0], x.shape[1], x.shape[2] // 2, x.shape[3] // 2
-        squares = x[:, :, : 2 * height, : 2 * width].reshape(n, channels, height, 2, width, 2)
-        return squares.mean((3, 5))
+        lines = x[:, :, : 2 * height, : 2 * width].permute(0, 2, 3, 1)  # as the convolutions' outputs lie in memory
+        return lines.reshape(n, height, 2, width, 2, channels).mean((2, 4)).permute(0, 3, 1, 2)
 
 
 class InstanceNorm(nn.GroupNorm):
@@ -109,6 +138,21 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "sigmoid": nn.Sigmoid,
     "silu": nn.SiLU,
 }
+
+
+class Block(nn.Sequential):
+    """A convolution, its norm, activation and pooling; a first convolution is compiled together with its norm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, C', H' // 2, W' // 2)."""
+        conv, norm, activation, pooling = self
+        # Not for autograd's tape, on which features are taken in evaluation mode: compiled for it, the step would keep
+        # the activation's signs in a layout that takes longer to write than the whole convolution.
+        taped = torch.is_grad_enabled() and not self.training
+        together = isinstance(conv, FirstConv2d) and isinstance(norm, InstanceNorm) and not taped
+        if torch.compiler.is_compiling() and together:
+            return pooling(activation(conv.normed(x, norm)))
+        return super().forward(x)
 
 
 class ConvNet(nn.Module):
@@ -189,6 +233,6 @@ class ConvNetFamily:
                 activation=_ACTIVATIONS[self.activation](),
                 pooling=_POOLINGS[self.pooling](),
             )
-            blocks.append(nn.Sequential(layers))
+            blocks.append(Block(layers))
             channels, side = self.width, side // 2
         return ConvNet(nn.Sequential(*blocks), Linear(channels * side * side, info.num_classes))
