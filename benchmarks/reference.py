@@ -23,10 +23,9 @@ from dreamlib.types import DatasetInfo, LabeledImages
 def with_torchs_layers(network: ConvNet) -> ConvNet:
     """A copy of a ConvNet with the same weights and torch's own layers where it has faster ones."""
     plain, own = copy.deepcopy(network), network.classifier.weight
-    for index, ours in enumerate(plain.blocks):
-        block = nn.Sequential(OrderedDict(ours.named_children()))
-        plain.blocks[index] = block
-        for name, layer in ours.named_children():
+    for index, block in enumerate(plain.blocks):
+        layers = OrderedDict(block.named_children())
+        for name, layer in layers.items():
             if isinstance(layer, FirstConv2d):
                 new = nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=int(layer.padding[0]))
             elif isinstance(layer, AvgPool2d):
@@ -36,7 +35,8 @@ def with_torchs_layers(network: ConvNet) -> ConvNet:
             else:
                 continue
             new.load_state_dict(layer.state_dict())
-            setattr(block, name, new.to(own.device, own.dtype))
+            layers[name] = new.to(own.device, own.dtype)
+        plain.blocks[index] = nn.Sequential(layers)
     return plain
 
 

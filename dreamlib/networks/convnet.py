@@ -13,7 +13,10 @@ from dreamlib.networks import NETWORKS
 from dreamlib.registry import unknown
 from dreamlib.types import DatasetInfo
 
-_HALF = (torch.bfloat16, torch.float16)
+
+def _wide(x: Tensor) -> Tensor:
+    """x, or its float32 copy if it is of half precision."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 class Conv2d(nn.Conv2d):
@@ -34,15 +37,13 @@ class FirstConv2d(Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C', H', W'), channels-last in memory."""
-        patches, height, width = self._patches(x)
-        patches = patches.transpose(1, 2).contiguous()
+        shifted = self._shifted(x)
+        n, _, height, width = shifted[0].shape
+        patches = torch.stack([each.permute(0, 2, 3, 1) for each in shifted], -1).reshape(n, height * width, -1)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         weight = self.weight.to(x.dtype).reshape(self.out_channels, -1)
-        if x.is_cuda:  # its fast products want rows of a multiple of 16 bytes
-            missing = -weight.shape[1] % 8
-            patches, weight = F.pad(patches, (0, missing)), F.pad(weight, (0, missing))
-        out = F.linear(patches, weight, bias)
-        return out.reshape(len(x), height, width, self.out_channels).permute(0, 3, 1, 2)
+        out = F.linear(self._aligned(patches, -1), self._aligned(weight, -1), bias)
+        return out.reshape(n, height, width, self.out_channels).permute(0, 3, 1, 2)
 
     def normed(self, x: Tensor, norm: "InstanceNorm") -> Tensor:
         """``norm`` of the convolution, (N, C, H, W) → (N, C', H', W'), without computing the convolution first.
@@ -52,29 +53,31 @@ class FirstConv2d(Conv2d):
         The normed channels are then one product with weights of each image's own, and that is read once, by the
         activation, where a norm reads its input three times. The norm takes the convolution's bias away.
         """
-        patches, height, width = self._patches(x)
-        wide = patches.float() if x.dtype in _HALF else patches
+        shifted = self._shifted(x)
+        n, _, height, width = shifted[0].shape
+        wide = _wide(torch.stack(shifted, 2).reshape(n, -1, height * width))
         centered = wide - wide.mean(2, keepdim=True)
         covariance = centered @ centered.transpose(1, 2) / (height * width)
         weight = self.weight.to(wide.dtype).reshape(self.out_channels, -1)
         variance = ((weight @ covariance) * weight).sum(2)
         weights = weight * (norm.weight * torch.rsqrt(variance + norm.eps)).unsqueeze(2)
         # The norm's bias as the weight of a constant, so that its gradient comes out of the same product.
-        weights = torch.cat([weights, norm.bias.view(-1, 1).expand(len(x), -1, 1)], 2).to(x.dtype)
-        patches = torch.cat([centered, centered.new_ones(len(x), 1, height * width)], 1).to(x.dtype)
-        if x.is_cuda:  # see forward
-            missing = -weights.shape[2] % 8
-            patches, weights = F.pad(patches, (0, 0, 0, missing)), F.pad(weights, (0, missing))
-        out = patches.transpose(1, 2) @ weights.transpose(1, 2)
-        return out.reshape(len(x), height, width, self.out_channels).permute(0, 3, 1, 2)
+        weights = torch.cat([weights, norm.bias.view(-1, 1).expand(n, -1, 1)], 2).to(x.dtype)
+        patches = torch.cat([centered, centered.new_ones(n, 1, height * width)], 1).to(x.dtype)
+        out = self._aligned(patches, -2).transpose(1, 2) @ self._aligned(weights, -1).transpose(1, 2)
+        return out.reshape(n, height, width, self.out_channels).permute(0, 3, 1, 2)
 
-    def _patches(self, x: Tensor) -> tuple[Tensor, int, int]:
-        """Each output pixel's neighbourhood: (N, 9 C, H' W'), H', W'."""
+    def _shifted(self, x: Tensor) -> list[Tensor]:
+        """The image under each of the nine weights of a filter: (N, C, H', W')."""
         pad = int(self.padding[0])
         height, width = x.shape[2] + 2 * pad - 2, x.shape[3] + 2 * pad - 2
         padded = F.pad(x, (pad, pad, pad, pad))
-        shifted = [padded[:, :, i : i + height, j : j + width] for i in range(3) for j in range(3)]
-        return torch.stack(shifted, 2).reshape(len(x), -1, height * width), height, width
+        return [padded[:, :, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+
+    @staticmethod
+    def _aligned(x: Tensor, dim: int) -> Tensor:
+        """On a GPU, whose fast products want rows of a multiple of 16 bytes, filled up with zeros along ``dim`` < 0."""
+        return F.pad(x, (0, 0) * (-dim - 1) + (0, -x.shape[dim] % 8)) if x.is_cuda else x
 
 
 class AvgPool2d(nn.Module):
@@ -108,7 +111,7 @@ class InstanceNorm(nn.GroupNorm):
 
     def in_steps(self, x: Tensor) -> Tensor:
         """The same by elementary operations, which are compiled to code that keeps x channels-last."""
-        wide = x.float() if x.dtype in _HALF else x
+        wide = _wide(x)
         variance, mean = torch.var_mean(wide, (2, 3), correction=0, keepdim=True)
         weight, bias = self.weight.view(-1, 1, 1), self.bias.view(-1, 1, 1)
         return ((wide - mean) * torch.rsqrt(variance + self.eps) * weight + bias).to(x.dtype)
@@ -176,8 +179,7 @@ class ConvNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) normalised images → (N, K) logits."""
-        logits = self.classifier(self.features(x))
-        return logits.float() if x.dtype in _HALF else logits
+        return _wide(self.classifier(self.features(x)))
 
 
 def default_depth(size: int) -> int:
