@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
@@ -29,6 +30,7 @@ from dreamlib.evaluate import evaluate
 from dreamlib.files import write_json
 from dreamlib.kernels import Kernels
 from dreamlib.networks import build
+from dreamlib.networks.convnet import ConvNet
 from dreamlib.params import DistillParams, EvaluationParams
 from dreamlib.sampling import RepresentativeSampler
 from dreamlib.synthetic import SyntheticSet
@@ -36,8 +38,10 @@ from dreamlib.training import Trainer, TrainSettings, augmentation_for, embed
 from dreamlib.types import LabeledImages
 
 REPEATS = 5
+AUGMENTATION = "flip_color_crop_scale_rotate"  # the evaluation's
 CLASS_IMAGES = 5500  # Fashion-MNIST's, less the validation split
 WHOLE = EvaluationParams(epochs=1000, repeats=5, at_once=2)  # the paper budget's; measured once: minutes
+AT_ONCE = WHOLE.at_once  # classes matched side by side on the CPU too, as the paper budget has it
 EVALUATED = WHOLE.model_copy(update={"epochs": 50, "repeats": 3})  # as often as anything; two at once, then one
 
 
@@ -50,13 +54,16 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def interleaved(reference: Callable[[], object], fast: Callable[[], object], repeats: int = REPEATS) -> dict[str, Any]:
+def interleaved(
+    reference: Callable[[], object], fast: Callable[[], object], repeats: int = REPEATS, units: int = 1
+) -> dict[str, Any]:
     """Both in turn, ``repeats`` times; the first call of each, where compilation happens, is reported apart.
 
-    What is measured but once has no first call apart: it must be compiled already.
+    What is measured but once has no first call apart: it must be compiled already. One call of ``fast`` does ``units``
+    times the work of one of ``reference``, and the times are of one such unit.
     """
     warm = {"reference": seconds(reference), "fast": seconds(fast)} if repeats > 1 else {}
-    pairs = [(seconds(reference), seconds(fast)) for _ in range(repeats)]
+    pairs = [(seconds(reference), seconds(fast) / units) for _ in range(repeats)]
     ratios = sorted(a / b for a, b in pairs)
     return {
         "first_call_s": warm,
@@ -68,11 +75,33 @@ def interleaved(reference: Callable[[], object], fast: Callable[[], object], rep
 
 
 def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
-    """Operations a second of this machine's matrix product in a format: the best of ``REPEATS``."""
-    side = 8192 if device.type == "cuda" else 2048
-    a = torch.rand(side, side).to(device, dtype)
-    a @ a
-    return 2 * side**3 / min(seconds(lambda: a @ a) for _ in range(REPEATS))
+    """Operations a second of this machine's matrix product in a format, at the size it does best."""
+    sides = (8192,) if device.type == "cuda" else (512, 1024, 2048, 4096)
+    return max(product_flops(torch.rand(side, side).to(device, dtype)) for side in sides)
+
+
+def product_flops(a: Tensor) -> float:
+    """Operations a second of a square matrix times itself: the best of ``REPEATS``, short ones several times over."""
+    out, times = a @ a, max(1, 4096 // len(a))
+    took = min(seconds(lambda: [torch.mm(a, a, out=out) for _ in range(times)]) for _ in range(REPEATS))
+    return 2 * len(a) ** 3 * times / took
+
+
+def convolution_flops(compute: Compute) -> dict[str, float]:
+    """Operations a second of the ConvNet's largest convolution and of its gradients, of 128 images: best of REPEATS.
+
+    It takes 128 maps of 16 × 16 to as many, and is what most of the operations of matching and training are.
+    """
+    rng = torch.Generator().manual_seed(0)
+    x, upstream = (compute.cast(torch.rand(128, 128, 16, 16, generator=rng)) for _ in range(2))
+    weight = torch.rand(128, 128, 3, 3, generator=rng).to(compute.device, compute.dtype)
+    works: dict[str, Callable[[], object]] = {
+        "forward": lambda: torch.conv2d(x, weight, padding=1),
+        "input": lambda: torch.nn.grad.conv2d_input(x.shape, weight, upstream, padding=1),
+        "weight": lambda: torch.nn.grad.conv2d_weight(x, weight.shape, upstream, padding=1),
+    }
+    operations = 2 * x.numel() * weight[0].numel()
+    return {name: operations / min(seconds(work) for _ in range(1 + REPEATS)) for name, work in works.items()}
 
 
 def peak_bandwidth(device: torch.device) -> float:
@@ -105,7 +134,12 @@ def counted(work: Callable[[], object]) -> dict[str, int]:
 def matching(compute: Compute, ipc: int, real: int) -> dict[str, Any]:
     """A matching step over 10 classes."""
     plain, quick = matching_state(Compute(compute.device), ipc, real), matching_state(compute, ipc, real)
-    row = interleaved(lambda: matching_gradient(plain), lambda: fast_matching_gradient(quick))
+    how, compiled = (), 0.0
+    if compute.device.type == "cpu":
+        how = (AT_ONCE, torch.get_num_threads() // AT_ONCE)
+        compiled = seconds(lambda: fast_matching_gradient(quick, 1, how[1]))  # not by two threads at once
+    row = interleaved(lambda: matching_gradient(plain), lambda: fast_matching_gradient(quick, *how))
+    row["first_call_s"]["fast"] += compiled
     return {
         "work": f"matching, ipc {ipc}, {real} real",
         **counted(lambda: matching_gradient(plain)),
@@ -114,25 +148,39 @@ def matching(compute: Compute, ipc: int, real: int) -> dict[str, Any]:
     }
 
 
-def training(compute: Compute, batch: int, steps: int) -> dict[str, Any]:
-    """``steps`` training steps of the evaluated network with the evaluation's augmentation, drawn for each image."""
-    rng = torch.Generator().manual_seed(0)
-    x, y = torch.rand(batch, 1, 28, 28, generator=rng).to(compute.device), torch.arange(batch).to(compute.device) % 10
-    plain = with_torchs_layers(build("convnet", INFO, torch.Generator().manual_seed(1), {})).to(compute.device)
-    optimizer = torch.optim.SGD(plain.parameters(), 0.01, momentum=0.9)
-    model = compute.place(build("convnet", INFO, torch.Generator().manual_seed(1), {}))
-    augmentation = augmentation_for(INFO, "flip_color_crop_scale_rotate")
-    trainer = Trainer(model, INFO, TrainSettings(batch, augmentation=augmentation), Kernels(model, compute))
+def plain_network(compute: Compute) -> ConvNet:
+    """The network of the measurements, of torch's own layers."""
+    return with_torchs_layers(build("convnet", INFO, torch.Generator().manual_seed(1), {})).to(compute.device)
 
-    def reference() -> None:
+
+def training_batch(compute: Compute, batch: int) -> tuple[Tensor, Tensor]:
+    """Images (batch, 1, 28, 28) of random pixels, and labels."""
+    images = torch.rand(batch, 1, 28, 28, generator=torch.Generator().manual_seed(0)).to(compute.device)
+    return images, torch.arange(batch).to(compute.device) % INFO.num_classes
+
+
+def plain_training(compute: Compute, batch: int, steps: int) -> Callable[[], None]:
+    """The reference's ``steps`` training steps."""
+    (x, y), rng, plain = training_batch(compute, batch), torch.Generator().manual_seed(0), plain_network(compute)
+    optimizer = torch.optim.SGD(plain.parameters(), 0.01, momentum=0.9)
+    augmentation = augmentation_for(INFO, AUGMENTATION)
+
+    def work() -> None:
         for _ in range(steps):
             draw = augmentation.draw(batch, (1, 28, 28), rng)
             training_step(plain, optimizer, augmentation.apply(INFO.normalise(x), draw), y)
 
-    def fast() -> None:
-        trainer.train(x, y, lambda: torch.arange(batch), steps, rng)
+    return work
 
-    row = interleaved(reference, fast)
+
+def training(compute: Compute, batch: int, steps: int) -> dict[str, Any]:
+    """``steps`` training steps of the evaluated network with the evaluation's augmentation, drawn for each image."""
+    rng = torch.Generator().manual_seed(0)
+    x, y = training_batch(compute, batch)
+    model = compute.place(build("convnet", INFO, torch.Generator().manual_seed(1), {}))
+    settings = TrainSettings(batch, augmentation=augmentation_for(INFO, AUGMENTATION))
+    trainer, reference = Trainer(model, INFO, settings, Kernels(model, compute)), plain_training(compute, batch, steps)
+    row = interleaved(reference, lambda: trainer.train(x, y, lambda: torch.arange(batch), steps, rng))
     return {
         "work": f"training, {steps} steps of {batch}",
         **counted(reference),
@@ -150,7 +198,7 @@ def clustering(compute: Compute, pool: int, real: int, *, warm: bool = False, po
     """
     classes = INFO.num_classes if compute.device.type == "cuda" else 1
     images = torch.rand(classes * CLASS_IMAGES, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    plain = with_torchs_layers(build("convnet", INFO, torch.Generator().manual_seed(1), {})).to(compute.device)
+    plain = plain_network(compute)
     model = compute.place(build("convnet", INFO, torch.Generator().manual_seed(1), {}))
     kernels = Kernels(model, compute)
     data = LabeledImages(images, torch.arange(classes).repeat_interleave(CLASS_IMAGES), classes).to(compute.device)
@@ -208,16 +256,15 @@ def evaluating(compute: Compute, how: EvaluationParams, repeats: int = REPEATS) 
 
 
 def scaled(row: dict[str, Any], factor: float) -> dict[str, float]:
-    """The times and operations of a row for ``factor`` times its work."""
-    return {key: row[key] * factor for key in ("reference_s", "fast_s", "operations")}
+    """The times, operations and bytes of a row for ``factor`` times its work."""
+    return {key: row[key] * factor for key in ("reference_s", "fast_s", "operations", "bytes")}
 
 
 def total(work: str, *parts: dict[str, float], images: float) -> dict[str, Any]:
-    """A row computed from measured ones: the sums of their times and operations, over ``images`` that enter them."""
-    times = {key: sum(part[key] for part in parts) for key in ("reference_s", "fast_s")}
-    ratios = {"ratio": times["reference_s"] / times["fast_s"], "images_per_s": images / times["fast_s"]}
-    operations = sum(part["operations"] for part in parts)
-    return {"work": work, "computed": True, "operations": operations, **times, **ratios}
+    """A row computed from measured ones: the sums of their times, operations and bytes; ``images`` enter them."""
+    sums = {key: sum(part[key] for part in parts) for key in parts[0]}
+    ratios = {"ratio": sums["reference_s"] / sums["fast_s"], "images_per_s": images / sums["fast_s"]}
+    return {"work": work, "computed": True, **sums, **ratios}
 
 
 def resident_bytes(ipc: int) -> int:
@@ -226,8 +273,8 @@ def resident_bytes(ipc: int) -> int:
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def run_of(compute: Compute, ipc: int, pool: int, iterations: int = 200) -> dict[str, Any]:
-    """Seconds of an iteration in a run of the whole library, after the first, which compile and record everything.
+def dream(compute: Compute, ipc: int, pool: int, iterations: int) -> Distiller:
+    """A run of DREAM by the whole library, on one network, after the iterations that compile and record everything.
 
     Random pixels at the size of Fashion-MNIST; networks are trained with IDC's augmentation and CutMix.
     """
@@ -239,13 +286,40 @@ def run_of(compute: Compute, ipc: int, pool: int, iterations: int = 200) -> dict
         objective="gradient", sampler="representative", real_batch=128, interval=INTERVAL, pool=pool, snapshots=0,
         outer_iterations=1, inner_iterations=iterations + 2 * INTERVAL, network_steps=NETWORK_STEPS, network_batch=128,
         image_update="collapsed", image_lr=1e-5, cutmix=0.5, network_augmentation="flip_color_crop_cutout",
+        at_once=AT_ONCE,
     )  # fmt: skip
     run = Distiller(start, data, INFO, settings, ("convnet", {}), compute, 0)
     for _ in range(2 * INTERVAL):
         run.step()
+    return run
+
+
+def run_of(compute: Compute, ipc: int, pool: int, iterations: int = 200) -> dict[str, Any]:
+    """Seconds of an iteration of ``dream``, none of which is waited for on its own."""
+    run = dream(compute, ipc, pool, iterations)
     torch.cuda.synchronize()
     took = seconds(run.run)  # goes on to the end
     return {"ipc": ipc, "pool": pool, "iterations": iterations, "iteration_s": took / iterations}
+
+
+def iteration(compute: Compute, ipc: int, pool: int) -> dict[str, Any]:
+    """An iteration of ``dream`` with its share of clustering: the mean of those between two clusterings.
+
+    For the plain loop a matching step, the training steps, and one class's clustering, as there are as many classes as
+    iterations from one clustering to the next.
+    """
+    assert INFO.num_classes == INTERVAL
+    plain, train = matching_state(Compute(compute.device), ipc, 128), plain_training(compute, 128, NETWORK_STEPS)
+    network, images = plain_network(compute), INFO.normalise(torch.rand(CLASS_IMAGES, 1, 28, 28))
+    run = dream(compute, ipc, pool, (1 + REPEATS) * INTERVAL)
+    before = dict(run.seconds)
+    row = interleaved(
+        lambda: (matching_gradient(plain), train(), representatives(network, images, 128)),
+        lambda: [run.step() for _ in range(INTERVAL)],
+        units=INTERVAL,
+    )
+    took = {part: run.seconds[part] - before.get(part, 0.0) for part in run.seconds}
+    return {"clustering_share": took["clustering"] / sum(took.values()), **row}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -263,33 +337,39 @@ def main(arguments: list[str] | None = None) -> None:
     clusters = [*cluster.values(), *(clustering(compute, real=128, **option) for option in options if on_cpu)]
     measured = [*match.values(), step, *([training(compute, 40, 25)] if on_cpu else []), *clusters]
     bandwidth = peak_bandwidth(compute.device)
-    for row in measured:
-        row["floor_s"] = row["operations"] / peak["bfloat16"]
-        row["bytes_floor_s"] = row["bytes"] / bandwidth
-    if on_cpu:
-        measured += [evaluating(compute, EVALUATED), evaluating(compute, WHOLE, repeats=1)]
-    computed = {}
+    whole = {}
     for ipc in (1, 10):
         for pool, row in cluster.items():
             clustered = scaled(row, INFO.num_classes / row["classes"] / INTERVAL)
-            whole = total(
+            images = INFO.num_classes * (128 + min(4 * ipc, 128) + (pool or CLASS_IMAGES) / INTERVAL)
+            found = total(
                 f"DREAM iteration, ipc {ipc}, 128 real, {clustered_images(pool)}",
                 scaled(match[ipc, 128], 1),
                 scaled(step, NETWORK_STEPS / 5),
                 clustered,
-                images=INFO.num_classes * (128 + min(4 * ipc, 128) + (pool or CLASS_IMAGES) / INTERVAL)
-                + NETWORK_STEPS * 128,
+                images=images + NETWORK_STEPS * 128,
             )
-            computed[ipc, pool] = {**whole, "clustering_share": clustered["fast_s"] / whole["fast_s"]}
+            found["clustering_share"] = clustered["fast_s"] / found["fast_s"]
+            if on_cpu and pool:  # whole, where it takes minutes and not a quarter of an hour
+                found |= {"computed": False, **iteration(compute, ipc, pool)}
+                found["images_per_s"] = (images + NETWORK_STEPS * 128) / found["fast_s"]
+            whole[ipc, pool] = found
+    for row in [*measured, *whole.values()]:
+        row["floor_s"] = row["operations"] / peak["bfloat16"]
+        row["bytes_floor_s"] = row["bytes"] / bandwidth
+    if on_cpu:
+        measured += [evaluating(compute, EVALUATED), evaluating(compute, WHOLE, repeats=1)]
     machine = next((x for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), "unknown")
     result = {
         "machine": {**compute.describe(), "cpu": machine.split(":")[-1].strip()},
         "peak_flops": peak,
         "peak_bytes_per_s": bandwidth,
         "repeats": REPEATS,
-        "rows": [*measured, *computed.values()],
+        "at_once": AT_ONCE,
+        "rows": [*measured, *whole.values()],
     }
     if on_cpu:
+        result["convolution_flops"] = convolution_flops(compute)
         result["memory_above_torch_bytes"] = {str(ipc): resident_bytes(ipc) for ipc in (1, 50)}
     else:
         gc.collect()  # recordings that refer to themselves
@@ -298,7 +378,7 @@ def main(arguments: list[str] | None = None) -> None:
         # Each beside the plain loop's parts, timed in the same minutes.
         result["runs"] = [
             run_of(compute, *size) | {key: row[key] for key in ("reference_s", "operations")}
-            for size, row in computed.items()
+            for size, row in whole.items()
         ]
         result["device_memory_bytes"] = torch.cuda.max_memory_reserved()
     write_json(RESULTS if on_cpu else CUDA_RESULTS, result)

@@ -45,14 +45,18 @@ def speeds(result: dict[str, Any]) -> str:
         rows.append((row["work"], *times, spread(row), *bound))
     memory = [f"{size / 2**20:,.0f} MiB at ipc {ipc}" for ipc, size in result["memory_above_torch_bytes"].items()]
     shares = [f"{row['work']} {row['clustering_share']:.1%}" for row in result["rows"] if "clustering_share" in row]
+    forward, to_input, to_weight = (speed / 1e12 for speed in result["convolution_flops"].values())
     return (
         f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, {machine['precision']}"
-        f"{', compiled' if machine['compiled'] else ''}; medians of {result['repeats']}, interleaved:\n\n"
+        f"{', compiled' if machine['compiled'] else ''}, {result['at_once']} classes matched at a time; medians of "
+        f"{result['repeats']}, interleaved:\n\n"
         + markdown(("work", "plain loop (s)", "library (s)", "ratio", "range", *FLOORS), rows)
-        + f"\nFloors: the operations over the {peak / 1e12:.2f} · 10¹² a second that a matrix product reaches here; "
-        "the bytes that convolutions and products must move, each operand and result once, over the "
-        f"{result['peak_bytes_per_s'] / 1e9:.0f} · 10⁹ a second of a copy. A library that does the same operations in "
-        "this format cannot go beyond the last column. Peak memory of DREAM's iterations above the import of torch: "
+        + f"\nFloors: the operations over the {peak / 1e12:.2f} · 10¹² a second that a matrix product reaches here at "
+        "the size it does best; the bytes that convolutions and products must move, each operand and result once, over "
+        f"the {result['peak_bytes_per_s'] / 1e9:.0f} · 10⁹ a second of a copy. A library that does the same operations "
+        "in this format cannot go beyond the last column. Most of them are of convolutions, and the largest of those, "
+        f"by itself, gets to {forward:.2f} · 10¹² a second forward, {to_input:.2f} in its gradient to the images and "
+        f"{to_weight:.2f} in that to the weights. Peak memory of DREAM's iterations above the import of torch: "
         f"{', '.join(memory)}. Re-clustering's share of the library's time: {', '.join(shares)}.\n"
     )
 

@@ -1,8 +1,9 @@
 """The distillation loop: the only code that changes pixels. IDC, DREAM and every other method run through it."""
 
+import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
 from typing import Any
@@ -18,11 +19,13 @@ from dreamlib.kernels import Kernels
 from dreamlib.kmeans import lloyd_steps
 from dreamlib.networks import build
 from dreamlib.objectives import MatchState
+from dreamlib.objectives.base import side_by_side_gradients
 from dreamlib.params import DistillParams
 from dreamlib.progress import progress
 from dreamlib.sampling import SAMPLERS, Sampler
 from dreamlib.seeding import generator
 from dreamlib.synthetic import SyntheticSet
+from dreamlib.threads import shares
 from dreamlib.training import Trainer, TrainSettings, augmentation_for, embed, kernels_for, predict
 from dreamlib.types import DatasetInfo, LabeledImages
 
@@ -135,6 +138,9 @@ class Distiller:
     In a group of workers (``dreamlib.parallel``) each matches and clusters its share of the classes and the pixels'
     gradients are summed, so that all take the same step. A class's gradient is zero outside its own canvases, so the
     sum is what one process computes, bit for bit. Every worker trains the same networks, which needs no exchange.
+
+    With ``settings.at_once`` classes are matched side by side on a CPU's cores, and beside them the network takes its
+    steps on real images: ``seconds`` counts those as matching.
     """
 
     start: SyntheticSet
@@ -172,6 +178,9 @@ class Distiller:
         self._first_lr = self.optimizer.param_groups[0]["lr"]
         self.total = s.outer_iterations * s.inner_iterations
         self.kernels: Kernels | None = None  # made with the first network, kept for all
+        threads = torch.get_num_threads() if self.compute.device.type == "cpu" and self.objective.by_class else 1
+        self._at_once, self._threads_of_each = next(shares(len(self.classes), threads, s.at_once))
+        self._compiled_kinds: set[str] = set()  # of what runs side by side: it may do so from the second time on
         self.iteration = 0
         self.history: list[tuple[int, float]] = []
         self._unread: list[tuple[int, list[int], list[Tensor]]] = []
@@ -245,9 +254,14 @@ class Distiller:
         if s.image_lr_schedule != "constant":
             lr = scheduled_lr(self._first_lr, s.image_lr_schedule, self.iteration, self.total)
             self.optimizer.param_groups[0]["lr"] = lr
-        self._timed("matching", self._match)
-        if self.iteration % s.inner_iterations != s.inner_iterations - 1:  # the network is thrown away otherwise
-            self._timed("network", lambda: self._train(s.network_steps))
+        last = self.iteration % s.inner_iterations == s.inner_iterations - 1  # its network is thrown away
+        train = None if last else partial(self._train, s.network_steps)
+        if self._at_once > 1 and s.train_on == "real":  # the steps depend on no pixel that matching changes
+            self._timed("matching", partial(self._match, train))
+        else:
+            self._timed("matching", self._match)
+            if train:
+                self._timed("network", train)
         self.iteration += 1
         if self.iteration % s.inner_iterations == 0 and self._bounded:
             self._catch_up()  # an infinite pixel is to be seen before it is clamped
@@ -306,21 +320,19 @@ class Distiller:
 
         self.trainer.train(images, labels, draw_rows, steps, rng)
 
-    def _match(self) -> None:
+    def _match(self, beside: Callable[[], None] | None = None) -> None:
+        network = copy.deepcopy(self.model) if beside else self.model
         state = MatchState(
-            self.synthetic, self.model, self.kernels, self.sampler, self.info, self.augmentation,
+            self.synthetic, network, self.kernels, self.sampler, self.info, self.augmentation,
             self.seed, self.iteration, self.settings.synthetic_batch, self.classes,
             together=self._ahead and self.kernels.replays and self.settings.image_update != "per_class",
             recordings=self._recordings,
         )  # fmt: skip
         self.optimizer.zero_grad(set_to_none=True)
         labels, losses = [], []
-        for label, loss in self.objective.losses(state):
-            if not self._ahead:
-                self._refuse_broken_loss(self.iteration, label, float(loss.detach()))
-            loss.sum().backward(inputs=self._leaves)
+        for label, loss in self._side_by_side(state, beside) if self._at_once > 1 else self._one_by_one(state):
             labels.append(label)
-            losses.append(loss.detach())
+            losses.append(loss)
             if self.settings.image_update == "per_class":
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=False)
@@ -331,6 +343,27 @@ class Distiller:
         self._unread.append((self.iteration, labels, losses))
         if not self._ahead or len(self._unread) >= LOSSES_READ_EVERY:
             self._read_losses()
+
+    def _one_by_one(self, state: MatchState) -> Iterator[tuple[int, Tensor]]:
+        """(class, loss) of what the objective yields, each back-propagated."""
+        for label, loss in self.objective.losses(state):
+            if not self._ahead:
+                self._refuse_broken_loss(self.iteration, label, float(loss.detach()))
+            loss.sum().backward(inputs=self._leaves)
+            yield label, loss.detach()
+
+    def _side_by_side(self, state: MatchState, beside: Callable[[], None] | None) -> Iterator[tuple[int, Tensor]]:
+        """The same of several classes at once."""
+        kinds = {"matching", "training"} if beside else {"matching"}
+        at_once = self._at_once if kinds <= self._compiled_kinds else 1
+        self._compiled_kinds |= kinds
+        found = side_by_side_gradients(self.objective, state, self._leaves, at_once, self._threads_of_each, beside)
+        for label, loss, gradients in found:
+            self._refuse_broken_loss(self.iteration, label, float(loss))
+            for leaf, gradient in zip(self._leaves, gradients, strict=True):
+                if gradient is not None:
+                    leaf.grad = gradient if leaf.grad is None else leaf.grad.add_(gradient)
+            yield label, loss
 
     @property
     def _leaves(self) -> list[Tensor]:

@@ -33,6 +33,26 @@ def compiler_found() -> bool:
     return found
 
 
+@cache
+def run_beside_python() -> bool:
+    """Let compiled C++ run while other Python threads do; whether torch's compiler could be told to.
+
+    It holds Python's lock while a function compiled for a CPU runs, so that of two threads' steps only convolutions and
+    products would be made side by side. There is no option for it: this changes the line that calls such a function,
+    where it is the one of torch 2.13, and leaves it otherwise, at the cost of time alone.
+    """
+    from torch._inductor import codecache  # takes a second, and many a process compiles nothing
+
+    bindings = getattr(codecache, "CppPythonBindingsCodeCache", None)
+    if getattr(bindings, "call_entry_function", None) != "kernel({}); Py_RETURN_NONE;":
+        return False
+    # Taken again also where the function throws, for which torch has a handler around this line.
+    unlocked = "struct Unlocked { PyThreadState* s = PyEval_SaveThread(); ~Unlocked() { PyEval_RestoreThread(s); } };"
+    called = f"[](auto... a) {{ {unlocked} Unlocked unlocked; kernel(a...); }}"
+    bindings.call_entry_function = called.replace("{", "{{").replace("}", "}}") + "({}); Py_RETURN_NONE;"
+    return True
+
+
 def weights_of(network: nn.Module) -> Weights:
     """A network's parameters and buffers by name: what the kernels take."""
     return {**dict(network.named_parameters()), **dict(network.named_buffers())}
@@ -70,6 +90,8 @@ class Kernels:
     def _wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
         if not self.compile:
             return function
+        if self.compute.device.type == "cpu":
+            run_beside_python()
         # Static shapes: a run sees few batch sizes, and each is worth its own code, once for each number of threads.
         # A study meets more of them in one process than the eight after which torch would run uncompiled.
         return torch.compile(function, dynamic=False, recompile_limit=64)

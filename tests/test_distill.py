@@ -6,18 +6,20 @@ import math
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from dreamlib import distill
 from dreamlib.checkpoint import Checkpoint
 from dreamlib.compute import Compute
 from dreamlib.distill import DistillationDivergedError, Distiller, effective_image_lr, snapshot_iterations
 from dreamlib.initialize import fill, random_rows
 from dreamlib.kernels import compiler_found
-from dreamlib.objectives import OBJECTIVES, Objective
+from dreamlib.objectives import OBJECTIVES, MatchState, Objective
 from dreamlib.params import DistillParams
 from dreamlib.synthetic import SyntheticSet
 from dreamlib.types import DatasetInfo, LabeledImages
@@ -56,13 +58,15 @@ def toys(classes=3, per_class=12, dtype=torch.float32):
     return info, LabeledImages((0.5 * noise + 0.5 * ramp).to(dtype), labels, classes)
 
 
-def distiller(seed=0, classes=3, per_class=12, double=False, start=None, compute=None, **changes):
+def distiller(
+    seed=0, classes=3, per_class=12, double=False, start=None, compute=None, network=NETWORK, **changes
+):  # fmt: skip
     """A small run: three classes, two canvases each, 3 × 4 iterations of a width-8 network."""
     info, data = toys(classes, per_class, torch.float64 if double else torch.float32)
     settings = DistillParams(**{**SMALL, **changes})
     start = start or fill(data, random_rows(data, 2 * settings.factor**2, 0), 2, settings.factor, settings.decode)
     compute = compute or (Compute(dtype=torch.float64) if double else Compute())
-    return Distiller(start, data, info, settings, NETWORK, compute, seed)
+    return Distiller(start, data, info, settings, network, compute, seed)
 
 
 @functools.cache
@@ -146,6 +150,124 @@ def test_the_fast_path_repeats_and_resumes_to_the_bit(tmp_path):
     resumed = distiller(**fast)
     result = resumed.run(Checkpoint(tmp_path, "key"))
     assert resumed.kernels.compile and same(result, first)
+
+
+SIDE_BY_SIDE = {
+    "dream": {"sampler": "representative", "pool": 9, "pretrain_steps": 2},
+    "statistics": {"network": ("convnet", {"width": 8, "depth": 1, "norm": "batch"})},  # training changes buffers
+    "synthetic": {"image_update": "collapsed", "train_on": "synthetic"},  # trained after matching, not beside it
+    "features": {"options": {"feature_weight": 0.1}},
+    "distribution": {"objective": "distribution", "train_on": "none"},
+    "frequencies": {"decode": "dct"},
+}
+
+
+@pytest.mark.parametrize("threads", [2, 4])
+@pytest.mark.parametrize("variant", SIDE_BY_SIDE)
+def test_classes_side_by_side_are_those_one_by_one(tmp_path, variant, threads, threads_restored, spread_over):
+    """On one thread each, bit for bit, also where a run is interrupted."""
+    changes = SIDE_BY_SIDE[variant]
+    torch.set_num_threads(1)
+    apart = distiller(**changes).run()
+    torch.set_num_threads(threads)
+    changes = changes | {"at_once": threads}  # on four threads two at once too: three would leave one idle
+    together = distiller(**changes).run()
+    assert torch.get_num_threads() == threads
+    if threads == 2:  # else classes are on two threads each, which may round otherwise
+        assert same(together, apart)
+    assert spread_over() > 1
+    with pytest.raises(Killed):
+        distiller(**changes).run(KilledAfter(tmp_path, "key", 5))
+    assert same(distiller(**changes).run(Checkpoint(tmp_path, "key")), together)
+
+
+@pytest.fixture
+def spread_over(monkeypatch):
+    """On how many threads classes have been matched at most at the same time, as a function to call."""
+    lock, inside, most = threading.Lock(), 0, 0
+    drawn = MatchState.draw
+
+    def watched(self, label):
+        nonlocal inside, most
+        with lock:
+            inside += 1
+            most = max(most, inside)
+        time.sleep(0.002)
+        with lock:
+            inside -= 1
+        return drawn(self, label)
+
+    monkeypatch.setattr(MatchState, "draw", watched)
+    return lambda: most
+
+
+def test_a_network_trains_beside_the_classes_that_are_matched(monkeypatch, threads_restored):
+    """Training waits for a class to be matched, which one after the other would never be."""
+    torch.set_num_threads(2)
+    run, matched, waited = distiller(at_once=2, train_on="real"), threading.Event(), []
+    drawn, train = MatchState.draw, run._train
+
+    def draw(self, label):
+        matched.set()
+        return drawn(self, label)
+
+    def waiting(*given):
+        if given[0] and run.iteration == 1:
+            matched.clear()
+            waited.append(matched.wait(timeout=30))
+        train(*given)
+
+    monkeypatch.setattr(MatchState, "draw", draw)
+    run._train = waiting
+    assert same(run.run(), distiller(at_once=2).run())
+    assert waited == [True]
+
+
+def test_the_first_time_nothing_runs_side_by_side(monkeypatch, threads_restored):
+    """Where it would compile; after a resumption too, and for training when it first comes."""
+    torch.set_num_threads(2)
+    run, used = distiller(at_once=2), []
+    real = distill.side_by_side_gradients
+
+    def watched(objective, state, leaves, at_once, *rest):
+        used.append((state.iteration, at_once))
+        return real(objective, state, leaves, at_once, *rest)
+
+    monkeypatch.setattr(distill, "side_by_side_gradients", watched)
+    run.iteration = 3  # the last of its outer iteration: no training there
+    run._fresh_network()
+    run.run()
+    assert used[:4] == [(3, 1), (4, 1), (5, 2), (6, 2)]
+
+
+@pytest.mark.skipif(not compiler_found(), reason="no C++ compiler on this machine: torch.compile cannot")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+def test_the_fast_path_is_the_same_side_by_side(threads_restored):
+    found = []
+    for threads, at_once in ((1, 1), (2, 2)):
+        torch.set_num_threads(threads)
+        compute = Compute(dtype=torch.bfloat16, compile=True)
+        found.append(distiller(compute=compute, sampler="representative", pool=9, at_once=at_once).run())
+    assert same(*found)
+
+
+def test_an_objective_deaf_to_the_class_it_is_asked_for_is_told_so(toy_objective, threads_restored):
+    torch.set_num_threads(2)
+    toy_objective(lambda self, state: ((c, state.synthetic.canvases.sum()) for c in range(3)))
+    with pytest.raises(RuntimeError, match=r"Toy gave losses of classes \[0, 1, 2\] where class 0 was asked for: loop"):
+        distiller(objective="toy", at_once=2).run()
+
+
+def test_divergence_side_by_side_names_the_class(toy_objective, threads_restored):
+    torch.set_num_threads(2)
+
+    def losses(self, state):
+        for label in state.classes:
+            yield label, state.synthetic.decode_class(label).sum() * (float("nan") if label == 1 else 1.0)
+
+    toy_objective(losses)
+    with pytest.raises(DistillationDivergedError, match=r"class 1 \(b\).*iteration 0"):
+        distiller(objective="toy", at_once=2).run()
 
 
 def test_two_interruptions_are_as_good_as_none(tmp_path):

@@ -1,6 +1,7 @@
 """The hot functions against a plain autograd loop; compiled against uncompiled; half precision against float64."""
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -142,6 +143,30 @@ def test_compiled_equals_uncompiled(tiny):
             results.append((value.detach(), pixels.grad))
     for got, want in zip(*results, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-5)
+
+
+@needs_compiler
+@torchs_own_warning
+def test_other_threads_of_python_run_beside_compiled_code(tiny, threads_restored):
+    """A thread goes on ticking while one call computes; where the call held Python's lock it would wait for its end."""
+    torch.set_num_threads(1)
+
+    def slow(x):
+        for _ in range(30):
+            x = torch.sin(x) + 0.1
+        return x
+
+    x, ticks, done = torch.linspace(0, 1, 2**22), [], threading.Event()
+    compiled = Kernels(tiny(), Compute(compile=True)).compiled("slow", slow)
+    with inductor().patch(compile_threads=1):
+        torch.testing.assert_close(compiled(x), slow(x), rtol=1e-4, atol=1e-5)
+    ticking = threading.Thread(target=lambda: [ticks.append(1) for _ in iter(lambda: done.wait(0.001), True)])
+    ticking.start()
+    compiled(x)
+    counted = len(ticks)
+    done.set()
+    ticking.join()
+    assert counted >= 10
 
 
 def inductor():

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from dreamlib.threads import Stopped, shares, side_by_side
+from dreamlib.threads import Stopped, in_order, shares, side_by_side
 
 
 @pytest.fixture(autouse=True)
@@ -138,3 +138,76 @@ def test_an_interruption_ends_all(monkeypatch):
 
 def test_one_item_stays_in_the_calling_thread():
     assert side_by_side(lambda item, stepped: threading.current_thread(), [0], 7) == [threading.current_thread()]
+
+
+def test_tasks_in_order_begin_in_order_a_few_at_a_time():
+    begun, inside, most = [], 0, 0
+    telling = threading.Lock()
+
+    def task(number):
+        def work():
+            nonlocal inside, most
+            with telling:
+                begun.append(number)
+                inside += 1
+                most = max(most, inside)
+            time.sleep(0.02 if number == 0 else 0.002)  # the first ends after some that follow
+            with telling:
+                inside -= 1
+            return number, torch.get_num_threads()
+
+        return work
+
+    assert list(in_order(map(task, range(7)), 3, 2)) == [(number, 2) for number in range(7)]
+    assert most == 3
+    assert sorted(begun[:3]) == [0, 1, 2]
+    assert sorted(begun) == list(range(7))
+
+
+def test_one_task_at_a_time_is_one_after_the_other():
+    trace = []
+
+    def task(number):
+        return lambda: trace.extend([("begin", number), ("end", number)])
+
+    list(in_order(map(task, range(3)), 1, 1))
+    assert trace == [(what, number) for number in range(3) for what in ("begin", "end")]
+
+
+def test_a_failed_task_is_raised_in_its_turn_and_no_more_begin():
+    begun, hold = [], threading.Event()
+
+    def task(number):
+        def work():
+            begun.append(number)
+            if number == 1:
+                raise ValueError("the second")
+            if number == 2:
+                hold.wait(timeout=30)  # so that the others are still waiting when the failure is seen
+            return number
+
+        return work
+
+    found = in_order(map(task, range(9)), 1, 1)
+    assert next(found) == 0
+    hold_later = threading.Timer(0.05, hold.set)
+    hold_later.start()
+    with pytest.raises(ValueError, match="the second"):
+        next(found)
+    assert begun in ([0, 1], [0, 1, 2])
+    assert next(found, None) is None
+
+
+def test_a_caller_who_asks_for_no_more_waits_for_no_task_that_has_not_begun():
+    begun, go = [], threading.Event()
+
+    def work():
+        begun.append(len(begun))
+        if len(begun) > 1:
+            go.wait(timeout=30)
+
+    found = in_order([work] * 9, 1, 1)
+    next(found)
+    threading.Timer(0.05, go.set).start()
+    found.close()
+    assert len(begun) <= 2

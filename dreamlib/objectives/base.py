@@ -3,6 +3,8 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from queue import SimpleQueue
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +17,7 @@ from dreamlib.registry import Registry
 from dreamlib.sampling import Sampler
 from dreamlib.seeding import generator
 from dreamlib.synthetic import SyntheticSet
+from dreamlib.threads import in_order
 from dreamlib.types import DatasetInfo
 
 OBJECTIVES: Registry[type["Objective"]] = Registry("objective")
@@ -171,3 +174,43 @@ class Objective(ABC):
         Yielding class by class keeps one class's graph in memory at a time, and lets the caller step after each one as
         the released code does. With ``state.together`` it may yield (-1, losses (K,)) once instead.
         """
+
+
+def side_by_side_gradients(
+    objective: Objective,
+    state: MatchState,
+    leaves: Sequence[Tensor],
+    at_once: int,
+    threads: int,
+    beside: Callable[[], None] | None = None,
+) -> Iterator[tuple[int, Tensor, tuple[Tensor | None, ...]]]:
+    """(class, loss, gradients to ``leaves``) of each of ``state.classes``, ``at_once`` of them at a time.
+
+    Each is computed on ``threads`` CPU threads, apart from the others. ``beside`` is one more such piece of work, begun
+    first, because it may be longer than a class; it must leave alone what ``state`` holds. See
+    ``dreamlib.threads.in_order`` about what compiles.
+
+    Raises RuntimeError for an objective that gives other losses than that of the class it is asked for.
+    """
+
+    spare: SimpleQueue[Kernels] = SimpleQueue()
+    for _ in range(at_once):
+        spare.put(state.kernels.of_a_thread())
+
+    def one(label: int) -> tuple[int, Tensor, tuple[Tensor | None, ...]]:
+        own = replace(state, classes=(label,), kernels=spare.get())
+        losses = dict(objective.losses(own))
+        spare.put(own.kernels)
+        if list(losses) != [label]:
+            raise RuntimeError(
+                f"{type(objective).__name__} gave losses of classes {list(losses)} where class {label} was asked for: "
+                "loop over state.classes, or set by_class = False (see Objective)"
+            )
+        gradients = torch.autograd.grad(losses[label].sum(), leaves, allow_unused=True)
+        return label, losses[label].detach(), gradients
+
+    classes = [partial(one, label) for label in state.classes]
+    found = in_order([*([beside] if beside else []), *classes], at_once, threads)
+    if beside:
+        next(found)
+    yield from found
