@@ -38,7 +38,7 @@ from dreamlib.training import Trainer, TrainSettings, augmentation_for, embed
 from dreamlib.types import LabeledImages
 
 REPEATS = 5
-AUGMENTATION = "flip_color_crop_scale_rotate"  # the evaluation's
+EVALUATIONS_OPS, DISTILLATIONS_OPS = "flip_color_crop_scale_rotate", "flip_color_crop_cutout"  # of networks trained
 CLASS_IMAGES = 5500  # Fashion-MNIST's, less the validation split
 WHOLE = EvaluationParams(epochs=1000, repeats=5, at_once=2)  # the paper budget's; measured once: minutes
 AT_ONCE = WHOLE.at_once  # classes matched side by side on the CPU too, as the paper budget has it
@@ -159,11 +159,11 @@ def training_batch(compute: Compute, batch: int) -> tuple[Tensor, Tensor]:
     return images, torch.arange(batch).to(compute.device) % INFO.num_classes
 
 
-def plain_training(compute: Compute, batch: int, steps: int) -> Callable[[], None]:
-    """The reference's ``steps`` training steps."""
+def plain_training(compute: Compute, batch: int, steps: int, ops: str = EVALUATIONS_OPS) -> Callable[[], None]:
+    """The reference's ``steps`` training steps, with the augmentation ``ops``."""
     (x, y), rng, plain = training_batch(compute, batch), torch.Generator().manual_seed(0), plain_network(compute)
     optimizer = torch.optim.SGD(plain.parameters(), 0.01, momentum=0.9)
-    augmentation = augmentation_for(INFO, AUGMENTATION)
+    augmentation = augmentation_for(INFO, ops)
 
     def work() -> None:
         for _ in range(steps):
@@ -178,7 +178,7 @@ def training(compute: Compute, batch: int, steps: int) -> dict[str, Any]:
     rng = torch.Generator().manual_seed(0)
     x, y = training_batch(compute, batch)
     model = compute.place(build("convnet", INFO, torch.Generator().manual_seed(1), {}))
-    settings = TrainSettings(batch, augmentation=augmentation_for(INFO, AUGMENTATION))
+    settings = TrainSettings(batch, augmentation=augmentation_for(INFO, EVALUATIONS_OPS))
     trainer, reference = Trainer(model, INFO, settings, Kernels(model, compute)), plain_training(compute, batch, steps)
     row = interleaved(reference, lambda: trainer.train(x, y, lambda: torch.arange(batch), steps, rng))
     return {
@@ -276,7 +276,7 @@ def resident_bytes(ipc: int) -> int:
 def dream(compute: Compute, ipc: int, pool: int, iterations: int) -> Distiller:
     """A run of DREAM by the whole library, on one network, after the iterations that compile and record everything.
 
-    Random pixels at the size of Fashion-MNIST; networks are trained with IDC's augmentation and CutMix.
+    Random pixels at the size of Fashion-MNIST; networks are trained with IDC's augmentation.
     """
     rng, k = torch.Generator().manual_seed(0), INFO.num_classes
     labels = torch.arange(k).repeat_interleave(CLASS_IMAGES)
@@ -285,7 +285,7 @@ def dream(compute: Compute, ipc: int, pool: int, iterations: int) -> Distiller:
     settings = DistillParams(
         objective="gradient", sampler="representative", real_batch=128, interval=INTERVAL, pool=pool, snapshots=0,
         outer_iterations=1, inner_iterations=iterations + 2 * INTERVAL, network_steps=NETWORK_STEPS, network_batch=128,
-        image_update="collapsed", image_lr=1e-5, cutmix=0.5, network_augmentation="flip_color_crop_cutout",
+        image_update="collapsed", image_lr=1e-5, cutmix=0.0, network_augmentation=DISTILLATIONS_OPS,
         at_once=AT_ONCE,
     )  # fmt: skip
     run = Distiller(start, data, INFO, settings, ("convnet", {}), compute, 0)
@@ -309,9 +309,10 @@ def iteration(compute: Compute, ipc: int, pool: int) -> dict[str, Any]:
     iterations from one clustering to the next.
     """
     assert INFO.num_classes == INTERVAL
-    plain, train = matching_state(Compute(compute.device), ipc, 128), plain_training(compute, 128, NETWORK_STEPS)
+    plain = matching_state(Compute(compute.device), ipc, 128)
+    train = plain_training(compute, 128, NETWORK_STEPS, DISTILLATIONS_OPS)
     network, images = plain_network(compute), INFO.normalise(torch.rand(CLASS_IMAGES, 1, 28, 28))
-    run = dream(compute, ipc, pool, (1 + REPEATS) * INTERVAL)
+    run = dream(compute, ipc, pool, (1 + REPEATS) * INTERVAL + 1)  # the last iteration of a network trains nothing
     before = dict(run.seconds)
     row = interleaved(
         lambda: (matching_gradient(plain), train(), representatives(network, images, 128)),

@@ -91,9 +91,9 @@ def gpu_speeds(result: dict[str, Any] | None) -> str:
 def accuracy_text(result: dict[str, Any]) -> str:
     """What speed costs in accuracy, in Markdown: differences in points, paired by seed or network."""
 
-    def told(row: dict[str, Any]) -> tuple[str, str, str]:
+    def told(row: dict[str, Any]) -> tuple[str, str]:
         points = [f"{100 * row[key]:.1f}" for key in ("std", "spread")]
-        return f"{100 * row['difference']:+.1f} ± {points[0]}", points[1], f"{row['time_ratio']:.1f}"
+        return f"{100 * row['difference']:+.1f} ± {points[0]}", points[1]
 
     rows = [(r["ipc"], f"{r['of']} from {r['from']}", *told(r)) for r in result["differences"]]
     rows += [(r["ipc"], "evaluation loop, library from plain", *told(r)) for r in result["evaluation_loops"]]
@@ -105,7 +105,7 @@ def accuracy_text(result: dict[str, Any]) -> str:
         f"DREAM of `params.yaml`, {how['iterations']} iterations, on the validation images: differences over "
         f"{_counted(seeds)} seeds, evaluated by {how['networks']} networks each; of the evaluation loop, over "
         f"{_counted(networks)} networks on one set:\n\n"
-        + markdown(("ipc", "what", "difference (points)", "spread of the second", "times as fast"), rows)
+        + markdown(("ipc", "what", "difference (points)", "spread of the second"), rows)
         + f"\nWhat so few seeds cannot show (twice a difference's standard error) is up to {100 * unseen:.1f} points.\n"
     )
 

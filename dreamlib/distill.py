@@ -1,9 +1,9 @@
 """The distillation loop: the only code that changes pixels. IDC, DREAM and every other method run through it."""
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
 from typing import Any
@@ -178,7 +178,8 @@ class Distiller:
         self._first_lr = self.optimizer.param_groups[0]["lr"]
         self.total = s.outer_iterations * s.inner_iterations
         self.kernels: Kernels | None = None  # made with the first network, kept for all
-        threads = torch.get_num_threads() if self.compute.device.type == "cpu" and self.objective.by_class else 1
+        apart = self.objective.by_class and s.image_update != "per_class" and self.compute.device.type == "cpu"
+        threads = torch.get_num_threads() if apart else 1
         self._at_once, self._threads_of_each = next(shares(len(self.classes), threads, s.at_once))
         self._compiled_kinds: set[str] = set()  # of what runs side by side: it may do so from the second time on
         self.iteration = 0
@@ -246,7 +247,10 @@ class Distiller:
         return DistillResult(finished, self.history, self.snapshots, self.seconds, self.clock)
 
     def step(self) -> None:
-        """One inner iteration: match every class once, then train the network; begins and ends outer iterations."""
+        """One inner iteration: match every class once, train the network after it, or beside it, to the same effect.
+
+        It begins and ends outer iterations.
+        """
         s = self.settings
         if self.iteration % s.inner_iterations == 0:
             self._timed("network", self._begin_outer)
@@ -255,7 +259,7 @@ class Distiller:
             lr = scheduled_lr(self._first_lr, s.image_lr_schedule, self.iteration, self.total)
             self.optimizer.param_groups[0]["lr"] = lr
         last = self.iteration % s.inner_iterations == s.inner_iterations - 1  # its network is thrown away
-        train = None if last else partial(self._train, s.network_steps)
+        train = None if last or not s.network_steps else partial(self._train, s.network_steps)
         if self._at_once > 1 and s.train_on == "real":  # the steps depend on no pixel that matching changes
             self._timed("matching", partial(self._match, train))
         else:
@@ -321,9 +325,8 @@ class Distiller:
         self.trainer.train(images, labels, draw_rows, steps, rng)
 
     def _match(self, beside: Callable[[], None] | None = None) -> None:
-        network = copy.deepcopy(self.model) if beside else self.model
         state = MatchState(
-            self.synthetic, network, self.kernels, self.sampler, self.info, self.augmentation,
+            self.synthetic, self.model, self.kernels, self.sampler, self.info, self.augmentation,
             self.seed, self.iteration, self.settings.synthetic_batch, self.classes,
             together=self._ahead and self.kernels.replays and self.settings.image_update != "per_class",
             recordings=self._recordings,
@@ -357,13 +360,14 @@ class Distiller:
         kinds = {"matching", "training"} if beside else {"matching"}
         at_once = self._at_once if kinds <= self._compiled_kinds else 1
         self._compiled_kinds |= kinds
-        found = side_by_side_gradients(self.objective, state, self._leaves, at_once, self._threads_of_each, beside)
-        for label, loss, gradients in found:
-            self._refuse_broken_loss(self.iteration, label, float(loss))
-            for leaf, gradient in zip(self._leaves, gradients, strict=True):
-                if gradient is not None:
-                    leaf.grad = gradient if leaf.grad is None else leaf.grad.add_(gradient)
-            yield label, loss
+        how = at_once, self._threads_of_each, beside
+        with closing(side_by_side_gradients(self.objective, state, self._leaves, *how)) as found:
+            for label, loss, gradients in found:
+                self._refuse_broken_loss(self.iteration, label, float(loss))
+                for leaf, gradient in zip(self._leaves, gradients, strict=True):
+                    if gradient is not None:
+                        leaf.grad = gradient.clone() if leaf.grad is None else leaf.grad.add_(gradient)
+                yield label, loss
 
     @property
     def _leaves(self) -> list[Tensor]:

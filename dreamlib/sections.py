@@ -95,9 +95,9 @@ class DistillParams(Strict):
     ``image_lr`` is then the step size on orthonormal coefficients, and ``shrink`` plays no part.
     ``image_lr_schedule`` 'cosine' lets the step size on pixels fall to zero at the last iteration. ``whitening`` 'zca'
     is MTT's: real images whitened by the statistics of the training images, canvases without bounds, evaluation on test
-    images whitened alike (``dreamlib.whitening``). On a CPU, up to ``at_once`` classes are matched side by side, each
-    on its share of the threads, where an objective has a loss for each, and a network that trains on real images does
-    so beside them: less time, more memory, and another rounding.
+    images whitened alike (``dreamlib.whitening``). On a CPU, up to ``at_once`` classes, a number that divides the
+    threads, are matched side by side, and a network that trains on real images does so beside them: less time, more
+    memory, another rounding. That needs an objective with a loss for each class, and no ``image_update`` 'per_class'.
     """
 
     objective: str = "gradient"
@@ -160,11 +160,6 @@ class DistillParams(Strict):
             )
         if self.image_optimizer == "adam" and self.image_update != "batched":
             raise ValueError(f"image_update = {self.image_update} is defined for sgd only; use batched with adam")
-        if self.at_once > 1 and self.image_update == "per_class":
-            raise ValueError(
-                f"at_once = {self.at_once} matches classes side by side, and image_update = per_class takes them in "
-                "turn: set image_update: collapsed or batched, or at_once: 1"
-            )
         if self.sampler != "random" and 0 < self.pool < self.real_batch:
             raise ValueError(
                 f"pool = {self.pool} is smaller than real_batch = {self.real_batch}; raise it, or 0 for all"

@@ -94,12 +94,15 @@ def side_by_side(
     return [future.result() for future in futures]
 
 
-def in_order(tasks: Iterable[Callable[[], R]], at_once: int, threads: int) -> Iterator[R]:
+def in_order(
+    tasks: Iterable[Callable[[], R]], at_once: int, threads: int, beside: Callable[[], object] | None = None
+) -> Iterator[R]:
     """The tasks' results, in their order; ``at_once`` of them run at a time, each on ``threads`` CPU threads.
 
-    Tasks begin in their order, and a failure is raised when its turn comes. After one, or when the caller asks for no
-    more, those that run end and no other begins. What compiles must not do so twice at once: let tasks of a new kind
-    run one at a time, on as many ``threads``, before several do.
+    ``beside`` is one more, begun first, whose end is waited for after the last result. A failure is raised when its
+    turn comes, until when others begin; then, or when the iterator is closed, those that run end and no other begins.
+    What compiles must not do so twice at once: let tasks of a new kind run one at a time, on as many ``threads``,
+    before several do.
 
     >>> list(in_order([lambda: torch.get_num_threads(), lambda: 7], at_once=2, threads=1))
     [1, 7]
@@ -107,9 +110,12 @@ def in_order(tasks: Iterable[Callable[[], R]], at_once: int, threads: int) -> It
     before = torch.get_num_threads()
     pool = ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(threads,))
     try:
+        last = pool.submit(beside) if beside else None
         asked = deque(pool.submit(task) for task in tasks)
         while asked:
             yield asked.popleft().result()
+        if last:
+            last.result()
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(before)  # as in ``side_by_side``

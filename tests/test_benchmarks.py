@@ -1,11 +1,13 @@
 """The fast path does the reference's work: same loss, same pixel gradients."""
 
+import time
+
 import pytest
 import torch
 from ruamel.yaml import YAML
 
 from benchmarks import accuracy, cost, table
-from benchmarks.__main__ import WHOLE, counted, interleaved
+from benchmarks.__main__ import AT_ONCE, WHOLE, counted, interleaved
 from benchmarks.reference import evaluation, matching_gradient, representatives, training_step, with_torchs_layers
 from benchmarks.work import INFO, fast_matching_gradient, matching_state
 from dreamlib.compute import Compute
@@ -29,6 +31,7 @@ def test_the_benchmarks_cluster_as_many_images_as_the_quick_budget():
 def test_the_evaluation_measured_whole_is_the_paper_budgets():
     budgets = YAML(typ="safe", pure=True).load(table.ROOT / "params.yaml")["budgets"]
     assert EvaluationParams(**budgets["paper"]["evaluation"]) == WHOLE
+    assert budgets["paper"]["distillation"]["at_once"] == AT_ONCE
 
 
 def relative(a, b):
@@ -47,6 +50,9 @@ def test_matching_step_agrees_with_the_plain_loop(precision, dtype, bound):
     assert float(pixels.norm()) > 0
     assert relative(fast_value, value) < bound
     assert relative(fast_pixels, pixels) < bound
+    apart_value, apart_pixels = fast_matching_gradient(state, at_once=2, threads=1)
+    assert relative(apart_value, value) < bound
+    assert relative(apart_pixels, pixels) < bound
 
 
 def test_bfloat16_points_where_float64_does():
@@ -204,6 +210,9 @@ def test_what_is_timed_once_has_no_first_call_and_no_range():
     often, once = (interleaved(lambda: calls.append("a"), lambda: calls.append("b"), repeats) for repeats in (3, 1))
     assert calls == ["a", "b"] * (1 + 3 + 1)  # in turn, after a first call of each where there are several
     assert set(often["first_call_s"]) == {"reference", "fast"} and once["first_call_s"] == {}
+    many = interleaved(lambda: time.sleep(0.01), lambda: time.sleep(0.02), 3, units=4)
+    assert 0.005 <= many["fast_s"] < many["reference_s"], "of one unit"
+    assert many["first_call_s"]["fast"] >= 0.02, "of all it took"
     assert once["ratio"] == pytest.approx(once["reference_s"] / once["fast_s"])
     assert table.spread({"once": True, **once}) == "measured once" and table.spread({"computed": True}) == "computed"
     assert table.spread({"once": False, "ratio_range": [2.0, 2.517]}) == "2.00 to 2.52"

@@ -172,7 +172,7 @@ def test_classes_side_by_side_are_those_one_by_one(tmp_path, variant, threads, t
     torch.set_num_threads(threads)
     changes = changes | {"at_once": threads}  # on four threads two at once too: three would leave one idle
     together = distiller(**changes).run()
-    assert torch.get_num_threads() == threads
+    assert torch.get_num_threads() == threads_of_a_new_thread() == threads
     if threads == 2:  # else classes are on two threads each, which may round otherwise
         assert same(together, apart)
     assert spread_over() > 1
@@ -253,21 +253,71 @@ def test_the_fast_path_is_the_same_side_by_side(threads_restored):
 
 def test_an_objective_deaf_to_the_class_it_is_asked_for_is_told_so(toy_objective, threads_restored):
     torch.set_num_threads(2)
-    toy_objective(lambda self, state: ((c, state.synthetic.canvases.sum()) for c in range(3)))
+    every = range(3)
+    toy_objective(
+        lambda self, state: (
+            (c, state.synthetic.canvases.sum()) for c in (every if state.iteration == 2 else state.classes)
+        )
+    )
     with pytest.raises(RuntimeError, match=r"Toy gave losses of classes \[0, 1, 2\] where class 0 was asked for: loop"):
         distiller(objective="toy", at_once=2).run()
 
 
-def test_divergence_side_by_side_names_the_class(toy_objective, threads_restored):
+@pytest.mark.parametrize("iteration", [0, 2])  # nothing runs side by side yet; it does
+def test_divergence_side_by_side_names_the_class(toy_objective, threads_restored, iteration):
     torch.set_num_threads(2)
 
     def losses(self, state):
         for label in state.classes:
-            yield label, state.synthetic.decode_class(label).sum() * (float("nan") if label == 1 else 1.0)
+            bad = label == 1 and state.iteration == iteration
+            yield label, state.synthetic.decode_class(label).sum() * (float("nan") if bad else 1.0)
 
     toy_objective(losses)
-    with pytest.raises(DistillationDivergedError, match=r"class 1 \(b\).*iteration 0"):
+    with pytest.raises(DistillationDivergedError, match=rf"class 1 \(b\).*iteration {iteration}"):
         distiller(objective="toy", at_once=2).run()
+    assert threads_of_a_new_thread() == 2
+
+
+@pytest.mark.parametrize("iteration", [0, 2])
+def test_a_failing_objective_ends_a_run_side_by_side(toy_objective, threads_restored, iteration):
+    torch.set_num_threads(2)
+
+    def losses(self, state):
+        if state.iteration == iteration:
+            raise ValueError("of its own")
+        yield from ((label, state.synthetic.decode_class(label).sum()) for label in state.classes)
+
+    toy_objective(losses)
+    with pytest.raises(ValueError, match="of its own"):
+        distiller(objective="toy", at_once=2).run()
+    assert threads_of_a_new_thread() == 2
+
+
+def threads_of_a_new_thread():
+    found = []
+    thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def test_what_is_learned_besides_pixels_adds_up_side_by_side(toy_objective, threads_restored):
+    """The gradients of classes to one value that all share, of which autograd gives views."""
+    torch.set_num_threads(2)
+
+    def losses(self, state):
+        for label in state.classes:
+            yield label, state.synthetic.extras["rates"].sum() * (label + 1) + state.synthetic.decode_class(label).sum()
+
+    toy_objective(losses, learned=lambda self, start: {"rates": torch.ones(2)})
+    result = distiller(objective="toy", at_once=2, learned_lr=0.01, image_update="collapsed").run()
+    assert result.synthetic.extras["rates"].tolist() == pytest.approx([1 - 12 * 0.01 * (1 + 2 + 3)] * 2, rel=1e-5)
+
+
+def test_classes_in_turn_are_not_matched_side_by_side(threads_restored):
+    torch.set_num_threads(2)
+    found = [distiller(image_update="per_class", at_once=at_once).run() for at_once in (1, 2)]
+    assert same(*found)
 
 
 def test_two_interruptions_are_as_good_as_none(tmp_path):

@@ -96,6 +96,9 @@ def member(rank, folder):
     meeting, patience = f"file://{folder}/meeting", timedelta(seconds=60)
     distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=patience)
     found = {name: told(distiller(folder, name).run()) for name in RUNS}
+    torch.set_num_threads(2)
+    found["side by side"] = told(distiller(folder, "representative", at_once=2).run())
+    torch.set_num_threads(1)
     for name in ("warm pooled", "representative"):
         half = distiller(folder, name)
         for _ in range(5):
@@ -152,6 +155,11 @@ def test_two_distil_what_one_distils(together, name):
     for theirs in found:
         torch.testing.assert_close(theirs[name], alone, rtol=1e-12, atol=1e-14)
     assert not torch.equal(alone[0], alone[3][0]), "the pixels moved"
+
+
+def test_each_matches_its_classes_side_by_side(together):
+    for theirs in together[1]:
+        torch.testing.assert_close(theirs["side by side"], theirs["representative"], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", ["warm pooled", "representative"])

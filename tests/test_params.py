@@ -148,10 +148,6 @@ def test_out_of_range_names_the_key_the_value_and_the_limit(reading, path, value
         ({f"{QUICK}.per_cluster": 3}, ("per_cluster = 3", "divide", "real_batch = 64")),
         ({f"{QUICK}.pool": 10}, ("pool = 10", "real_batch = 64", "0 for all")),
         ({f"{QUICK}.image_update": "per_class"}, ("image_update = per_class", "sgd", "batched")),
-        (
-            {f"{QUICK}.image_update": "per_class", f"{QUICK}.image_optimizer": "sgd", f"{QUICK}.at_once": 3},
-            ("at_once = 3", "image_update = per_class", "collapsed"),
-        ),
     ],
 )
 def test_settings_that_contradict_each_other(reading, changes, words):

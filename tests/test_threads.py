@@ -140,19 +140,19 @@ def test_one_item_stays_in_the_calling_thread():
     assert side_by_side(lambda item, stepped: threading.current_thread(), [0], 7) == [threading.current_thread()]
 
 
-def test_tasks_in_order_begin_in_order_a_few_at_a_time():
-    begun, inside, most = [], 0, 0
-    telling = threading.Lock()
+def test_tasks_in_order_run_a_few_at_a_time_each_on_its_share():
+    inside, most, lock, three = 0, 0, threading.Lock(), threading.Barrier(3, timeout=30)
 
     def task(number):
         def work():
             nonlocal inside, most
-            with telling:
-                begun.append(number)
+            with lock:
                 inside += 1
                 most = max(most, inside)
+            if number < 3:
+                three.wait()
             time.sleep(0.02 if number == 0 else 0.002)  # the first ends after some that follow
-            with telling:
+            with lock:
                 inside -= 1
             return number, torch.get_num_threads()
 
@@ -160,8 +160,7 @@ def test_tasks_in_order_begin_in_order_a_few_at_a_time():
 
     assert list(in_order(map(task, range(7)), 3, 2)) == [(number, 2) for number in range(7)]
     assert most == 3
-    assert sorted(begun[:3]) == [0, 1, 2]
-    assert sorted(begun) == list(range(7))
+    assert threads_of_a_new_thread() == torch.get_num_threads()
 
 
 def test_one_task_at_a_time_is_one_after_the_other():
@@ -170,12 +169,28 @@ def test_one_task_at_a_time_is_one_after_the_other():
     def task(number):
         return lambda: trace.extend([("begin", number), ("end", number)])
 
-    list(in_order(map(task, range(3)), 1, 1))
-    assert trace == [(what, number) for number in range(3) for what in ("begin", "end")]
+    list(in_order(map(task, range(3)), 1, 1, beside=task("beside")))
+    assert trace == [(what, which) for which in ("beside", 0, 1, 2) for what in ("begin", "end")]
 
 
-def test_a_failed_task_is_raised_in_its_turn_and_no_more_begin():
-    begun, hold = [], threading.Event()
+def test_what_is_beside_is_waited_for_and_its_failure_raised():
+    found, go = [], threading.Event()
+
+    def beside():
+        go.wait(timeout=30)
+        found.append("beside")
+        raise ValueError("beside")
+
+    results = in_order([lambda: 1, lambda: 2], 2, 1, beside)
+    assert [next(results), next(results)] == [1, 2] and found == [], "no result waits for it"
+    go.set()
+    with pytest.raises(ValueError, match="beside"):
+        next(results)
+    assert threads_of_a_new_thread() == torch.get_num_threads()
+
+
+def test_a_failed_task_is_raised_in_its_turn_and_the_rest_never_begin():
+    begun, first, hold = [], threading.Event(), threading.Event()
 
     def task(number):
         def work():
@@ -183,6 +198,7 @@ def test_a_failed_task_is_raised_in_its_turn_and_no_more_begin():
             if number == 1:
                 raise ValueError("the second")
             if number == 2:
+                first.set()
                 hold.wait(timeout=30)  # so that the others are still waiting when the failure is seen
             return number
 
@@ -190,24 +206,39 @@ def test_a_failed_task_is_raised_in_its_turn_and_no_more_begin():
 
     found = in_order(map(task, range(9)), 1, 1)
     assert next(found) == 0
-    hold_later = threading.Timer(0.05, hold.set)
-    hold_later.start()
+    first.wait(timeout=30)
+    later = threading.Timer(0.2, hold.set)
+    later.start()
     with pytest.raises(ValueError, match="the second"):
         next(found)
-    assert begun in ([0, 1], [0, 1, 2])
-    assert next(found, None) is None
+    later.join()
+    assert 8 not in begun
+    assert threads_of_a_new_thread() == torch.get_num_threads()
 
 
-def test_a_caller_who_asks_for_no_more_waits_for_no_task_that_has_not_begun():
-    begun, go = [], threading.Event()
+def test_a_caller_who_closes_waits_for_no_task_that_has_not_begun():
+    begun, second, go = [], threading.Event(), threading.Event()
 
     def work():
         begun.append(len(begun))
         if len(begun) > 1:
+            second.set()
             go.wait(timeout=30)
 
     found = in_order([work] * 9, 1, 1)
     next(found)
-    threading.Timer(0.05, go.set).start()
+    second.wait(timeout=30)
+    later = threading.Timer(0.2, go.set)
+    later.start()
     found.close()
-    assert len(begun) <= 2
+    later.join()
+    assert len(begun) < 9
+    assert threads_of_a_new_thread() == torch.get_num_threads()
+
+
+def threads_of_a_new_thread():
+    found = []
+    thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    return found[0]

@@ -19,7 +19,7 @@ from dreamlib.experts import ExpertError, Experts, ExpertSettings, train_experts
 from dreamlib.initialize import fill, noise, random_rows
 from dreamlib.params import DistillParams, find_root, read_params
 from dreamlib.project import Project, Setting
-from dreamlib.stage_distillation import parameter_hash, read_pictures, read_set, read_snapshots, run_distillation
+from dreamlib.stage_distillation import LATER, parameter_hash, read_pictures, read_set, read_snapshots, run_distillation
 from dreamlib.stage_evaluation import run_evaluation
 from dreamlib.stage_experts import run_experts
 from dreamlib.synthetic import SyntheticSet
@@ -244,6 +244,8 @@ def test_without_whitening_nothing_is_fitted_and_the_hash_is_the_one_it_always_w
     with monkeypatch.context() as patch:
         patch.setattr("dreamlib.stage_distillation.LATER", ())
         assert parameter_hash(apart, setting) != before, "the key is in the hash where it is not left out"
+        patch.setattr("dreamlib.stage_distillation.LATER", tuple(name for name in LATER if name != "at_once"))
+        assert parameter_hash(apart, setting) != before, "each of them"
     method = {**project.params.method, "random": {**project.params.method["random"], "whitening": "zca"}}
     changed = replace(apart, params=project.params.model_copy(update={"method": method}))
     assert parameter_hash(changed, setting) != before

@@ -1,5 +1,6 @@
 """What an objective is given and what it must give back."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,8 +30,9 @@ class MatchState:
 
     ``iteration`` counts inner iterations over the whole run. Randomness comes from ``rng``, a generator made anew for
     (seed, purpose, iteration), so that a resumed run draws what the uninterrupted one would have drawn. ``classes`` are
-    those to give losses for: all, or a worker's share. ``together`` says that an objective should do all of them at
-    once if it can, as is best on a GPU; ``recordings`` are the CUDA graphs of the run so far.
+    those to give losses for: all, a worker's share, or one of several that are matched side by side. ``together`` says
+    that an objective should do all of them at once if it can, as is best on a GPU; ``recordings`` are the CUDA graphs
+    of the run so far.
     """
 
     synthetic: SyntheticSet
@@ -186,31 +188,27 @@ def side_by_side_gradients(
 ) -> Iterator[tuple[int, Tensor, tuple[Tensor | None, ...]]]:
     """(class, loss, gradients to ``leaves``) of each of ``state.classes``, ``at_once`` of them at a time.
 
-    Each is computed on ``threads`` CPU threads, apart from the others. ``beside`` is one more such piece of work, begun
-    first, because it may be longer than a class; it must leave alone what ``state`` holds. See
-    ``dreamlib.threads.in_order`` about what compiles.
+    Each is computed on ``threads`` CPU threads and on a copy of ``state``'s network. ``beside`` is one more such piece
+    of work, which may change that network. See ``dreamlib.threads.in_order`` about what compiles.
 
     Raises RuntimeError for an objective that gives other losses than that of the class it is asked for.
     """
-
-    spare: SimpleQueue[Kernels] = SimpleQueue()
+    spare: SimpleQueue[tuple[Kernels, nn.Module]] = SimpleQueue()
     for _ in range(at_once):
-        spare.put(state.kernels.of_a_thread())
+        spare.put((state.kernels.of_a_thread(), copy.deepcopy(state.network)))
 
     def one(label: int) -> tuple[int, Tensor, tuple[Tensor | None, ...]]:
-        own = replace(state, classes=(label,), kernels=spare.get())
-        losses = dict(objective.losses(own))
-        spare.put(own.kernels)
-        if list(losses) != [label]:
+        own = kernels, network = spare.get()
+        try:
+            losses = list(objective.losses(replace(state, classes=(label,), kernels=kernels, network=network)))
+        finally:
+            spare.put(own)
+        if [gave for gave, _ in losses] != [label]:
             raise RuntimeError(
-                f"{type(objective).__name__} gave losses of classes {list(losses)} where class {label} was asked for: "
-                "loop over state.classes, or set by_class = False (see Objective)"
+                f"{type(objective).__name__} gave losses of classes {[gave for gave, _ in losses]} where class {label} "
+                "was asked for: loop over state.classes, or set by_class = False (see Objective)"
             )
-        gradients = torch.autograd.grad(losses[label].sum(), leaves, allow_unused=True)
-        return label, losses[label].detach(), gradients
+        loss = losses[0][1]
+        return label, loss.detach(), torch.autograd.grad(loss.sum(), leaves, allow_unused=True)
 
-    classes = [partial(one, label) for label in state.classes]
-    found = in_order([*([beside] if beside else []), *classes], at_once, threads)
-    if beside:
-        next(found)
-    yield from found
+    yield from in_order([partial(one, label) for label in state.classes], at_once, threads, beside)
