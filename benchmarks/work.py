@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from dreamlib.compute import Compute
+from dreamlib.distill import side_by_side_gradients
 from dreamlib.kernels import Kernels
 from dreamlib.networks import build
 from dreamlib.objectives import MatchState, make
-from dreamlib.objectives.base import side_by_side_gradients
 from dreamlib.sampling import RandomSampler
 from dreamlib.synthetic import SyntheticSet
 from dreamlib.training import augmentation_for

@@ -1,11 +1,13 @@
 """The distillation loop: the only code that changes pixels. IDC, DREAM and every other method run through it."""
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
+from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -18,14 +20,13 @@ from dreamlib.graphs import Replayed
 from dreamlib.kernels import Kernels
 from dreamlib.kmeans import lloyd_steps
 from dreamlib.networks import build
-from dreamlib.objectives import MatchState
-from dreamlib.objectives.base import side_by_side_gradients
+from dreamlib.objectives import MatchState, Objective
 from dreamlib.params import DistillParams
 from dreamlib.progress import progress
 from dreamlib.sampling import SAMPLERS, Sampler
 from dreamlib.seeding import generator
 from dreamlib.synthetic import SyntheticSet
-from dreamlib.threads import shares
+from dreamlib.threads import in_order, shares
 from dreamlib.training import Trainer, TrainSettings, augmentation_for, embed, kernels_for, predict
 from dreamlib.types import DatasetInfo, LabeledImages
 
@@ -126,6 +127,42 @@ def make_sampler(
     }
     known = {each.name for each in fields(kind)}
     return kind(**common, **{name: value for name, value in options.items() if name in known})
+
+
+def side_by_side_gradients(
+    objective: Objective,
+    state: MatchState,
+    leaves: Sequence[Tensor],
+    at_once: int,
+    threads: int,
+    beside: Callable[[], None] | None = None,
+) -> Iterator[tuple[int, Tensor, tuple[Tensor | None, ...]]]:
+    """(class, loss, gradients to ``leaves``) of each of ``state.classes``, ``at_once`` of them at a time.
+
+    Each is computed on ``threads`` CPU threads and on a copy of ``state``'s network. ``beside`` is one more such piece
+    of work, which may change that network. See ``dreamlib.threads.in_order`` about what compiles.
+
+    Raises RuntimeError for an objective that gives other losses than that of the class it is asked for.
+    """
+    spare: SimpleQueue[tuple[Kernels, nn.Module]] = SimpleQueue()
+    for _ in range(at_once):
+        spare.put((state.kernels.of_a_thread(), copy.deepcopy(state.network)))
+
+    def one(label: int) -> tuple[int, Tensor, tuple[Tensor | None, ...]]:
+        own = kernels, network = spare.get()
+        try:
+            losses = list(objective.losses(replace(state, classes=(label,), kernels=kernels, network=network)))
+        finally:
+            spare.put(own)
+        if [gave for gave, _ in losses] != [label]:
+            raise RuntimeError(
+                f"{type(objective).__name__} gave losses of classes {[gave for gave, _ in losses]} where class {label} "
+                "was asked for: loop over state.classes, or set by_class = False (see Objective)"
+            )
+        loss = losses[0][1]
+        return label, loss.detach(), torch.autograd.grad(loss.sum(), leaves, allow_unused=True)
+
+    yield from in_order([partial(one, label) for label in state.classes], at_once, threads, beside)
 
 
 @dataclass

@@ -1,11 +1,8 @@
 """What an objective is given and what it must give back."""
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from queue import SimpleQueue
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +15,6 @@ from dreamlib.registry import Registry
 from dreamlib.sampling import Sampler
 from dreamlib.seeding import generator
 from dreamlib.synthetic import SyntheticSet
-from dreamlib.threads import in_order
 from dreamlib.types import DatasetInfo
 
 OBJECTIVES: Registry[type["Objective"]] = Registry("objective")
@@ -176,39 +172,3 @@ class Objective(ABC):
         Yielding class by class keeps one class's graph in memory at a time, and lets the caller step after each one as
         the released code does. With ``state.together`` it may yield (-1, losses (K,)) once instead.
         """
-
-
-def side_by_side_gradients(
-    objective: Objective,
-    state: MatchState,
-    leaves: Sequence[Tensor],
-    at_once: int,
-    threads: int,
-    beside: Callable[[], None] | None = None,
-) -> Iterator[tuple[int, Tensor, tuple[Tensor | None, ...]]]:
-    """(class, loss, gradients to ``leaves``) of each of ``state.classes``, ``at_once`` of them at a time.
-
-    Each is computed on ``threads`` CPU threads and on a copy of ``state``'s network. ``beside`` is one more such piece
-    of work, which may change that network. See ``dreamlib.threads.in_order`` about what compiles.
-
-    Raises RuntimeError for an objective that gives other losses than that of the class it is asked for.
-    """
-    spare: SimpleQueue[tuple[Kernels, nn.Module]] = SimpleQueue()
-    for _ in range(at_once):
-        spare.put((state.kernels.of_a_thread(), copy.deepcopy(state.network)))
-
-    def one(label: int) -> tuple[int, Tensor, tuple[Tensor | None, ...]]:
-        own = kernels, network = spare.get()
-        try:
-            losses = list(objective.losses(replace(state, classes=(label,), kernels=kernels, network=network)))
-        finally:
-            spare.put(own)
-        if [gave for gave, _ in losses] != [label]:
-            raise RuntimeError(
-                f"{type(objective).__name__} gave losses of classes {[gave for gave, _ in losses]} where class {label} "
-                "was asked for: loop over state.classes, or set by_class = False (see Objective)"
-            )
-        loss = losses[0][1]
-        return label, loss.detach(), torch.autograd.grad(loss.sum(), leaves, allow_unused=True)
-
-    yield from in_order([partial(one, label) for label in state.classes], at_once, threads, beside)
