@@ -337,8 +337,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = [{"pool": POOL, "warm": True}, {"pool": 0, "pooled": True}, {"pool": POOL, "pooled": True}]
     clusters = [*cluster.values(), *(clustering(compute, real=128, **option) for option in options if on_cpu)]
     measured = [*match.values(), step, *([training(compute, 40, 25)] if on_cpu else []), *clusters]
-    bandwidth = peak_bandwidth(compute.device)
-    whole = {}
+    bandwidth, whole = peak_bandwidth(compute.device), {}
     for ipc in (1, 10):
         for pool, row in cluster.items():
             clustered = scaled(row, INFO.num_classes / row["classes"] / INTERVAL)
@@ -355,9 +354,6 @@ def main(arguments: list[str] | None = None) -> None:
                 found |= {"computed": False, **iteration(compute, ipc, pool)}
                 found["images_per_s"] = (images + NETWORK_STEPS * 128) / found["fast_s"]
             whole[ipc, pool] = found
-    for row in [*measured, *whole.values()]:
-        row["floor_s"] = row["operations"] / peak["bfloat16"]
-        row["bytes_floor_s"] = row["bytes"] / bandwidth
     if on_cpu:
         measured += [evaluating(compute, EVALUATED), evaluating(compute, WHOLE, repeats=1)]
     machine = next((x for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), "unknown")
@@ -385,10 +381,9 @@ def main(arguments: list[str] | None = None) -> None:
     write_json(RESULTS if on_cpu else CUDA_RESULTS, result)
     write()
     print(json.dumps({key: value for key, value in result.items() if key != "rows"}))
-    print(f"{'work':46}{'reference s':>12}{'fast s':>10}{'floor s':>9}{'ratio':>7}  range")
+    print(f"{'work':46}{'reference s':>12}{'fast s':>10}{'ratio':>7}  range")
     for row in result["rows"]:
-        floor = f"{row['floor_s']:9.4f}" if "floor_s" in row else " " * 9
-        times = f"{row['reference_s']:12.4f}{row['fast_s']:10.4f}{floor}{row['ratio']:7.2f}"
+        times = f"{row['reference_s']:12.4f}{row['fast_s']:10.4f}{row['ratio']:7.2f}"
         print(f"{row['work']:46}{times}  {spread(row)}")
 
 

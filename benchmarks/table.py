@@ -32,15 +32,28 @@ def spread(row: dict[str, Any]) -> str:
     return "measured once" if row.get("once") else "{:.2f} to {:.2f}".format(*row["ratio_range"])
 
 
+def most_operations(result: dict[str, Any]) -> float:
+    """Operations a second in half precision of whatever did best in the measurements, a product or a convolution."""
+    return max(result["peak_flops"]["bfloat16"], *result["convolution_flops"].values())
+
+
+def floors(row: dict[str, Any], result: dict[str, Any]) -> tuple[float, float]:
+    """Seconds that a row's operations take at the best rate seen, and its bytes at a copy's."""
+    return row["operations"] / most_operations(result), row["bytes"] / result["peak_bytes_per_s"]
+
+
+def ratio_at_the_floor(row: dict[str, Any], result: dict[str, Any]) -> float:
+    """How many times faster than the plain loop its operations and bytes allow."""
+    return row["reference_s"] / max(floors(row, result))
+
+
 def speeds(result: dict[str, Any]) -> str:
     """Machine, table and memory in Markdown."""
-    machine, peak = result["machine"], result["peak_flops"]["bfloat16"]
-    rows = []
+    machine, rows = result["machine"], []
     for row in result["rows"]:
         bound = ("", "", "")
-        if "floor_s" in row:
-            floors = row["floor_s"], row["bytes_floor_s"]
-            bound = (*(f"{floor:.3f}" for floor in floors), f"{row['reference_s'] / max(floors):.1f}")
+        if "operations" in row:
+            bound = (*(f"{floor:.3f}" for floor in floors(row, result)), f"{ratio_at_the_floor(row, result):.1f}")
         times = (f"{row['reference_s']:.3f}", f"{row['fast_s']:.3f}", f"{row['ratio']:.1f}")
         rows.append((row["work"], *times, spread(row), *bound))
     memory = [f"{size / 2**20:,.0f} MiB at ipc {ipc}" for ipc, size in result["memory_above_torch_bytes"].items()]
@@ -51,12 +64,13 @@ def speeds(result: dict[str, Any]) -> str:
         f"{', compiled' if machine['compiled'] else ''}, {result['at_once']} classes matched at a time; medians of "
         f"{result['repeats']}, interleaved:\n\n"
         + markdown(("work", "plain loop (s)", "library (s)", "ratio", "range", *FLOORS), rows)
-        + f"\nFloors: the operations over the {peak / 1e12:.2f} · 10¹² a second that a matrix product reaches here at "
-        "the size it does best; the bytes that convolutions and products must move, each operand and result once, over "
-        f"the {result['peak_bytes_per_s'] / 1e9:.0f} · 10⁹ a second of a copy. A library that does the same operations "
-        "in this format cannot go beyond the last column. Most of them are of convolutions, and the largest of those, "
-        f"by itself, gets to {forward:.2f} · 10¹² a second forward, {to_input:.2f} in its gradient to the images and "
-        f"{to_weight:.2f} in that to the weights. Peak memory of DREAM's iterations above the import of torch: "
+        + f"\nFloors: the operations over the {most_operations(result) / 1e12:.2f} · 10¹² a second of whatever did "
+        "best here, a matrix product or a convolution; the bytes that convolutions and products must move, each "
+        f"operand and result once, over the {result['peak_bytes_per_s'] / 1e9:.0f} · 10⁹ a second of a copy. A library "
+        "that does the same operations in this format cannot go beyond the last column. Most of them are of "
+        f"convolutions, and the largest of those, by itself, gets to {forward:.2f} · 10¹² a second forward, "
+        f"{to_input:.2f} in its gradient to the images and {to_weight:.2f} in that to the weights. Peak memory of "
+        "DREAM's iterations above the import of torch: "
         f"{', '.join(memory)}. Re-clustering's share of the library's time: {', '.join(shares)}.\n"
     )
 

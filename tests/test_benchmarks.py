@@ -159,6 +159,20 @@ def test_a_gpus_table_says_shares_of_the_peak_and_hours():
     assert "make bench DEVICE=cuda" in table.gpu_speeds(None)
 
 
+def test_a_floor_is_what_the_best_rate_seen_allows():
+    row = {"operations": 4e12, "bytes": 1e9, "reference_s": 12.0}
+    rates = {"peak_flops": {"bfloat16": 1e12}, "convolution_flops": {"forward": 2e12}, "peak_bytes_per_s": 1e10}
+    assert table.floors(row, rates) == (2.0, 0.1) and table.ratio_at_the_floor(row, rates) == 6.0
+    slow = rates | {"peak_bytes_per_s": 1e8, "convolution_flops": {"forward": 5e11}}
+    assert table.floors(row, slow) == (4.0, 10.0) and table.ratio_at_the_floor(row, slow) == 1.2
+
+
+def test_no_measurement_is_beyond_its_floor():
+    measured = read_json(table.RESULTS)
+    rows = [row for row in measured["rows"] if "operations" in row]
+    assert rows and all(row["fast_s"] > max(table.floors(row, measured)) for row in rows)
+
+
 def test_readme_without_markers_is_refused():
     with pytest.raises(ValueError, match="once each"):
         table.readme_text("# no markers", {}, {})
