@@ -2,6 +2,7 @@
 
 import random
 import subprocess
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,20 @@ def threads_restored():
     before = torch.get_num_threads()
     yield before
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def threads_of_a_new_thread():
+    """On how many CPU threads a thread of Python that begins now computes, as a function to call."""
+
+    def ask():
+        found = []
+        thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        return found[0]
+
+    return ask
 
 
 @pytest.fixture

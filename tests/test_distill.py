@@ -164,7 +164,9 @@ SIDE_BY_SIDE = {
 
 @pytest.mark.parametrize("threads", [2, 4])
 @pytest.mark.parametrize("variant", SIDE_BY_SIDE)
-def test_classes_side_by_side_are_those_one_by_one(tmp_path, variant, threads, threads_restored, spread_over):
+def test_classes_side_by_side_are_those_one_by_one(
+    tmp_path, variant, threads, threads_restored, spread_over, threads_of_a_new_thread
+):
     """On one thread each, bit for bit, also where a run is interrupted."""
     changes = SIDE_BY_SIDE[variant]
     torch.set_num_threads(1)
@@ -264,7 +266,7 @@ def test_an_objective_deaf_to_the_class_it_is_asked_for_is_told_so(toy_objective
 
 
 @pytest.mark.parametrize("iteration", [0, 2])  # nothing runs side by side yet; it does
-def test_divergence_side_by_side_names_the_class(toy_objective, threads_restored, iteration):
+def test_divergence_side_by_side_names_the_class(toy_objective, threads_restored, iteration, threads_of_a_new_thread):
     torch.set_num_threads(2)
 
     def losses(self, state):
@@ -279,7 +281,9 @@ def test_divergence_side_by_side_names_the_class(toy_objective, threads_restored
 
 
 @pytest.mark.parametrize("iteration", [0, 2])
-def test_a_failing_objective_ends_a_run_side_by_side(toy_objective, threads_restored, iteration):
+def test_a_failing_objective_ends_a_run_side_by_side(
+    toy_objective, threads_restored, iteration, threads_of_a_new_thread
+):
     torch.set_num_threads(2)
 
     def losses(self, state):
@@ -291,14 +295,6 @@ def test_a_failing_objective_ends_a_run_side_by_side(toy_objective, threads_rest
     with pytest.raises(ValueError, match="of its own"):
         distiller(objective="toy", at_once=2).run()
     assert threads_of_a_new_thread() == 2
-
-
-def threads_of_a_new_thread():
-    found = []
-    thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
-    thread.start()
-    thread.join()
-    return found[0]
 
 
 def test_what_is_learned_besides_pixels_adds_up_side_by_side(toy_objective, threads_restored):

@@ -40,13 +40,9 @@ def test_results_come_in_order_though_the_first_ends_last():
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_each_thread_computes_on_its_share_also_in_threads_begun_later(threads):
+def test_each_thread_computes_on_its_share_also_in_threads_begun_later(threads, threads_of_a_new_thread):
     assert side_by_side(lambda item, stepped: torch.get_num_threads(), range(2), threads) == [threads] * 2
-    later = []
-    thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
-    thread.start()
-    thread.join()
-    assert later == [torch.get_num_threads()]
+    assert threads_of_a_new_thread() == torch.get_num_threads()
 
 
 def test_first_steps_are_made_one_at_a_time_and_later_ones_are_not():
@@ -140,7 +136,7 @@ def test_one_item_stays_in_the_calling_thread():
     assert side_by_side(lambda item, stepped: threading.current_thread(), [0], 7) == [threading.current_thread()]
 
 
-def test_tasks_in_order_run_a_few_at_a_time_each_on_its_share():
+def test_tasks_in_order_run_a_few_at_a_time_each_on_its_share(threads_of_a_new_thread):
     inside, most, lock, three = 0, 0, threading.Lock(), threading.Barrier(3, timeout=30)
 
     def task(number):
@@ -173,7 +169,7 @@ def test_one_task_at_a_time_is_one_after_the_other():
     assert trace == [(what, which) for which in ("beside", 0, 1, 2) for what in ("begin", "end")]
 
 
-def test_what_is_beside_is_waited_for_and_its_failure_raised():
+def test_what_is_beside_is_waited_for_and_its_failure_raised(threads_of_a_new_thread):
     found, go = [], threading.Event()
 
     def beside():
@@ -189,7 +185,7 @@ def test_what_is_beside_is_waited_for_and_its_failure_raised():
     assert threads_of_a_new_thread() == torch.get_num_threads()
 
 
-def test_a_failed_task_is_raised_in_its_turn_and_the_rest_never_begin():
+def test_a_failed_task_is_raised_in_its_turn_and_the_rest_never_begin(threads_of_a_new_thread):
     begun, first, hold = [], threading.Event(), threading.Event()
 
     def task(number):
@@ -216,7 +212,7 @@ def test_a_failed_task_is_raised_in_its_turn_and_the_rest_never_begin():
     assert threads_of_a_new_thread() == torch.get_num_threads()
 
 
-def test_a_caller_who_closes_waits_for_no_task_that_has_not_begun():
+def test_a_caller_who_closes_waits_for_no_task_that_has_not_begun(threads_of_a_new_thread):
     begun, second, go = [], threading.Event(), threading.Event()
 
     def work():
@@ -234,11 +230,3 @@ def test_a_caller_who_closes_waits_for_no_task_that_has_not_begun():
     later.join()
     assert len(begun) < 9
     assert threads_of_a_new_thread() == torch.get_num_threads()
-
-
-def threads_of_a_new_thread():
-    found = []
-    thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
-    thread.start()
-    thread.join()
-    return found[0]
