@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dreamlib import objectives, parallel
 from dreamlib.checkpoint import Checkpoint
 from dreamlib.compute import Compute
-from dreamlib.graphs import Replayed
+from dreamlib.graphs import Replayed, on_another_stream
 from dreamlib.kernels import Kernels
 from dreamlib.kmeans import lloyd_steps
 from dreamlib.networks import build
@@ -177,7 +177,7 @@ class Distiller:
     sum is what one process computes, bit for bit. Every worker trains the same networks, which needs no exchange.
 
     With ``settings.at_once`` classes are matched side by side on a CPU's cores, and beside them the network takes its
-    steps on real images: ``seconds`` counts those as matching.
+    steps on real images, as it always does on a GPU: ``seconds`` counts those as matching.
     """
 
     start: SyntheticSet
@@ -218,6 +218,7 @@ class Distiller:
         apart = self.objective.by_class and s.image_update != "per_class" and self.compute.device.type == "cpu"
         threads = torch.get_num_threads() if apart else 1
         self._at_once, self._threads_of_each = next(shares(len(self.classes), threads, s.at_once))
+        self._copied: nn.Module | None = None  # the network, for matching beside its training on a GPU
         self._compiled_kinds: set[str] = set()  # of what runs side by side: it may do so from the second time on
         self.iteration = 0
         self.history: list[tuple[int, float]] = []
@@ -235,6 +236,11 @@ class Distiller:
     def _ahead(self) -> bool:
         """Whether iterations are asked of the device without waiting for their losses."""
         return self.compute.device.type == "cuda" and parallel.world() == 1
+
+    @property
+    def _replays(self) -> bool:
+        """Whether iterations are recorded CUDA graphs, asked for ahead."""
+        return self._ahead and self.kernels is not None and self.kernels.replays
 
     def _image_optimizer(self) -> torch.optim.Optimizer:
         s = self.settings
@@ -297,7 +303,8 @@ class Distiller:
             self.optimizer.param_groups[0]["lr"] = lr
         last = self.iteration % s.inner_iterations == s.inner_iterations - 1  # its network is thrown away
         train = None if last or not s.network_steps else partial(self._train, s.network_steps)
-        if self._at_once > 1 and s.train_on == "real":  # the steps depend on no pixel that matching changes
+        side_by_side = self._at_once > 1 or self._replays
+        if side_by_side and s.train_on == "real":  # the steps depend on no pixel that matching changes
             self._timed("matching", partial(self._match, train))
         else:
             self._timed("matching", self._match)
@@ -361,11 +368,24 @@ class Distiller:
 
         self.trainer.train(images, labels, draw_rows, steps, rng)
 
-    def _match(self, beside: Callable[[], None] | None = None) -> None:
+    def _match(self, train: Callable[[], None] | None = None) -> None:
+        """A step on the pixels, and beside it what trains the network, on another stream or on other threads."""
+        if train and self._replays:
+            with torch.no_grad():
+                self._copied = self._copied or copy.deepcopy(self.model)
+                torch._foreach_copy_(list(self._copied.parameters()), list(self.model.parameters()))
+            with on_another_stream(self.compute.device) as other:
+                self._match_by(self._copied)
+                with other:
+                    train()
+        else:
+            self._match_by(self.model, train)
+
+    def _match_by(self, network: nn.Module, beside: Callable[[], None] | None = None) -> None:
         state = MatchState(
-            self.synthetic, self.model, self.kernels, self.sampler, self.info, self.augmentation,
+            self.synthetic, network, self.kernels, self.sampler, self.info, self.augmentation,
             self.seed, self.iteration, self.settings.synthetic_batch, self.classes,
-            together=self._ahead and self.kernels.replays and self.settings.image_update != "per_class",
+            together=self._replays and self.settings.image_update != "per_class",
             recordings=self._recordings,
         )  # fmt: skip
         self.optimizer.zero_grad(set_to_none=True)

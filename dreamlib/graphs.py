@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -27,13 +28,17 @@ class Replayed:
     What a call gives lies in memory that the next call of the same shapes overwrites. For tensors on another device
     than CUDA the function is called as it is.
 
+    ``urgent`` is for what is replayed on the stream of ``on_another_stream``: cuBLAS has one piece of working memory
+    for each stream it was recorded on, streams come from a small store, and that of the urgent ones is another one.
+
     >>> double = Replayed(lambda x: {"twice": 2 * x})
     >>> double(torch.ones(2))["twice"].tolist()
     [2.0, 2.0]
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], urgent: bool = False) -> None:
         self._function = function
+        self._priority = -1 if urgent else 0
         self._recordings: dict[Any, _Recording] = {}
 
     def forget(self) -> None:
@@ -49,7 +54,7 @@ class Replayed:
         with torch.cuda.device(given[0].device):  # streams and graphs are the current device's
             if key not in self._recordings:
                 inputs = [x.detach().clone() for x in given]
-                graph, outputs = _record(lambda: self._function(*tree_unflatten(inputs, structure)))
+                graph, outputs = _record(lambda: self._function(*tree_unflatten(inputs, structure)), self._priority)
                 self._recordings[key] = _Recording(inputs, graph, outputs)
             recording = self._recordings[key]
             _copy(recording.inputs, given)
@@ -57,14 +62,14 @@ class Replayed:
         return recording.outputs
 
 
-def _record(function: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
-    aside, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+def _record(function: Callable[[], Any], priority: int) -> tuple[torch.cuda.CUDAGraph, Any]:
+    aside, graph = torch.cuda.Stream(priority=priority), torch.cuda.CUDAGraph()
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
         for _ in range(_WARM_UP):
             function()
     torch.cuda.current_stream().wait_stream(aside)
-    with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
+    with torch.cuda.graph(graph, stream=torch.cuda.Stream(priority=priority)):
         outputs = function()
     return graph, outputs
 
@@ -108,3 +113,34 @@ def side_streams(items: Iterable[Any], on_cuda: bool) -> Iterator[tuple[Any, Any
         yield item, _on(streams[number % len(streams)])
     for stream in streams:
         current.wait_stream(stream)
+
+
+@contextmanager
+def on_another_stream(device: torch.device) -> Iterator[Any]:
+    """Gives a context whose work runs on a CUDA stream of its own, beside what else is asked for inside this one.
+
+    That work may begin as soon as this context is entered, even if it is asked for last, and is over when it is left.
+    Neither may change what the other reads. Elsewhere than on CUDA all is done in the order in which it is asked for.
+
+    >>> with on_another_stream(torch.device("cpu")) as other:
+    ...     print("this")
+    ...     with other:
+    ...         print("that")
+    this
+    that
+    """
+    if device.type != "cuda":
+        yield _on(None)
+        return
+    with torch.cuda.device(device):
+        stream, current = _urgent_stream(device), torch.cuda.current_stream()
+    stream.wait_stream(current)
+    try:
+        yield _on(stream)
+    finally:
+        current.wait_stream(stream)
+
+
+@cache
+def _urgent_stream(device: torch.device) -> "torch.cuda.Stream":
+    return torch.cuda.Stream(device, priority=-1)

@@ -86,6 +86,7 @@ class Trainer:
             network.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay,
             fused=True if kernels.compute.device.type == "cuda" else None,
         )  # fmt: skip
+        self._parameters = dict(network.named_parameters())
 
     def enter(self, epoch: int, epochs: int, schedule: Callable[[float, int, int], float], finish: float = 0.0) -> None:
         """Take up the rate that ``schedule`` has for ``epoch``, from 0, of ``epochs``; call it before its steps.
@@ -146,11 +147,11 @@ class Trainer:
         return loss.detach()
 
     def _draw(self, count: int, images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """A step's random numbers as tensors: augmentation's table, CutMix's partners, its box with the kept share."""
-        table = self.settings.augmentation.draw(count, tuple(images.shape[1:]), rng).table()
+        """A step's random numbers as tensors: augmentation's, CutMix's partners, its box with the kept share."""
+        numbers = self.settings.augmentation.uniform(count, rng)
         mix = draw_cutmix(count, tuple(images.shape[2:]), rng, probability=self.settings.cutmix)
         partner = torch.arange(count) if mix is None else mix.partner
-        return table, partner, torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0] if mix is None else [*mix.box, mix.lam])
+        return numbers, partner, torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0] if mix is None else [*mix.box, mix.lam])
 
     def _recorded_steps(self, images: Tensor, labels: Tensor, drawn: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
         """``step`` for each of (S, N, C, H, W) images, by one function without a branch, recorded for all networks.
@@ -158,17 +159,20 @@ class Trainer:
         Returns the losses (S,) before each step.
         """
         how, device = self.settings, images.device
-        parameters, slots = dict(self.network.named_parameters()), self.optimizer.state
+        parameters, slots = self._parameters, self.optimizer.state
+        numbers, *mixes = (torch.stack(part) for part in zip(*drawn, strict=True))
+        # All steps' at once: many small operations, whose time the CPU would rather spend on the next iteration's.
+        table = how.augmentation.of_uniform(numbers.flatten(0, 1), tuple(images.shape[2:])).table()
         with torch.no_grad():
             for parameter in parameters.values():
                 if slots[parameter].get("momentum_buffer") is None:
                     slots[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
             momenta = {name: slots[parameter]["momentum_buffer"] for name, parameter in parameters.items()}
             weights = {name: parameter.detach() for name, parameter in parameters.items()}
-            tables = (torch.stack(part).to(device, non_blocking=True) for part in zip(*drawn, strict=True))
+            tables = (part.to(device, non_blocking=True) for part in (table.unflatten(0, numbers.shape[:2]), *mixes))
             lr = torch.full((), self.optimizer.param_groups[0]["lr"], dtype=torch.float64, device=device)
             key = ("training", how.augmentation, how.label_smoothing, how.momentum, how.weight_decay, self.info)
-            recorded = self.kernels.recorded(key, self._steps())
+            recorded = self.kernels.recorded(key, self._steps(), urgent=True)
             *new, losses = recorded(weights, momenta, lr, images, labels, *tables)
             for old, latest in zip((weights, momenta), new, strict=True):
                 torch._foreach_copy_(list(old.values()), [latest[name] for name in old])

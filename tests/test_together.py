@@ -1,6 +1,7 @@
 """All classes at once: against class by class, and on a GPU the recorded graphs against the plain loop."""
 
 import copy
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -239,6 +240,26 @@ def test_a_run_that_reads_its_losses_late_is_the_same_run(digits, toy_info, monk
     assert torch.equal(done.synthetic.canvases, late.synthetic.canvases)
 
 
+def test_matching_beside_training_reads_no_weight_that_training_changes(digits, toy_info, monkeypatch):
+    run_ahead(monkeypatch)
+    undisturbed, match_by, disturbed = distiller(digits, toy_info).run(), Distiller._match_by, []
+
+    def while_weights_change(self, network, *beside):
+        kept = copy.deepcopy(self.model.state_dict())
+        if network is not self.model:  # the last iteration of a network has no training beside it
+            disturbed.append(self.iteration)
+            for weight in self.model.parameters():
+                weight.detach().fill_(float("nan"))
+        match_by(self, network, *beside)
+        self.model.load_state_dict(kept)
+
+    monkeypatch.setattr(Distiller, "_match_by", while_weights_change)
+    found = distiller(digits, toy_info).run()
+    assert disturbed == [0, 1, 3, 4]
+    assert found.history == undisturbed.history
+    assert torch.equal(found.synthetic.canvases, undisturbed.synthetic.canvases)
+
+
 def test_a_late_reader_names_the_class_and_iteration_that_broke(digits, toy_info, monkeypatch):
     run_ahead(monkeypatch)
     run = distiller(digits, toy_info, image_lr=1e30, inner_iterations=LOSSES_READ_EVERY + 10, outer_iterations=1)
@@ -341,6 +362,25 @@ def test_a_whole_run_on_the_gpu_resumes(digits, toy_info, sampler, full_float32)
     moved = float((done.synthetic.canvases - start.canvases).abs().max())
     assert moved > 0.05
     torch.testing.assert_close(again.synthetic.canvases, done.synthetic.canvases, rtol=0, atol=moved / 10)
+
+
+@needs_gpu
+@pytest.mark.parametrize("pretrained", [0, 2])  # steps alone, which are then recorded outside
+def test_training_on_a_stream_beside_matching_is_training_after_it(
+    digits, toy_info, monkeypatch, full_float32, pretrained
+):
+    info, how = toy_info(classes=10, name="digits"), DistillParams(
+        objective="gradient", factor=2, real_batch=128, outer_iterations=2, inner_iterations=15, image_lr=0.01,
+        augmentation="color_crop_cutout", network_batch=128, network_steps=2, pretrain_steps=pretrained, snapshots=2,
+    )  # fmt: skip
+    start, found = fill(digits, random_rows(digits, 4, 0), 1, 2, "single"), []
+    for apart in (False, True):
+        if apart:
+            monkeypatch.setattr("dreamlib.distill.on_another_stream", lambda device: nullcontext(nullcontext()))
+        found.append(Distiller(start, digits, info, how, ("convnet", {}), on_gpu(), 0).run())
+    moved = float((found[1].synthetic.canvases - start.canvases).abs().max())
+    assert moved > 0.05
+    torch.testing.assert_close(found[0].synthetic.canvases, found[1].synthetic.canvases, rtol=0, atol=moved / 10)
 
 
 @needs_gpu
