@@ -111,8 +111,12 @@ def make_sampler(
     seed: int,
     classes: Sequence[int] | None = None,
     lloyd: Replayed | None = None,
+    share: tuple[int, int] = (1, 1),
 ) -> Sampler:
-    """The sampler the settings name, for all classes or some; ``lloyd`` for one that clusters (see ``kmeans``)."""
+    """The sampler the settings name, for all classes or some; ``lloyd`` for one that clusters (see ``kmeans``).
+
+    ``share``: how many classes at once and on how many CPU threads each, for one that chooses now and then.
+    """
     kind = SAMPLERS[settings.sampler]
     common: dict[str, Any] = {"data": data, "batch": settings.real_batch, "seed": seed}
     options = {
@@ -124,6 +128,8 @@ def make_sampler(
         "classes": classes,
         "warm_start": settings.warm_start,
         "lloyd": lloyd,
+        "at_once": share[0],
+        "threads": share[1],
     }
     known = {each.name for each in fields(kind)}
     return kind(**common, **{name: value for name, value in options.items() if name in known})
@@ -176,8 +182,8 @@ class Distiller:
     gradients are summed, so that all take the same step. A class's gradient is zero outside its own canvases, so the
     sum is what one process computes, bit for bit. Every worker trains the same networks, which needs no exchange.
 
-    With ``settings.at_once`` classes are matched side by side on a CPU's cores, and beside them the network takes its
-    steps on real images, as it always does on a GPU: ``seconds`` counts those as matching.
+    With ``settings.at_once`` classes are clustered and matched side by side on a CPU's cores. Beside the matching the
+    network takes its steps on real images, as it always does on a GPU: ``seconds`` counts those as matching.
     """
 
     start: SyntheticSet
@@ -208,16 +214,16 @@ class Distiller:
         self._recordings: dict[str, Replayed] = {}
         if self.compute.device.type == "cuda" and self.compute.compile:
             self._recordings["lloyd"] = Replayed(partial(lloyd_steps, most=s.cluster_iterations))
-        self.sampler = make_sampler(self.data, s, self.seed, self.classes, self._recordings.get("lloyd"))
+        apart = self.objective.by_class and s.image_update != "per_class" and self.compute.device.type == "cpu"
+        threads = torch.get_num_threads() if apart else 1
+        self._at_once, self._threads_of_each = share = next(shares(len(self.classes), threads, s.at_once))
+        self.sampler = make_sampler(self.data, s, self.seed, self.classes, self._recordings.get("lloyd"), share)
         self.augmentation = augmentation_for(self.info, s.augmentation, s.augmentation_mode)
         self.lr = effective_image_lr(s, self.synthetic.ipc, self.info)
         self.optimizer = self._image_optimizer()
         self._first_lr = self.optimizer.param_groups[0]["lr"]
         self.total = s.outer_iterations * s.inner_iterations
         self.kernels: Kernels | None = None  # made with the first network, kept for all
-        apart = self.objective.by_class and s.image_update != "per_class" and self.compute.device.type == "cpu"
-        threads = torch.get_num_threads() if apart else 1
-        self._at_once, self._threads_of_each = next(shares(len(self.classes), threads, s.at_once))
         self._copied: nn.Module | None = None  # the network, for matching beside its training on a GPU
         self._compiled_kinds: set[str] = set()  # of what runs side by side: it may do so from the second time on
         self.iteration = 0
@@ -327,7 +333,7 @@ class Distiller:
         if how == "pixels":
             return images.flatten(1)
         model = self._untrained if how == "random" else self.model
-        return embed(model, images, self.info, self.kernels, pooled=how == "pooled")
+        return embed(model, images, self.info, self._kernels_of_a_thread(), pooled=how == "pooled")
 
     @cached_property
     def _untrained(self) -> nn.Module:
@@ -335,7 +341,11 @@ class Distiller:
         return self.compute.place(build(name, self.info, generator(self.seed, "cluster-network"), options))
 
     def _predict(self, images: Tensor) -> Tensor:
-        return predict(self.model, images, self.info, self.kernels)
+        return predict(self.model, images, self.info, self._kernels_of_a_thread())
+
+    def _kernels_of_a_thread(self) -> Kernels:
+        """For what may run in several threads, where classes do."""
+        return self.kernels.of_a_thread() if self._at_once > 1 else self.kernels
 
     def _begin_outer(self) -> None:
         self._fresh_network()

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from dreamlib.kmeans import kmeans, nearest_members
 from dreamlib.registry import Registry
 from dreamlib.seeding import generator
+from dreamlib.threads import in_order
 from dreamlib.types import LabeledImages
 
 SAMPLERS: Registry[type["Sampler"]] = Registry("sampler")
@@ -81,12 +83,20 @@ class KeptSampler(Sampler):
     """A sampler that chooses every ``interval`` inner iterations and keeps its choice in between.
 
     ``pool`` bounds how many random images of a class it chooses from (0: all, as DREAM's released code); on a CPU
-    features of at most one class are held at a time. ``classes`` are those it chooses for: all, or a worker's share.
+    features of at most ``at_once`` classes are held at a time. ``classes`` are those it chooses for: all, or a worker's
+    share. ``at_once`` of them are chosen for side by side on a CPU, each on ``threads`` threads: ``embed`` and
+    ``predict`` must bear that. The first time it is one after the other, because that compiles.
     """
 
     interval: int = 10
     pool: int = 0
     classes: Sequence[int] | None = None
+    at_once: int = 1
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._compiled = False
 
     @abstractmethod
     def choose(self, label: int, members: Tensor, rng: torch.Generator, embed: Embed, predict: Predict) -> Tensor:
@@ -105,8 +115,12 @@ class KeptSampler(Sampler):
     def choose_all(
         self, members: dict[int, Tensor], rngs: dict[int, torch.Generator], embed: Embed, predict: Predict
     ) -> dict[int, Tensor]:
-        """``choose`` for every class, one after the other."""
-        return {label: self.choose(label, rows, rngs[label], embed, predict) for label, rows in members.items()}
+        """``choose`` for every class."""
+        tasks = [partial(self.choose, label, rows, rngs[label], embed, predict) for label, rows in members.items()]
+        if self.at_once == 1:
+            return {label: task() for label, task in zip(members, tasks, strict=True)}
+        at_once, self._compiled = self.at_once if self._compiled else 1, True
+        return dict(zip(members, in_order(tasks, at_once, self.threads), strict=True))
 
     def rows(self, label: int, iteration: int) -> Tensor:
         """See ``Sampler.rows``."""

@@ -156,6 +156,7 @@ SIDE_BY_SIDE = {
     "dream": {"sampler": "representative", "pool": 9, "pretrain_steps": 2},
     "statistics": {"network": ("convnet", {"width": 8, "depth": 1, "norm": "batch"})},  # training changes buffers
     "synthetic": {"image_update": "collapsed", "train_on": "synthetic"},  # trained after matching, not beside it
+    "uncertain": {"sampler": "boundary", "pool": 9, "interval": 2},
     "features": {"options": {"feature_weight": 0.1}},
     "distribution": {"objective": "distribution", "train_on": "none"},
     "frequencies": {"decode": "dct"},

@@ -1,11 +1,20 @@
 """Mini-batches: of their class, no image twice, re-clustered when due, and the same after a restart."""
 
+import threading
+
 import pytest
 import torch
 
 from dreamlib import sampling
 from dreamlib.kmeans import kmeans
-from dreamlib.sampling import SAMPLERS, BoundarySampler, CenterSampler, RandomSampler, RepresentativeSampler
+from dreamlib.sampling import (
+    SAMPLERS,
+    BoundarySampler,
+    CenterSampler,
+    KeptSampler,
+    RandomSampler,
+    RepresentativeSampler,
+)
 from dreamlib.seeding import generator
 from dreamlib.types import LabeledImages
 
@@ -75,6 +84,36 @@ def test_random_batches_differ_by_iteration_and_class_and_cover_everything(toy_d
     assert bool(((hits - 200).abs() < 50).all())  # binomial(400, 1/2): 5 standard deviations
     places = [[data.of_class(c).tolist().index(int(row)) for row in sampler.rows(c, 0)] for c in (0, 1)]
     assert places[0] != places[1]
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLERS.names() if issubclass(SAMPLERS[name], KeptSampler)])
+def test_classes_chosen_for_side_by_side_get_the_same_rows(name, toy_data, threads_restored):
+    """One at a time the first time, which compiles, and then two: there each waits until another one has begun."""
+    torch.set_num_threads(2)
+    asks = "predict" if name == "boundary" else "embed"
+    inside, most, met = 0, [], threading.Barrier(2, timeout=30)
+
+    def together(function):
+        def watched(images):
+            nonlocal inside
+            inside += 1
+            most.append(inside)
+            if beside.chosen is not None:
+                met.wait()
+            inside -= 1
+            assert torch.get_num_threads() == 1
+            return function(images)
+
+        return watched
+
+    data = toy_data(per_class=30, classes=4)
+    alone, beside = SAMPLERS[name](data, 6, seed=0), SAMPLERS[name](data, 6, seed=0, at_once=2)
+    for iteration in (0, 10, 20):
+        how = {"embed": drift(iteration), "predict": guesses}
+        expected = batches(alone, iteration, **how)
+        found = batches(beside, iteration, **how | {asks: together(how[asks])})
+        assert all(map(torch.equal, found, expected))
+        assert (max(most) == 1) == (iteration == 0)
 
 
 def test_random_rows_need_no_memory(toy_data):
