@@ -1,6 +1,7 @@
 """The README's table of speeds, written from benchmarks/results.json by ``python -m benchmarks``."""
 
 import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,11 @@ ACCURACY = ROOT / "benchmarks" / "accuracy.json"
 ACCURACY_BEGIN, ACCURACY_END = "<!-- accuracy: written by `make bench-accuracy` -->", "<!-- end of accuracy -->"
 FLOORS = ("operations' floor (s)", "bytes' floor (s)", "ratio at the floor")
 GPU_BEGIN, GPU_END = "<!-- GPU: written by `make bench DEVICE=cuda` -->", "<!-- end of GPU -->"
+PAPER = ROOT / "benchmarks" / "paper.json"
+PAPER_BEGIN, PAPER_END = (
+    "<!-- paper's length: written by `python -m benchmarks.paper` -->",
+    "<!-- end of paper's length -->",
+)
 PAPER_ITERATIONS = 200_000  # inner iterations of the released runs
 COST_BEGIN, COST_END = "<!-- costs: modelled from the benchmarks by `make bench` -->", "<!-- end of costs -->"
 
@@ -128,8 +134,46 @@ def _counted(numbers: set[int]) -> str:
     return " or ".join(map(str, sorted(numbers)))
 
 
+def mean_and_spread(accuracies: list[float]) -> str:
+    """Of networks, in percent.
+
+    >>> mean_and_spread([0.80, 0.82])
+    '81.0 ± 1.4'
+    """
+    return f"{100 * statistics.fmean(accuracies):.1f} ± {100 * statistics.stdev(accuracies):.1f}"
+
+
+def paper_text(result: dict[str, Any]) -> str:
+    """How far the runs of the paper's length have come, and how good their canvases were on the way, in Markdown."""
+    told = []
+    for run in result["runs"]:
+        machine, found = run["machine"], run.get("evaluation")
+        done = "all" if run["iterations"] == run["total"] else f"{run['iterations']:,} of"
+        text = (
+            f"ipc {run['ipc']}, {clustered_images(run['pool'])} clustered: {done} {run['total']:,} iterations, on "
+            f"{machine['device']}, {machine['precision']}, torch {machine['torch']}"
+        )
+        rows = []
+        for iteration, took in sorted(run["seconds"].items(), key=lambda item: int(item[0])):
+            accuracy = mean_and_spread(found["accuracies"][iteration]) if found else "not evaluated yet"
+            rows.append((f"{int(iteration):,}", f"{took / 60:.1f}", accuracy))
+        if found:
+            networks = len(next(iter(found["accuracies"].values())))
+            text += (
+                f". Test accuracy of {networks} networks after {found['epochs']:,} epochs of protocol "
+                f"{found['protocol']}, trained on {found['device']}: mean ± standard deviation over networks, one seed"
+            )
+            rows.append((f"{run['total']:,} (published)", "", "{} ± {}".format(*found["published"])))
+        told.append(f"{text}:\n\n" + markdown(("iterations", "minutes", "test accuracy (%)"), rows))
+    return "\n".join(told)
+
+
 def readme_text(
-    readme: str, result: dict[str, Any], accuracy: dict[str, Any], gpu: dict[str, Any] | None = None
+    readme: str,
+    result: dict[str, Any],
+    accuracy: dict[str, Any],
+    gpu: dict[str, Any] | None = None,
+    paper: dict[str, Any] | None = None,
 ) -> str:
     """The README's text with its tables of speeds, accuracies and costs replaced.
 
@@ -138,6 +182,7 @@ def readme_text(
     readme = between(readme, BEGIN, END, lambda: speeds(result))
     readme = between(readme, ACCURACY_BEGIN, ACCURACY_END, lambda: accuracy_text(accuracy))
     readme = between(readme, COST_BEGIN, COST_END, lambda: cost.costs(result))
+    readme = between(readme, PAPER_BEGIN, PAPER_END, lambda: paper_text(paper or {"runs": []}))
     return between(readme, GPU_BEGIN, GPU_END, lambda: gpu_speeds(gpu))
 
 
@@ -149,7 +194,8 @@ def gpu_result() -> dict[str, Any] | None:
 def write() -> None:
     """Bring README.md up to date with what has been measured."""
     path = ROOT / "README.md"
-    path.write_text(readme_text(path.read_text(), read_json(RESULTS), read_json(ACCURACY), gpu_result()))
+    measured = read_json(RESULTS), read_json(ACCURACY), gpu_result(), read_json(PAPER) if PAPER.is_file() else None
+    path.write_text(readme_text(path.read_text(), *measured))
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@ import time
 import pytest
 import torch
 from ruamel.yaml import YAML
+from safetensors.torch import load_file
 
-from benchmarks import accuracy, cost, table
+from benchmarks import accuracy, cost, paper, table
 from benchmarks.__main__ import AT_ONCE, WHOLE, counted, interleaved
 from benchmarks.reference import evaluation, matching_gradient, representatives, training_step, with_torchs_layers
 from benchmarks.work import INFO, fast_matching_gradient, matching_state
@@ -136,7 +137,8 @@ def test_the_references_representatives_are_the_images_of_separate_groups():
 
 def test_readme_table_is_the_one_of_the_measurements():
     readme = (table.ROOT / "README.md").read_text()
-    assert readme == table.readme_text(readme, read_json(table.RESULTS), read_json(table.ACCURACY), table.gpu_result())
+    measured = read_json(table.RESULTS), read_json(table.ACCURACY), table.gpu_result(), read_json(table.PAPER)
+    assert readme == table.readme_text(readme, *measured)
     measured = read_json(table.RESULTS)
     assert all(
         f"| {row['work']} | {row['reference_s']:.3f} | {row['fast_s']:.3f} |" in readme for row in measured["rows"]
@@ -230,3 +232,53 @@ def test_what_is_timed_once_has_no_first_call_and_no_range():
     assert once["ratio"] == pytest.approx(once["reference_s"] / once["fast_s"])
     assert table.spread({"once": True, **once}) == "measured once" and table.spread({"computed": True}) == "computed"
     assert table.spread({"once": False, "ratio_range": [2.0, 2.517]}) == "2.00 to 2.52"
+
+
+def test_a_run_of_the_papers_length_is_made_in_pieces(tmp_path, monkeypatch):
+    params = paper.paper_params()
+    assert (
+        params.distillation("dream", 1).outer_iterations * params.distillation("dream", 1).inner_iterations == 200_000
+    )
+    create("digits").fetch(tmp_path)
+    small = {
+        "dataset": "digits",
+        "data": params.data.model_copy(update={"directory": str(tmp_path), "validation_per_class": 20}),
+        "network": params.network.model_copy(update={"options": {"width": 4, "depth": 1}}),
+    }
+    monkeypatch.setattr(paper, "paper_params", lambda: params.model_copy(update=small))
+    monkeypatch.setattr(paper, "CHECKPOINTS", tmp_path)
+    monkeypatch.setattr(paper, "PAPER", tmp_path / "paper.json")
+    monkeypatch.setattr(paper, "canvases_file", lambda ipc: tmp_path / f"paper-ipc{ipc}.safetensors")
+    monkeypatch.setattr(paper, "SAVED_EVERY_S", 0.0)
+    monkeypatch.setattr(paper, "write", lambda: None)
+    seen = []
+    for _ in range(2):  # no time at all: one iteration each, and the second goes on from the first
+        paper.run(1, 30, 0.0, Compute())
+        (run,) = read_json(tmp_path / "paper.json")["runs"]
+        seen.append((run["iterations"], run["total"], list(run["seconds"])))
+    assert seen == [(1, 200_000, ["1"]), (2, 200_000, ["2"])]
+    assert load_file(tmp_path / "paper-ipc1.safetensors").keys() == {"0000002"}
+
+
+def test_a_run_of_the_papers_length_tells_how_far_it_is():
+    machine = {"device": "some GPU", "precision": "bfloat16", "torch": "2"}
+    begun = {
+        "ipc": 1,
+        "pool": 384,
+        "iterations": 70,
+        "total": 200,
+        "machine": machine,
+        "seconds": {"70": 90.0, "8": 30},
+    }
+    told = table.paper_text({"runs": [begun]})
+    assert "70 of 200 iterations, on some GPU" in told and "| 8 | 0.5 | not evaluated yet |" in told
+    accuracies = {"8": [0.80, 0.82], "70": [0.81, 0.83]}
+    found = {"accuracies": accuracies, "epochs": 9, "protocol": "idc", "device": "cpu", "published": [81.3, 0.2]}
+    told = table.paper_text({"runs": [begun | {"iterations": 200, "evaluation": found}]})
+    assert "all 200 iterations" in told and "of 2 networks after 9 epochs of protocol idc, trained on cpu" in told
+    rows = [line for line in told.splitlines() if line.startswith("| ") and "±" in line]
+    assert rows == ["| 8 | 0.5 | 81.0 ± 1.4 |", "| 70 | 1.5 | 82.0 ± 1.4 |", "| 200 (published) |  | 81.3 ± 0.2 |"]
+
+
+def test_the_published_accuracy_is_that_of_the_same_factor():
+    assert paper.published(1, 2) == [81.3, 0.2]
