@@ -147,12 +147,11 @@ def paper_text(result: dict[str, Any]) -> str:
     """How far the runs of the paper's length have come, and how good their canvases were on the way, in Markdown."""
     told = []
     for run in result["runs"]:
-        machine, found = run["machine"], run.get("evaluation")
+        machines, found = [piece["machine"] for piece in run["pieces"]], run.get("evaluation")
         done = "all" if run["iterations"] == run["total"] else f"{run['iterations']:,} of"
-        text = (
-            f"ipc {run['ipc']}, {clustered_images(run['pool'])} clustered: {done} {run['total']:,} iterations, on "
-            f"{machine['device']}, {machine['precision']}, torch {machine['torch']}"
-        )
+        where = ", then ".join(f"{m['device']}, {m['precision']}, torch {m['torch']}" for m in machines)
+        clustered = clustered_images(run["pool"])
+        text = f"ipc {run['ipc']}, clustered {clustered}: {done} {run['total']:,} iterations, on {where}"
         rows = []
         for iteration, took in sorted(run["seconds"].items(), key=lambda item: int(item[0])):
             accuracy = mean_and_spread(found["accuracies"][iteration]) if found else "not evaluated yet"

@@ -5,7 +5,6 @@ import time
 import pytest
 import torch
 from ruamel.yaml import YAML
-from safetensors.torch import load_file
 
 from benchmarks import accuracy, cost, paper, table
 from benchmarks.__main__ import AT_ONCE, WHOLE, counted, interleaved
@@ -17,7 +16,7 @@ from dreamlib.evaluate import evaluate
 from dreamlib.files import read_json, write_json
 from dreamlib.kernels import Kernels
 from dreamlib.networks import build
-from dreamlib.params import EvaluationParams, read_params
+from dreamlib.params import EvaluationParams, Params, read_params
 from dreamlib.synthetic import SyntheticSet
 from dreamlib.training import Trainer, TrainSettings
 
@@ -234,44 +233,79 @@ def test_what_is_timed_once_has_no_first_call_and_no_range():
     assert table.spread({"once": False, "ratio_range": [2.0, 2.517]}) == "2.00 to 2.52"
 
 
-def test_a_run_of_the_papers_length_is_made_in_pieces(tmp_path, monkeypatch):
+@pytest.fixture
+def papers_length(tmp_path, monkeypatch):
+    """The settings of a run of the paper's length: a small network on digits, two iterations for each of ten."""
     params = paper.paper_params()
-    assert (
-        params.distillation("dream", 1).outer_iterations * params.distillation("dream", 1).inner_iterations == 200_000
-    )
+    full = params.distillation("dream", 1)
+    assert full.outer_iterations * full.inner_iterations == table.PAPER_ITERATIONS
     create("digits").fetch(tmp_path)
-    small = {
-        "dataset": "digits",
-        "data": params.data.model_copy(update={"directory": str(tmp_path), "validation_per_class": 20}),
-        "network": params.network.model_copy(update={"options": {"width": 4, "depth": 1}}),
-    }
-    monkeypatch.setattr(paper, "paper_params", lambda: params.model_copy(update=small))
-    monkeypatch.setattr(paper, "CHECKPOINTS", tmp_path)
+    small = params.model_copy(
+        update={
+            "dataset": "digits",
+            "data": params.data.model_copy(update={"directory": str(tmp_path), "validation_per_class": 20}),
+            "network": params.network.model_copy(update={"options": {"width": 4, "depth": 1}}),
+        }
+    )
+    short = {"outer_iterations": 3, "inner_iterations": 2, "interval": 2, "real_batch": 8, "snapshots": 1}
+    how = full.model_copy(update=short)
+    monkeypatch.setattr(Params, "distillation", lambda self, method, ipc: how)
+    monkeypatch.setattr(paper, "paper_params", lambda: small)
     monkeypatch.setattr(paper, "PAPER", tmp_path / "paper.json")
     monkeypatch.setattr(paper, "canvases_file", lambda ipc: tmp_path / f"paper-ipc{ipc}.safetensors")
-    monkeypatch.setattr(paper, "SAVED_EVERY_S", 0.0)
     monkeypatch.setattr(paper, "write", lambda: None)
+    return tmp_path
+
+
+def test_a_run_of_the_papers_length_in_pieces_is_the_run_in_one_go(papers_length, monkeypatch):
+    paper.go_on(1, 30, 1.0, Compute())
+    whole = paper.recorded_canvases(1)
+    assert list(whole) == [6]
+    paper.PAPER.unlink()
     seen = []
-    for _ in range(2):  # no time at all: one iteration each, and the second goes on from the first
-        paper.run(1, 30, 0.0, Compute())
-        (run,) = read_json(tmp_path / "paper.json")["runs"]
-        seen.append((run["iterations"], run["total"], list(run["seconds"])))
-    assert seen == [(1, 200_000, ["1"]), (2, 200_000, ["2"])]
-    assert load_file(tmp_path / "paper-ipc1.safetensors").keys() == {"0000002"}
+    for _ in range(3):  # no time at all: one network's iterations each
+        paper.go_on(1, 30, 0.0, Compute())
+        seen.append(paper.recorded(1))
+    assert [(run["iterations"], run["total"], list(run["seconds"])) for run in seen] == [
+        (2, 6, ["2"]), (4, 6, ["4"]), (6, 6, ["6"])
+    ]  # fmt: skip
+    assert [len(run["pieces"]) for run in seen] == [1, 1, 1]  # on one machine
+    took = [next(iter(run["seconds"].values())) for run in seen]
+    assert took == sorted(took)
+    assert torch.equal(paper.recorded_canvases(1)[6], whole[6])
+    before = papers_length.joinpath("paper.json").read_bytes()
+    with pytest.raises(ValueError, match="was begun with --pool 30, not 20"):
+        paper.go_on(1, 20, 0.0, Compute())
+    assert papers_length.joinpath("paper.json").read_bytes() == before
+
+
+def test_canvases_on_the_way_and_other_machines_are_told_of(papers_length, monkeypatch):
+    paper.go_on(1, 30, 0.0, Compute())
+    run = paper.begun(1, 30, Compute(dtype=torch.float64))
+    run._keep = [3]
+    for _ in range(2):
+        run.step()
+    paper.record(1, 30, run, Compute(dtype=torch.float64))
+    row = paper.recorded(1)
+    assert [(piece["until"], piece["machine"]["precision"]) for piece in row["pieces"]] == [
+        (2, "float32"),
+        (4, "float64"),
+    ]
+    assert list(row["seconds"]) == ["3", "4"] and row["seconds"]["3"] < row["seconds"]["4"]
+    monkeypatch.setattr(
+        Params, "evaluation", lambda self, ipc: EvaluationParams(epochs=1, repeats=2, augmentation="none")
+    )
+    found = paper.evaluated(1, Compute())
+    assert {iteration: len(each) for iteration, each in found["accuracies"].items()} == {"3": 2, "4": 2}
 
 
 def test_a_run_of_the_papers_length_tells_how_far_it_is():
     machine = {"device": "some GPU", "precision": "bfloat16", "torch": "2"}
-    begun = {
-        "ipc": 1,
-        "pool": 384,
-        "iterations": 70,
-        "total": 200,
-        "machine": machine,
-        "seconds": {"70": 90.0, "8": 30},
-    }
+    begun = {"ipc": 1, "pool": 384, "iterations": 70, "total": 200, "seconds": {"70": 90.0, "8": 30}}
+    begun["pieces"] = [{"until": 40, "machine": machine}, {"until": 70, "machine": machine | {"device": "another"}}]
     told = table.paper_text({"runs": [begun]})
-    assert "70 of 200 iterations, on some GPU" in told and "| 8 | 0.5 | not evaluated yet |" in told
+    assert "70 of 200 iterations, on some GPU, bfloat16, torch 2, then another, bfloat16" in told
+    assert "| 8 | 0.5 | not evaluated yet |" in told
     accuracies = {"8": [0.80, 0.82], "70": [0.81, 0.83]}
     found = {"accuracies": accuracies, "epochs": 9, "protocol": "idc", "device": "cpu", "published": [81.3, 0.2]}
     told = table.paper_text({"runs": [begun | {"iterations": 200, "evaluation": found}]})
