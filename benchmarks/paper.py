@@ -1,14 +1,16 @@
 """``python -m benchmarks.paper``: DREAM for as many of the paper's iterations as there is time for, and its accuracy.
 
 ``run`` does iterations of the paper budget for ``--minutes``, on from where it stopped before, on whatever machine: so
-a run of the paper's length fits GPUs that are at hand for minutes at a time. ``evaluate`` trains networks on the
-canvases kept so far, under the budget's protocol. What they find goes to paper.json and the README, the canvases to
-paper-ipc<n>.safetensors; these two files are all that a run goes on from.
+a run of the paper's length fits GPUs that are at hand for minutes at a time. All that it goes on from is
+paper-ipc<n>.safetensors: the canvases at some iterations with a note of how they came about. ``evaluate`` trains
+networks on them under the budget's protocol, for paper.json. The README tells both.
 """
 
 import argparse
+import json
+import math
+import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -18,13 +20,13 @@ from torch import Tensor
 
 from benchmarks.accuracy import starting_set
 from benchmarks.cost import POOL
-from benchmarks.table import PAPER, ROOT, write
+from benchmarks.table import PAPER, ROOT, canvases_file, paper_run, write
 from dreamlib import datasets
 from dreamlib.compute import Compute
 from dreamlib.distill import Distiller
 from dreamlib.evaluate import evaluate, test_split
 from dreamlib.files import read_json, write_atomically, write_json
-from dreamlib.params import Params, read_params
+from dreamlib.params import DistillParams, Params, digest, read_params
 from dreamlib.progress import progress
 from dreamlib.synthetic import SyntheticSet
 
@@ -37,15 +39,30 @@ def paper_params() -> Params:
     return read_params(ROOT).model_copy(update={"budget": "paper"})
 
 
-def canvases_file(ipc: int) -> Path:
-    """The canvases of one run by iteration."""
-    return ROOT / "benchmarks" / f"paper-ipc{ipc}.safetensors"
+def settings(ipc: int, pool: int) -> DistillParams:
+    """The budget's, with ``pool`` images of a class clustered on the way.
+
+    Raises ValueError where canvases are not all that a run at the beginning of an outer iteration goes on from.
+    """
+    how = paper_params().distillation(METHOD, ipc)
+    how = DistillParams.model_validate(how.model_dump() | {"pool": pool})
+    needed = {"image_update": "collapsed", "image_optimizer": "sgd", "warm_start": False}  # a step without memory
+    for name, value in needed.items():
+        if getattr(how, name) != value:
+            raise ValueError(f"a run in pieces needs {name}: {value} in the paper budget, not {getattr(how, name)}")
+    if how.inner_iterations % how.interval:
+        raise ValueError(
+            f"a run in pieces needs an interval that divides the {how.inner_iterations} inner iterations of the paper "
+            f"budget, not {how.interval}"
+        )
+    return how
 
 
-def recorded(ipc: int) -> dict[str, Any] | None:
-    """What paper.json says of a run, if it was begun."""
-    runs = read_json(PAPER)["runs"] if PAPER.is_file() else []
-    return next((run for run in runs if run["ipc"] == ipc), None)
+def shaped_by(how: DistillParams) -> str:
+    """A hash of all parameters that shape a run."""
+    params = paper_params()
+    shape = how.model_dump(exclude={"checkpoint_every_s", "at_once", "snapshots"})
+    return digest(params.dataset, params.data.model_dump(exclude={"directory"}), params.network, shape)
 
 
 def recorded_canvases(ipc: int) -> dict[int, Tensor]:
@@ -56,35 +73,46 @@ def recorded_canvases(ipc: int) -> dict[int, Tensor]:
 def begun(ipc: int, pool: int, compute: Compute) -> Distiller:
     """The run as far as it has come, at the beginning of an outer iteration.
 
-    There the canvases are all that matters: the network is a new one, batches are chosen anew, and the budget's step
-    has no momentum. Raises ValueError for a run that was begun with another pool.
+    There the canvases are all that matters: the network is a new one, batches are chosen anew, a step has no memory. A
+    record from within an outer iteration (the first one, of 88,101 at ipc 1) goes on at that one's beginning.
+
+    Raises ValueError for a run that was begun with other parameters.
     """
-    params = paper_params()
-    how = params.distillation(METHOD, ipc).model_copy(update={"pool": pool})
-    assert how.image_update == "collapsed" and how.inner_iterations % how.interval == 0
+    params, how, row = paper_params(), settings(ipc, pool), paper_run(ipc)
+    if row and row["settings"] != shaped_by(how):
+        raise ValueError(
+            f"the run at ipc {ipc} was begun with --pool {row['pool']} and other parameters than now, --pool {pool}: "
+            f"go on with those, or delete {canvases_file(ipc).name} to begin anew"
+        )
     info, p = datasets.info(params.dataset, params.data.options), params.data
     data = datasets.load_split(params.dataset, "train", ROOT / p.directory, p.validation_per_class, 0, p.options)
-    start, row = starting_set(data, info, how, ipc, 128, compute, SEED), recorded(ipc)
-    run = Distiller(start, data, info, how, (params.network.name, params.network.options), compute, SEED)
+    network = params.network.name, params.network.options
     if row is None:
-        return run
-    if row["pool"] != pool:
-        raise ValueError(
-            f"the run at ipc {ipc} was begun with --pool {row['pool']}, not {pool}: go on with that, or delete its "
-            f"entry in {PAPER.name}"
-        )
+        start = starting_set(data, info, how.model_copy(update={"pool": 0}), ipc, 128, compute, SEED)
+        return Distiller(start, data, info, how, network, compute, SEED)
     kept, seconds = recorded_canvases(ipc), {int(iteration): took for iteration, took in row["seconds"].items()}
     latest = max(kept)
-    with torch.no_grad():
-        run.synthetic.canvases.copy_(kept[latest])
+    run = Distiller(as_set(kept[latest], ipc, how), data, info, how, network, compute, SEED)
     run.iteration = latest - latest % how.inner_iterations
     run.snapshots = {iteration: canvases for iteration, canvases in kept.items() if iteration in run._keep}
     run.seconds, run.clock = {"before": seconds[latest]}, {iteration: seconds[iteration] for iteration in run.snapshots}
     return run
 
 
+def as_set(canvases: Tensor, ipc: int, how: DistillParams) -> SyntheticSet:
+    """Canvases as a set, pixels in [0, 1]."""
+    classes = len(canvases) // ipc
+    return SyntheticSet(
+        canvases.clamp(0, 1), torch.arange(classes).repeat_interleave(ipc), classes, how.factor, how.decode
+    )
+
+
 def go_on(ipc: int, pool: int, minutes: float, compute: Compute) -> None:
     """Whole outer iterations for ``minutes``, one at least, or the rest of the run; recorded now and then."""
+    row = paper_run(ipc)
+    if row and row["iterations"] >= row["total"]:
+        print(f"all {row['total']:,} iterations at ipc {ipc} are done: evaluate them")
+        return
     run = begun(ipc, pool, compute)
     inner, saved = run.settings.inner_iterations, time.monotonic()
     end = saved + 60 * minutes
@@ -97,73 +125,101 @@ def go_on(ipc: int, pool: int, minutes: float, compute: Compute) -> None:
             if time.monotonic() > end:
                 break
             if time.monotonic() > saved + SAVED_EVERY_S:
-                record(ipc, pool, run, compute)
+                record(ipc, run, compute)
                 saved = time.monotonic()
-    record(ipc, pool, run, compute)
-
-
-def record(ipc: int, pool: int, run: Distiller, compute: Compute) -> None:
-    """Write down how far a run is: its canvases at the iterations kept, and now, and its seconds until then."""
-    state = run.state()
-    now, row = state["iteration"], recorded(ipc) or {}
-    kept = {i: canvases for i, canvases in state["snapshots"].items() if i} | {now: state["canvases"].cpu()}
-    clock = {**state["clock"], now: sum(state["seconds"].values())}
-    pieces = [*row.get("pieces", []), {"until": now, "machine": compute.describe()}]
-    if len(pieces) > 1 and pieces[-2]["machine"] == pieces[-1]["machine"]:
-        del pieces[-2]
-    write_atomically(canvases_file(ipc), save({f"{i:07d}": canvases.contiguous() for i, canvases in kept.items()}))
-    known = {"ipc": ipc, "pool": pool, "iterations": now, "total": run.total, "pieces": pieces}
-    _replace(known | {"seconds": {str(i): clock[i] for i in kept}})
-
-
-def _replace(row: dict[str, Any]) -> None:
-    others = [r for r in read_json(PAPER)["runs"] if r["ipc"] != row["ipc"]] if PAPER.is_file() else []
-    write_json(PAPER, {"runs": sorted([*others, row], key=lambda r: r["ipc"])})
+    record(ipc, run, compute)
     write()
 
 
+def record(ipc: int, run: Distiller, compute: Compute) -> None:
+    """Write down how far a run is: its canvases at the iterations kept, and now, and its seconds until then."""
+    state, before = run.state(), paper_run(ipc) or {}
+    now = state["iteration"]
+    kept = {i: canvases for i, canvases in state["snapshots"].items() if i} | {now: state["canvases"].cpu()}
+    clock = {**state["clock"], now: sum(state["seconds"].values())}
+    pieces = [*before.get("pieces", []), {"until": now, "machine": compute.describe()}]
+    if len(pieces) > 1 and pieces[-2]["machine"] == pieces[-1]["machine"]:
+        del pieces[-2]
+    row = {
+        "ipc": ipc,
+        "pool": run.settings.pool,
+        "iterations": now,
+        "total": run.total,
+        "settings": shaped_by(run.settings),
+        "seconds": {str(i): clock[i] for i in kept},
+        "pieces": pieces,
+    }
+    tensors = {f"{i:07d}": canvases.contiguous() for i, canvases in kept.items()}
+    write_atomically(canvases_file(ipc), save(tensors, {"run": json.dumps(row)}))
+
+
 def evaluated(ipc: int, compute: Compute) -> dict[str, Any]:
-    """Last-epoch test accuracies of the canvases by iteration, under the budget's protocol."""
+    """Last-epoch test accuracies of the canvases by iteration, under the budget's protocol; those known are kept."""
     params = paper_params()
     how, distilled = params.evaluation(ipc), params.distillation(METHOD, ipc)
     network, info = params.network, datasets.info(params.dataset, params.data.options)
-    labels = torch.arange(info.num_classes).repeat_interleave(ipc)
-    test, found = test_split(params.dataset, params.data, ROOT), {}
-    for iteration, canvases in recorded_canvases(ipc).items():
-        synthetic = SyntheticSet(canvases.clamp(0, 1), labels, info.num_classes, distilled.factor, distilled.decode)
-        done = evaluate(
-            synthetic, test, info, how, (network.name, network.options), compute,
-            seed=SEED, split="test", label=f"at {iteration}",
-        )  # fmt: skip
-        found[str(iteration)] = list(done.accuracies)
     about = {"protocol": how.protocol, "epochs": how.epochs, "device": compute.describe()["device"]}
-    return about | {"accuracies": found, "published": published(ipc, distilled.factor)}
+    about |= {"settings": digest(how.model_dump(exclude={"at_once"}), network), "published": published(ipc, params)}
+    known = (read_json(PAPER) if PAPER.is_file() else {}).get(str(ipc), {})
+    known = known["points"] if {**known, "points": 0} == about | {"points": 0} else {}
+    test, points = test_split(params.dataset, params.data, ROOT), {}
+    for iteration, canvases in recorded_canvases(ipc).items():
+        of, found = digest(canvases.tolist()), known.get(str(iteration), {})
+        if found.get("canvases") != of:
+            done = evaluate(
+                as_set(canvases, ipc, distilled), test, info, how, (network.name, network.options), compute,
+                seed=SEED, split="test", label=f"at {iteration}",
+            )  # fmt: skip
+            found = {"canvases": of, "accuracies": list(done.accuracies)}
+        points[str(iteration)] = found
+    return about | {"points": points}
 
 
-def published(ipc: int, factor: int) -> list[float]:
-    """The paper's accuracy on Fashion-MNIST and its spread in percent, from notebooks/published.csv."""
+def published(ipc: int, params: Params) -> list[float] | None:
+    """DREAM's accuracy on the data set and its spread in percent, from notebooks/published.csv, if it is there."""
     rows = pd.read_csv(ROOT / "notebooks" / "published.csv")
-    ours = rows[(rows.dataset == "fashion_mnist") & (rows.ipc == ipc) & (rows.method == f"DREAM (f={factor})")]
-    return [float(ours["accuracy"].iloc[0]), float(ours["std"].iloc[0])]
+    method = f"DREAM (f={params.distillation(METHOD, ipc).factor})"
+    ours = rows[(rows.dataset == params.dataset) & (rows.ipc == ipc) & (rows.method == method)]
+    return [float(ours["accuracy"].iloc[0]), float(ours["std"].iloc[0])] if len(ours) else None
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """``run`` or ``evaluate``, and the README."""
+def compute_at_hand() -> Compute:
+    """A GPU, or two CPU cores; half precision, compiled."""
+    return Compute.resolve("auto", "bfloat16", 0 if torch.cuda.is_available() else 2, True)
+
+
+def _minutes(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(
+            f"{text} is not a time: give minutes above 0, or leave it out for all the rest"
+        )
+    return value
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """``run`` or ``evaluate``, and the README; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.paper", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", choices=["run", "evaluate"])
     parser.add_argument("--ipc", type=int, default=1)
     parser.add_argument("--pool", type=int, default=POOL, help="images of a class that are clustered; 0: all")
-    parser.add_argument("--minutes", type=float, default=float("inf"))
+    parser.add_argument("--minutes", type=_minutes, default=math.inf)
     given = parser.parse_args(arguments)
-    compute = Compute.resolve("auto", "bfloat16", 0 if torch.cuda.is_available() else 2, True)
-    if given.what == "run":
-        go_on(given.ipc, given.pool, given.minutes, compute)
-        return
-    row = recorded(given.ipc)
-    if row is None:
+    if given.what == "evaluate" and not canvases_file(given.ipc).is_file():
         parser.error(f"no run at ipc {given.ipc} was begun: `python -m benchmarks.paper run --ipc {given.ipc}` does")
-    _replace(row | {"evaluation": evaluated(given.ipc, compute)})
+    compute = compute_at_hand()
+    try:
+        if given.what == "run":
+            go_on(given.ipc, given.pool, given.minutes, compute)
+            return 0
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    found = {str(given.ipc): evaluated(given.ipc, compute)}
+    write_json(PAPER, (read_json(PAPER) if PAPER.is_file() else {}) | found)
+    write()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,12 +1,15 @@
 """The README's table of speeds, written from benchmarks/results.json by ``python -m benchmarks``."""
 
+import json
 import math
 import statistics
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 from benchmarks import cost
-from dreamlib.files import read_json
+from dreamlib.files import read_json, write_atomically
 from dreamlib.tables import between, markdown
 
 ROOT = Path(__file__).parents[1]
@@ -143,26 +146,44 @@ def mean_and_spread(accuracies: list[float]) -> str:
     return f"{100 * statistics.fmean(accuracies):.1f} ± {100 * statistics.stdev(accuracies):.1f}"
 
 
-def paper_text(result: dict[str, Any]) -> str:
+def canvases_file(ipc: int) -> Path:
+    """The canvases of a run of the paper's length, by iteration, with a note of how they came about."""
+    return ROOT / "benchmarks" / f"paper-ipc{ipc}.safetensors"
+
+
+def paper_run(ipc: int) -> dict[str, Any] | None:
+    """The note in ``canvases_file``; None for a run that was not begun."""
+    if not canvases_file(ipc).is_file():
+        return None
+    with safe_open(canvases_file(ipc), "numpy") as file:
+        return json.loads(file.metadata()["run"])
+
+
+def paper_text(runs: list[dict[str, Any]], evaluations: dict[str, Any]) -> str:
     """How far the runs of the paper's length have come, and how good their canvases were on the way, in Markdown."""
     told = []
-    for run in result["runs"]:
-        machines, found = [piece["machine"] for piece in run["pieces"]], run.get("evaluation")
+    for run in runs:
+        found = evaluations.get(str(run["ipc"]))
         done = "all" if run["iterations"] == run["total"] else f"{run['iterations']:,} of"
+        machines = [piece["machine"] for piece in run["pieces"]]
         where = ", then ".join(f"{m['device']}, {m['precision']}, torch {m['torch']}" for m in machines)
-        clustered = clustered_images(run["pool"])
-        text = f"ipc {run['ipc']}, clustered {clustered}: {done} {run['total']:,} iterations, on {where}"
+        text = (
+            f"DREAM at ipc {run['ipc']} under the `paper` budget, images clustered on the way: "
+            f"{clustered_images(run['pool'])}; {done} {run['total']:,} iterations so far, on {where}"
+        )
         rows = []
         for iteration, took in sorted(run["seconds"].items(), key=lambda item: int(item[0])):
-            accuracy = mean_and_spread(found["accuracies"][iteration]) if found else "not evaluated yet"
+            point = found["points"].get(iteration) if found else None
+            accuracy = mean_and_spread(point["accuracies"]) if point else "not evaluated yet"
             rows.append((f"{int(iteration):,}", f"{took / 60:.1f}", accuracy))
         if found:
-            networks = len(next(iter(found["accuracies"].values())))
+            networks = len(next(iter(found["points"].values()))["accuracies"])
             text += (
                 f". Test accuracy of {networks} networks after {found['epochs']:,} epochs of protocol "
                 f"{found['protocol']}, trained on {found['device']}: mean ± standard deviation over networks, one seed"
             )
-            rows.append((f"{run['total']:,} (published)", "", "{} ± {}".format(*found["published"])))
+            if found["published"]:
+                rows.append((f"{run['total']:,} (published)", "", "{} ± {}".format(*found["published"])))
         told.append(f"{text}:\n\n" + markdown(("iterations", "minutes", "test accuracy (%)"), rows))
     return "\n".join(told)
 
@@ -172,7 +193,7 @@ def readme_text(
     result: dict[str, Any],
     accuracy: dict[str, Any],
     gpu: dict[str, Any] | None = None,
-    paper: dict[str, Any] | None = None,
+    paper: str = "",
 ) -> str:
     """The README's text with its tables of speeds, accuracies and costs replaced.
 
@@ -181,7 +202,7 @@ def readme_text(
     readme = between(readme, BEGIN, END, lambda: speeds(result))
     readme = between(readme, ACCURACY_BEGIN, ACCURACY_END, lambda: accuracy_text(accuracy))
     readme = between(readme, COST_BEGIN, COST_END, lambda: cost.costs(result))
-    readme = between(readme, PAPER_BEGIN, PAPER_END, lambda: paper_text(paper or {"runs": []}))
+    readme = between(readme, PAPER_BEGIN, PAPER_END, lambda: paper)
     return between(readme, GPU_BEGIN, GPU_END, lambda: gpu_speeds(gpu))
 
 
@@ -190,11 +211,19 @@ def gpu_result() -> dict[str, Any] | None:
     return read_json(CUDA_RESULTS) if CUDA_RESULTS.is_file() else None
 
 
+def paper_result() -> str:
+    """``paper_text`` of what is there."""
+    files = (ROOT / "benchmarks").glob("paper-ipc*.safetensors")
+    runs = [paper_run(int(file.stem.removeprefix("paper-ipc"))) for file in files]
+    evaluations = read_json(PAPER) if PAPER.is_file() else {}
+    return paper_text(sorted((run for run in runs if run), key=lambda run: run["ipc"]), evaluations)
+
+
 def write() -> None:
     """Bring README.md up to date with what has been measured."""
     path = ROOT / "README.md"
-    measured = read_json(RESULTS), read_json(ACCURACY), gpu_result(), read_json(PAPER) if PAPER.is_file() else None
-    path.write_text(readme_text(path.read_text(), *measured))
+    measured = read_json(RESULTS), read_json(ACCURACY), gpu_result(), paper_result()
+    write_atomically(path, readme_text(path.read_text(), *measured).encode())
 
 
 if __name__ == "__main__":

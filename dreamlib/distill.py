@@ -183,7 +183,8 @@ class Distiller:
     sum is what one process computes, bit for bit. Every worker trains the same networks, which needs no exchange.
 
     With ``settings.at_once`` classes are clustered and matched side by side on a CPU's cores. Beside the matching the
-    network takes its steps on real images, as it always does on a GPU: ``seconds`` counts those as matching.
+    network takes its steps on real images, as it does in a single process on a GPU where steps are recorded (see
+    ``Kernels.replays``): ``seconds`` counts those as matching.
     """
 
     start: SyntheticSet
@@ -344,7 +345,7 @@ class Distiller:
         return predict(self.model, images, self.info, self._kernels_of_a_thread())
 
     def _kernels_of_a_thread(self) -> Kernels:
-        """For what may run in several threads, where classes do."""
+        """For a call that may be one of several threads': with a template of its own where nothing is compiled."""
         return self.kernels.of_a_thread() if self._at_once > 1 else self.kernels
 
     def _begin_outer(self) -> None:

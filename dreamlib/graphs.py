@@ -28,17 +28,18 @@ class Replayed:
     What a call gives lies in memory that the next call of the same shapes overwrites. For tensors on another device
     than CUDA the function is called as it is.
 
-    ``urgent`` is for what is replayed on the stream of ``on_another_stream``: cuBLAS has one piece of working memory
-    for each stream it was recorded on, streams come from a small store, and that of the urgent ones is another one.
+    Two graphs captured on the same stream share a cuBLAS workspace and must not run at the same time. torch hands out
+    streams from one pool for each priority: ``high_priority`` takes those of the other pool for the capture, and is for
+    what is replayed inside ``on_another_stream``.
 
     >>> double = Replayed(lambda x: {"twice": 2 * x})
     >>> double(torch.ones(2))["twice"].tolist()
     [2.0, 2.0]
     """
 
-    def __init__(self, function: Callable[..., Any], urgent: bool = False) -> None:
+    def __init__(self, function: Callable[..., Any], high_priority: bool = False) -> None:
         self._function = function
-        self._priority = -1 if urgent else 0
+        self._priority = -1 if high_priority else 0
         self._recordings: dict[Any, _Recording] = {}
 
     def forget(self) -> None:
@@ -133,7 +134,7 @@ def on_another_stream(device: torch.device) -> Iterator[Any]:
         yield _on(None)
         return
     with torch.cuda.device(device):
-        stream, current = _urgent_stream(device), torch.cuda.current_stream()
+        stream, current = _high_priority_stream(device), torch.cuda.current_stream()
     stream.wait_stream(current)
     try:
         yield _on(stream)
@@ -142,5 +143,5 @@ def on_another_stream(device: torch.device) -> Iterator[Any]:
 
 
 @cache
-def _urgent_stream(device: torch.device) -> "torch.cuda.Stream":
+def _high_priority_stream(device: torch.device) -> "torch.cuda.Stream":
     return torch.cuda.Stream(device, priority=-1)

@@ -156,13 +156,13 @@ class Kernels:
 
         return replayed
 
-    def recorded(self, key: Any, function: Callable[..., Any], urgent: bool = False) -> Callable[..., Any]:
+    def recorded(self, key: Any, function: Callable[..., Any], high_priority: bool = False) -> Callable[..., Any]:
         """The function as a CUDA graph, the same one for every call with an equal key (see ``Replayed``).
 
         What the function takes from around it must be the same for equal keys, and is kept as long as these kernels.
         """
         if ("recorded", key) not in self._made:
-            self._made["recorded", key] = Replayed(function, urgent)
+            self._made["recorded", key] = Replayed(function, high_priority)
         return self._made["recorded", key]
 
     def _class_loss(self, matched: Weights, fixed: Weights, x: Tensor, y: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ class KeptSampler(Sampler):
     ``pool`` bounds how many random images of a class it chooses from (0: all, as DREAM's released code); on a CPU
     features of at most ``at_once`` classes are held at a time. ``classes`` are those it chooses for: all, or a worker's
     share. ``at_once`` of them are chosen for side by side on a CPU, each on ``threads`` threads: ``embed`` and
-    ``predict`` must bear that. The first time it is one after the other, because that compiles.
+    ``predict`` must be thread-safe. The first time it is one after the other, because that compiles.
     """
 
     interval: int = 10

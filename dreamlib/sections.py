@@ -96,8 +96,9 @@ class DistillParams(Strict):
     ``image_lr_schedule`` 'cosine' lets the step size on pixels fall to zero at the last iteration. ``whitening`` 'zca'
     is MTT's: real images whitened by the statistics of the training images, canvases without bounds, evaluation on test
     images whitened alike (``dreamlib.whitening``). On a CPU, up to ``at_once`` classes, a number that divides the
-    threads, are matched side by side, and a network that trains on real images does so beside them: less time, more
-    memory, another rounding. That needs an objective with a loss for each class, and no ``image_update`` 'per_class'.
+    threads, are clustered and matched side by side, and a network that trains on real images does so beside the
+    matching: less time, more memory, another rounding. That needs an objective with a loss for each class, and no
+    ``image_update`` 'per_class'.
     """
 
     objective: str = "gradient"

@@ -172,7 +172,7 @@ class Trainer:
             tables = (part.to(device, non_blocking=True) for part in (table.unflatten(0, numbers.shape[:2]), *mixes))
             lr = torch.full((), self.optimizer.param_groups[0]["lr"], dtype=torch.float64, device=device)
             key = ("training", how.augmentation, how.label_smoothing, how.momentum, how.weight_decay, self.info)
-            recorded = self.kernels.recorded(key, self._steps(), urgent=True)
+            recorded = self.kernels.recorded(key, self._steps(), high_priority=True)
             *new, losses = recorded(weights, momenta, lr, images, labels, *tables)
             for old, latest in zip((weights, momenta), new, strict=True):
                 torch._foreach_copy_(list(old.values()), [latest[name] for name in old])

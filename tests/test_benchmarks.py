@@ -136,7 +136,7 @@ def test_the_references_representatives_are_the_images_of_separate_groups():
 
 def test_readme_table_is_the_one_of_the_measurements():
     readme = (table.ROOT / "README.md").read_text()
-    measured = read_json(table.RESULTS), read_json(table.ACCURACY), table.gpu_result(), read_json(table.PAPER)
+    measured = read_json(table.RESULTS), read_json(table.ACCURACY), table.gpu_result(), table.paper_result()
     assert readme == table.readme_text(readme, *measured)
     measured = read_json(table.RESULTS)
     assert all(
@@ -235,7 +235,7 @@ def test_what_is_timed_once_has_no_first_call_and_no_range():
 
 @pytest.fixture
 def papers_length(tmp_path, monkeypatch):
-    """The settings of a run of the paper's length: a small network on digits, two iterations for each of ten."""
+    """Settings in place of the paper's: a small network on digits, four networks of two iterations each."""
     params = paper.paper_params()
     full = params.distillation("dream", 1)
     assert full.outer_iterations * full.inner_iterations == table.PAPER_ITERATIONS
@@ -247,72 +247,101 @@ def papers_length(tmp_path, monkeypatch):
             "network": params.network.model_copy(update={"options": {"width": 4, "depth": 1}}),
         }
     )
-    short = {"outer_iterations": 3, "inner_iterations": 2, "interval": 2, "real_batch": 8, "snapshots": 1}
+    short = {"outer_iterations": 4, "inner_iterations": 2, "interval": 2, "real_batch": 8, "snapshots": 2}
     how = full.model_copy(update=short)
     monkeypatch.setattr(Params, "distillation", lambda self, method, ipc: how)
-    monkeypatch.setattr(paper, "paper_params", lambda: small)
-    monkeypatch.setattr(paper, "PAPER", tmp_path / "paper.json")
-    monkeypatch.setattr(paper, "canvases_file", lambda ipc: tmp_path / f"paper-ipc{ipc}.safetensors")
-    monkeypatch.setattr(paper, "write", lambda: None)
-    return tmp_path
-
-
-def test_a_run_of_the_papers_length_in_pieces_is_the_run_in_one_go(papers_length, monkeypatch):
-    paper.go_on(1, 30, 1.0, Compute())
-    whole = paper.recorded_canvases(1)
-    assert list(whole) == [6]
-    paper.PAPER.unlink()
-    seen = []
-    for _ in range(3):  # no time at all: one network's iterations each
-        paper.go_on(1, 30, 0.0, Compute())
-        seen.append(paper.recorded(1))
-    assert [(run["iterations"], run["total"], list(run["seconds"])) for run in seen] == [
-        (2, 6, ["2"]), (4, 6, ["4"]), (6, 6, ["6"])
-    ]  # fmt: skip
-    assert [len(run["pieces"]) for run in seen] == [1, 1, 1]  # on one machine
-    took = [next(iter(run["seconds"].values())) for run in seen]
-    assert took == sorted(took)
-    assert torch.equal(paper.recorded_canvases(1)[6], whole[6])
-    before = papers_length.joinpath("paper.json").read_bytes()
-    with pytest.raises(ValueError, match="was begun with --pool 30, not 20"):
-        paper.go_on(1, 20, 0.0, Compute())
-    assert papers_length.joinpath("paper.json").read_bytes() == before
-
-
-def test_canvases_on_the_way_and_other_machines_are_told_of(papers_length, monkeypatch):
-    paper.go_on(1, 30, 0.0, Compute())
-    run = paper.begun(1, 30, Compute(dtype=torch.float64))
-    run._keep = [3]
-    for _ in range(2):
-        run.step()
-    paper.record(1, 30, run, Compute(dtype=torch.float64))
-    row = paper.recorded(1)
-    assert [(piece["until"], piece["machine"]["precision"]) for piece in row["pieces"]] == [
-        (2, "float32"),
-        (4, "float64"),
-    ]
-    assert list(row["seconds"]) == ["3", "4"] and row["seconds"]["3"] < row["seconds"]["4"]
     monkeypatch.setattr(
         Params, "evaluation", lambda self, ipc: EvaluationParams(epochs=1, repeats=2, augmentation="none")
     )
-    found = paper.evaluated(1, Compute())
-    assert {iteration: len(each) for iteration, each in found["accuracies"].items()} == {"3": 2, "4": 2}
+    monkeypatch.setattr(paper, "paper_params", lambda: small)
+    monkeypatch.setattr(paper, "PAPER", tmp_path / "paper.json")
+    for module in (paper, table):
+        monkeypatch.setattr(module, "canvases_file", lambda ipc: tmp_path / f"paper-ipc{ipc}.safetensors")
+    monkeypatch.setattr(paper, "write", lambda: None)
+    monkeypatch.setattr(paper, "compute_at_hand", Compute)
+    return how
+
+
+def test_a_run_of_the_papers_length_in_pieces_is_the_run_in_one_go(papers_length, capsys):
+    paper.go_on(1, 30, 1.0, Compute())
+    whole = paper.recorded_canvases(1)
+    assert list(whole) == [4, 8]
+    paper.canvases_file(1).unlink()
+    seen = []
+    for _ in range(4):  # no time at all: one network's iterations each
+        paper.go_on(1, 30, 0.0, Compute())
+        seen.append(paper.paper_run(1))
+    assert [(run["iterations"], run["total"], list(run["seconds"])) for run in seen] == [
+        (2, 8, ["2"]), (4, 8, ["4"]), (6, 8, ["4", "6"]), (8, 8, ["4", "8"])
+    ]  # fmt: skip
+    assert [len(run["pieces"]) for run in seen] == [1, 1, 1, 1]  # on one machine
+    took = [run["seconds"][str(run["iterations"])] for run in seen]
+    assert took == sorted(took) and seen[3]["seconds"]["4"] == took[1]
+    found = paper.recorded_canvases(1)
+    assert list(found) == [4, 8] and all(torch.equal(found[i], whole[i]) for i in whole)
+    paper.go_on(1, 30, 1.0, Compute())
+    assert "all 8 iterations at ipc 1 are done" in capsys.readouterr().out and paper.paper_run(1) == seen[3]
+
+
+def test_a_run_goes_on_with_its_own_parameters_only(papers_length, monkeypatch, capsys):
+    paper.go_on(1, 30, 0.0, Compute())
+    before = paper.canvases_file(1).read_bytes()
+    assert paper.main(["run", "--pool", "20"]) == 1
+    assert "begun with --pool 30" in capsys.readouterr().err
+    changed = papers_length.model_copy(update={"image_lr": 123.0})
+    for how, said in ((changed, "other parameters"), (changed.model_copy(update={"image_optimizer": "adam"}), "sgd")):
+        monkeypatch.setattr(Params, "distillation", lambda self, method, ipc, how=how: how)
+        with pytest.raises(ValueError, match=said):
+            paper.go_on(1, 30, 0.0, Compute())
+    with pytest.raises(ValueError, match="pool"):
+        paper.go_on(2, -1, 0.0, Compute())
+    for minutes in ("nan", "0", "-3"):
+        with pytest.raises(SystemExit):
+            paper.main(["run", "--minutes", minutes])
+        assert "give minutes above 0" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        paper.main(["evaluate", "--ipc", "7"])
+    assert "no run at ipc 7 was begun" in capsys.readouterr().err
+    assert paper.canvases_file(1).read_bytes() == before and not paper.canvases_file(2).exists()
+
+
+def test_evaluations_are_kept_while_a_run_goes_on(papers_length, monkeypatch):
+    for _ in range(2):
+        paper.go_on(1, 30, 0.0, Compute())
+    assert paper.main(["evaluate"]) == 0
+    first = read_json(paper.PAPER)["1"]
+    assert list(first["points"]) == ["4"] and len(first["points"]["4"]["accuracies"]) == 2
+    assert first["published"] is None  # of digits there is nothing
+    paper.go_on(1, 30, 0.0, Compute(dtype=torch.float64))
+    assert [piece["until"] for piece in paper.paper_run(1)["pieces"]] == [4, 6]
+    told = table.paper_text([paper.paper_run(1)], read_json(paper.PAPER))
+    assert "float32, torch" in told and "then cpu" in told and told.count("not evaluated yet") == 1
+    asked, real = [], paper.evaluate
+    monkeypatch.setattr(paper, "evaluate", lambda *a, **k: (asked.append(k["label"]), real(*a, **k))[1])
+    paper.main(["evaluate"])
+    assert asked == ["at 6"] and read_json(paper.PAPER)["1"]["points"]["4"] == first["points"]["4"]
 
 
 def test_a_run_of_the_papers_length_tells_how_far_it_is():
     machine = {"device": "some GPU", "precision": "bfloat16", "torch": "2"}
     begun = {"ipc": 1, "pool": 384, "iterations": 70, "total": 200, "seconds": {"70": 90.0, "8": 30}}
     begun["pieces"] = [{"until": 40, "machine": machine}, {"until": 70, "machine": machine | {"device": "another"}}]
-    told = table.paper_text({"runs": [begun]})
-    assert "70 of 200 iterations, on some GPU, bfloat16, torch 2, then another, bfloat16" in told
+    told = table.paper_text([begun], {})
+    assert "70 of 200 iterations so far, on some GPU, bfloat16, torch 2, then another, bfloat16" in told
     assert "| 8 | 0.5 | not evaluated yet |" in told
-    accuracies = {"8": [0.80, 0.82], "70": [0.81, 0.83]}
-    found = {"accuracies": accuracies, "epochs": 9, "protocol": "idc", "device": "cpu", "published": [81.3, 0.2]}
-    told = table.paper_text({"runs": [begun | {"iterations": 200, "evaluation": found}]})
+    points = {"8": {"accuracies": [0.80, 0.82]}, "70": {"accuracies": [0.81, 0.83]}}
+    found = {"points": points, "epochs": 9, "protocol": "idc", "device": "cpu", "published": [81.3, 0.2]}
+    told = table.paper_text([begun | {"iterations": 200}], {"1": found})
     assert "all 200 iterations" in told and "of 2 networks after 9 epochs of protocol idc, trained on cpu" in told
     rows = [line for line in told.splitlines() if line.startswith("| ") and "±" in line]
     assert rows == ["| 8 | 0.5 | 81.0 ± 1.4 |", "| 70 | 1.5 | 82.0 ± 1.4 |", "| 200 (published) |  | 81.3 ± 0.2 |"]
 
 
+def test_the_papers_settings_are_those_that_canvases_alone_go_on_from():
+    for ipc in (1, 10, 50):
+        assert paper.settings(ipc, cost.POOL).pool == cost.POOL
+    assert paper.paper_run(1)["settings"] == paper.shaped_by(paper.settings(1, cost.POOL))
+
+
 def test_the_published_accuracy_is_that_of_the_same_factor():
-    assert paper.published(1, 2) == [81.3, 0.2]
+    assert paper.published(1, paper.paper_params()) == [81.3, 0.2]

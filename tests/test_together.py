@@ -10,11 +10,11 @@ import torch
 
 from benchmarks.reference import matching_gradient
 from benchmarks.work import fast_matching_gradient, matching_state
-from dreamlib import augment, kmeans
+from dreamlib import augment, kmeans, training
 from dreamlib.augment import OPS, Augmentation
 from dreamlib.compute import Compute
 from dreamlib.distill import LOSSES_READ_EVERY, DistillationDivergedError, Distiller
-from dreamlib.graphs import Replayed
+from dreamlib.graphs import Replayed, on_another_stream
 from dreamlib.initialize import fill, random_rows
 from dreamlib.kernels import Kernels, weights_of
 from dreamlib.objectives import make
@@ -373,11 +373,14 @@ def test_training_on_a_stream_beside_matching_is_training_after_it(
         objective="gradient", factor=2, real_batch=128, outer_iterations=2, inner_iterations=15, image_lr=0.01,
         augmentation="color_crop_cutout", network_batch=128, network_steps=2, pretrain_steps=pretrained, snapshots=2,
     )  # fmt: skip
-    start, found = fill(digits, random_rows(digits, 4, 0), 1, 2, "single"), []
-    for apart in (False, True):
-        if apart:
-            monkeypatch.setattr("dreamlib.distill.on_another_stream", lambda device: nullcontext(nullcontext()))
+    start, found, beside = fill(digits, random_rows(digits, 4, 0), 1, 2, "single"), [], []
+    for context in (on_another_stream, lambda device: nullcontext(nullcontext())):
+        training._shared_kernels.cache_clear()  # with all that was recorded before
+        monkeypatch.setattr("dreamlib.distill.on_another_stream", lambda *a, c=context: (beside.append(c), c(*a))[1])
         found.append(Distiller(start, digits, info, how, ("convnet", {}), on_gpu(), 0).run())
+    assert len(beside) == 2 * 2 * 14  # all but the last iteration of each network
+    early = [[loss for _, loss in run.history[:4]] for run in found]
+    assert early[0] == pytest.approx(early[1], rel=1e-2)
     moved = float((found[1].synthetic.canvases - start.canvases).abs().max())
     assert moved > 0.05
     torch.testing.assert_close(found[0].synthetic.canvases, found[1].synthetic.canvases, rtol=0, atol=moved / 10)
