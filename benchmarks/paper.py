@@ -11,7 +11,7 @@ import json
 import math
 import sys
 import time
-from typing import Any
+from functools import partial
 
 import pandas as pd
 import torch
@@ -20,14 +20,15 @@ from torch import Tensor
 
 from benchmarks.accuracy import starting_set
 from benchmarks.cost import POOL
-from benchmarks.table import PAPER, ROOT, canvases_file, paper_run, write
-from dreamlib import datasets
+from benchmarks.table import PAPER, ROOT, canvases_file, paper_evaluations, paper_run, write
 from dreamlib.compute import Compute
 from dreamlib.distill import Distiller
 from dreamlib.evaluate import evaluate, test_split
-from dreamlib.files import read_json, write_atomically, write_json
+from dreamlib.files import write_atomically, write_json
 from dreamlib.params import DistillParams, Params, digest, read_params
 from dreamlib.progress import progress
+from dreamlib.project import Project
+from dreamlib.run import exit_status
 from dreamlib.synthetic import SyntheticSet
 
 METHOD, SEED = "dream", 0
@@ -70,7 +71,7 @@ def recorded_canvases(ipc: int) -> dict[int, Tensor]:
     return {int(iteration): canvases for iteration, canvases in sorted(load_file(canvases_file(ipc)).items())}
 
 
-def begun(ipc: int, pool: int, compute: Compute) -> Distiller:
+def begun(ipc: int, how: DistillParams, compute: Compute) -> Distiller:
     """The run as far as it has come, at the beginning of an outer iteration.
 
     There the canvases are all that matters: the network is a new one, batches are chosen anew, a step has no memory. A
@@ -78,15 +79,13 @@ def begun(ipc: int, pool: int, compute: Compute) -> Distiller:
 
     Raises ValueError for a run that was begun with other parameters.
     """
-    params, how, row = paper_params(), settings(ipc, pool), paper_run(ipc)
+    project, row = Project(ROOT, paper_params()), paper_run(ipc)
     if row and row["settings"] != shaped_by(how):
         raise ValueError(
-            f"the run at ipc {ipc} was begun with --pool {row['pool']} and other parameters than now, --pool {pool}: "
-            f"go on with those, or delete {canvases_file(ipc).name} to begin anew"
+            f"the run at ipc {ipc} was begun with --pool {row['pool']} and other parameters than now, --pool "
+            f"{how.pool}: go on with those, or delete {canvases_file(ipc).name} to begin anew"
         )
-    info, p = datasets.info(params.dataset, params.data.options), params.data
-    data = datasets.load_split(params.dataset, "train", ROOT / p.directory, p.validation_per_class, 0, p.options)
-    network = params.network.name, params.network.options
+    data, info, network = project.split("train"), project.info, project.network
     if row is None:
         start = starting_set(data, info, how.model_copy(update={"pool": 0}), ipc, 128, compute, SEED)
         return Distiller(start, data, info, how, network, compute, SEED)
@@ -113,26 +112,26 @@ def go_on(ipc: int, pool: int, minutes: float, compute: Compute) -> None:
     if row and row["iterations"] >= row["total"]:
         print(f"all {row['total']:,} iterations at ipc {ipc} are done: evaluate them")
         return
-    run = begun(ipc, pool, compute)
-    inner, saved = run.settings.inner_iterations, time.monotonic()
+    how = settings(ipc, pool)
+    run, shape, saved = begun(ipc, how, compute), shaped_by(how), time.monotonic()
     end = saved + 60 * minutes
     with progress(run.total, f"{METHOD}-ipc{ipc}", initial=run.iteration) as bar:
         while run.iteration < run.total:
             run.step()
             bar.update()
-            if run.iteration % inner:
+            if run.iteration % how.inner_iterations:
                 continue
             if time.monotonic() > end:
                 break
             if time.monotonic() > saved + SAVED_EVERY_S:
-                record(ipc, run, compute)
+                record(ipc, run, shape, compute)
                 saved = time.monotonic()
-    record(ipc, run, compute)
+    record(ipc, run, shape, compute)
     write()
 
 
-def record(ipc: int, run: Distiller, compute: Compute) -> None:
-    """Write down how far a run is: its canvases at the iterations kept, and now, and its seconds until then."""
+def record(ipc: int, run: Distiller, shape: str, compute: Compute) -> None:
+    """Write down how far a run of that ``shape`` is: canvases and seconds at the iterations kept, and now."""
     state, before = run.state(), paper_run(ipc) or {}
     now = state["iteration"]
     kept = {i: canvases for i, canvases in state["snapshots"].items() if i} | {now: state["canvases"].cpu()}
@@ -145,7 +144,7 @@ def record(ipc: int, run: Distiller, compute: Compute) -> None:
         "pool": run.settings.pool,
         "iterations": now,
         "total": run.total,
-        "settings": shaped_by(run.settings),
+        "settings": shape,
         "seconds": {str(i): clock[i] for i in kept},
         "pieces": pieces,
     }
@@ -153,26 +152,29 @@ def record(ipc: int, run: Distiller, compute: Compute) -> None:
     write_atomically(canvases_file(ipc), save(tensors, {"run": json.dumps(row)}))
 
 
-def evaluated(ipc: int, compute: Compute) -> dict[str, Any]:
+def evaluate_run(ipc: int, compute: Compute) -> None:
     """Last-epoch test accuracies of the canvases by iteration, under the budget's protocol; those known are kept."""
     params = paper_params()
-    how, distilled = params.evaluation(ipc), params.distillation(METHOD, ipc)
-    network, info = params.network, datasets.info(params.dataset, params.data.options)
+    project, how, distilled = Project(ROOT, params), params.evaluation(ipc), params.distillation(METHOD, ipc)
     about = {"protocol": how.protocol, "epochs": how.epochs, "device": compute.describe()["device"]}
-    about |= {"settings": digest(how.model_dump(exclude={"at_once"}), network), "published": published(ipc, params)}
-    known = (read_json(PAPER) if PAPER.is_file() else {}).get(str(ipc), {})
-    known = known["points"] if {**known, "points": 0} == about | {"points": 0} else {}
+    about |= {"settings": digest(how.model_dump(exclude={"at_once"}), params.network)}
+    about |= {"published": published(ipc, params)}
+    before = paper_evaluations().get(str(ipc), {})
+    known = before.pop("points", {})
+    if before != about:
+        known = {}
     test, points = test_split(params.dataset, params.data, ROOT), {}
     for iteration, canvases in recorded_canvases(ipc).items():
         of, found = digest(canvases.tolist()), known.get(str(iteration), {})
         if found.get("canvases") != of:
             done = evaluate(
-                as_set(canvases, ipc, distilled), test, info, how, (network.name, network.options), compute,
+                as_set(canvases, ipc, distilled), test, project.info, how, project.network, compute,
                 seed=SEED, split="test", label=f"at {iteration}",
             )  # fmt: skip
             found = {"canvases": of, "accuracies": list(done.accuracies)}
         points[str(iteration)] = found
-    return about | {"points": points}
+    write_json(PAPER, paper_evaluations() | {str(ipc): about | {"points": points}})
+    write()
 
 
 def published(ipc: int, params: Params) -> list[float] | None:
@@ -208,17 +210,9 @@ def main(arguments: list[str] | None = None) -> int:
     if given.what == "evaluate" and not canvases_file(given.ipc).is_file():
         parser.error(f"no run at ipc {given.ipc} was begun: `python -m benchmarks.paper run --ipc {given.ipc}` does")
     compute = compute_at_hand()
-    try:
-        if given.what == "run":
-            go_on(given.ipc, given.pool, given.minutes, compute)
-            return 0
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    found = {str(given.ipc): evaluated(given.ipc, compute)}
-    write_json(PAPER, (read_json(PAPER) if PAPER.is_file() else {}) | found)
-    write()
-    return 0
+    if given.what == "run":
+        return exit_status(partial(go_on, given.ipc, given.pool, given.minutes, compute))
+    return exit_status(partial(evaluate_run, given.ipc, compute))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from safetensors import safe_open
 
 from benchmarks import cost
 from dreamlib.files import read_json, write_atomically
-from dreamlib.tables import between, markdown
+from dreamlib.tables import between, markdown, percent
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results.json"
@@ -137,15 +137,6 @@ def _counted(numbers: set[int]) -> str:
     return " or ".join(map(str, sorted(numbers)))
 
 
-def mean_and_spread(accuracies: list[float]) -> str:
-    """Of networks, in percent.
-
-    >>> mean_and_spread([0.80, 0.82])
-    '81.0 ± 1.4'
-    """
-    return f"{100 * statistics.fmean(accuracies):.1f} ± {100 * statistics.stdev(accuracies):.1f}"
-
-
 def canvases_file(ipc: int) -> Path:
     """The canvases of a run of the paper's length, by iteration, with a note of how they came about."""
     return ROOT / "benchmarks" / f"paper-ipc{ipc}.safetensors"
@@ -173,8 +164,9 @@ def paper_text(runs: list[dict[str, Any]], evaluations: dict[str, Any]) -> str:
         )
         rows = []
         for iteration, took in sorted(run["seconds"].items(), key=lambda item: int(item[0])):
-            point = found["points"].get(iteration) if found else None
-            accuracy = mean_and_spread(point["accuracies"]) if point else "not evaluated yet"
+            accuracy, point = "not evaluated yet", found["points"].get(iteration) if found else None
+            if point:
+                accuracy = percent(statistics.fmean(point["accuracies"]), statistics.stdev(point["accuracies"]))
             rows.append((f"{int(iteration):,}", f"{took / 60:.1f}", accuracy))
         if found:
             networks = len(next(iter(found["points"].values()))["accuracies"])
@@ -211,12 +203,16 @@ def gpu_result() -> dict[str, Any] | None:
     return read_json(CUDA_RESULTS) if CUDA_RESULTS.is_file() else None
 
 
+def paper_evaluations() -> dict[str, Any]:
+    """What is known of the canvases of runs of the paper's length, by ipc."""
+    return read_json(PAPER) if PAPER.is_file() else {}
+
+
 def paper_result() -> str:
     """``paper_text`` of what is there."""
     files = (ROOT / "benchmarks").glob("paper-ipc*.safetensors")
-    runs = [paper_run(int(file.stem.removeprefix("paper-ipc"))) for file in files]
-    evaluations = read_json(PAPER) if PAPER.is_file() else {}
-    return paper_text(sorted((run for run in runs if run), key=lambda run: run["ipc"]), evaluations)
+    ipcs = sorted(int(file.stem.removeprefix("paper-ipc")) for file in files)
+    return paper_text([paper_run(ipc) for ipc in ipcs], paper_evaluations())
 
 
 def write() -> None:

@@ -19,7 +19,7 @@ from dreamlib.params import find_root
 from dreamlib.project import Project, Setting
 from dreamlib.run import exit_status
 from dreamlib.synthetic import BEST, SyntheticSet
-from dreamlib.tables import between, markdown
+from dreamlib.tables import between, markdown, percent
 
 BEGIN, END = "<!-- best sets: written by `python -m dreamlib.stage_best readme` -->", "<!-- end of best sets -->"
 COLUMNS = ["ipc", "method", "test accuracy (%)", "factor", "stored floats", "iterations", "networks × seeds"]
@@ -90,10 +90,6 @@ def _std(accuracies: list[float]) -> float:
     return statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
 
 
-def _percent(accuracy: float, std: float) -> str:
-    return f"{100 * accuracy:.1f} ± {100 * std:.1f}"
-
-
 def record_table(root: Path, dataset: str) -> pd.DataFrame:
     """Ours and the published accuracies for every ipc of the data set, best first within an ipc.
 
@@ -111,10 +107,12 @@ def record_table(root: Path, dataset: str) -> pd.DataFrame:
     for r in best_sets(root, dataset).itertuples():
         soft = "" if r.label_kind == "hard" else ", soft labels"
         others = ((told, getattr(r, name, None)) for name, told in BESIDE.items())
-        beside = "".join(f"; {told} {_percent(**other)}" for told, other in others if isinstance(other, dict))
+        beside = "".join(
+            f"; {told} {percent(other['accuracy'], other['std'])}" for told, other in others if isinstance(other, dict)
+        )
         rows.append(
             (100 * r.accuracy, {"ipc": r.ipc, "method": f"here: {r.method}{soft}"}
-             | {"test accuracy (%)": _percent(r.accuracy, r.std)}
+             | {"test accuracy (%)": percent(r.accuracy, r.std)}
              | {"factor": f"{r.factor} (frequencies)" if r.decode == "dct" else r.factor}
              | {"stored floats": f"{r.stored_floats:,}"}
              | {"iterations": f"{r.iterations:,}", "networks × seeds": f"{r.networks} × {len(r.seeds)}"}
@@ -131,7 +129,7 @@ def record_sentence(root: Path, dataset: str) -> str:
     if ours.empty:
         return f"No best set of {dataset} is kept in results/best yet, so the table shows the published numbers alone."
     listed = ", ".join(
-        f"ipc {r.ipc}: {_percent(r.accuracy, r.std)} % (the kept one {_kept(r):.1f} %)" for r in ours.itertuples()
+        f"ipc {r.ipc}: {percent(r.accuracy, r.std)} % (the kept one {_kept(r):.1f} %)" for r in ours.itertuples()
     )
     return f'Sets made as the best this project keeps (`dreamlib.load("{dataset}", ipc=…)`) reach {listed}.'
 

@@ -15,7 +15,8 @@ from dreamlib.params import find_root, read_claims, read_params
 from dreamlib.project import Project, Setting
 from dreamlib.stage_batches import FOLDER, STUDY
 from dreamlib.stage_cost import FULL, METHOD
-from dreamlib.stage_methods import percent, plug_in_pairs, views
+from dreamlib.stage_methods import plug_in_pairs, views
+from dreamlib.tables import percent
 
 MEASURES = ["distance", "norm", "norm_std", "variance", "nearest_distance", "clusters_hit"]
 REFERENCE = "both"  # the ablation's entry that is DREAM

@@ -4,7 +4,7 @@ import pandas as pd
 
 from dreamlib.files import read_json, write_atomically, write_json
 from dreamlib.project import Project
-from dreamlib.tables import markdown
+from dreamlib.tables import markdown, percent
 
 
 def evaluations(project: Project) -> pd.DataFrame:
@@ -62,7 +62,7 @@ def summary_markdown(table: pd.DataFrame) -> str:
     )  # fmt: skip
     rows = [
         [
-            r.ipc, r.method, f"{100 * r.accuracy:.1f} ± {100 * r.std:.1f}", f"{r.networks // r.seeds} × {r.seeds}",
+            r.ipc, r.method, percent(r.accuracy, r.std), f"{r.networks // r.seeds} × {r.seeds}",
             f"{r.protocol}, {r.epochs} epochs", r.label_kind, r.factor, r.training_images, f"{r.stored_floats:,}",
             r.iterations,
         ]
@@ -91,7 +91,7 @@ def headline(project: Project, table: pd.DataFrame) -> str:
     sentences = []
     for ipc, part in table.groupby("ipc", sort=False):
         ranked = part.sort_values("accuracy", ascending=False)
-        listed = ", ".join(f"{r.method} {100 * r.accuracy:.1f} ± {100 * r.std:.1f}" for r in ranked.itertuples())
+        listed = ", ".join(f"{r.method} {percent(r.accuracy, r.std)}" for r in ranked.itertuples())
         sentences.append(f"**ipc {ipc}:** {listed}")
     p = project.params
     return f"Test accuracy in percent on {p.dataset}, budget `{p.budget}`, best first. " + "; ".join(sentences) + "."

@@ -8,6 +8,7 @@ from dreamlib.files import read_json
 from dreamlib.project import Project
 from dreamlib.record import cost_table
 from dreamlib.stage_figures import evaluations, summary
+from dreamlib.tables import percent
 
 SUFFIX = "_dream"  # an entry with DREAM's two ingredients is named after the one without
 
@@ -22,15 +23,6 @@ def views(project: Project) -> pd.DataFrame:
             of_view = fixed | {"network": view["network"], "view": view["view"]}
             rows += [of_view | {"accuracy": a} for a in view["accuracies"]]
     return pd.DataFrame(rows)
-
-
-def percent(mean: float, std: float) -> str:
-    """Mean ± standard deviation, in percent.
-
-    >>> percent(0.7512, 0.0104)
-    '75.1 ± 1.0'
-    """
-    return f"{100 * mean:.1f} ± {100 * std:.1f}"
 
 
 def seconds_of_distillation(record: dict[str, Any]) -> dict[str, float]:

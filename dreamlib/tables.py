@@ -17,6 +17,15 @@ def markdown(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     return "\n".join([text[0], "|" + "---|" * len(head), *text[1:]]) + "\n"
 
 
+def percent(mean: float, std: float) -> str:
+    """Mean ± standard deviation, in percent.
+
+    >>> percent(0.7512, 0.0104)
+    '75.1 ± 1.0'
+    """
+    return f"{100 * mean:.1f} ± {100 * std:.1f}"
+
+
 def between(text: str, begin: str, end: str, table: Callable[[], str]) -> str:
     """README.md's text with what stands between two markers replaced by what ``table`` gives.
 

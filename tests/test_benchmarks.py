@@ -254,8 +254,8 @@ def papers_length(tmp_path, monkeypatch):
         Params, "evaluation", lambda self, ipc: EvaluationParams(epochs=1, repeats=2, augmentation="none")
     )
     monkeypatch.setattr(paper, "paper_params", lambda: small)
-    monkeypatch.setattr(paper, "PAPER", tmp_path / "paper.json")
     for module in (paper, table):
+        monkeypatch.setattr(module, "PAPER", tmp_path / "paper.json")
         monkeypatch.setattr(module, "canvases_file", lambda ipc: tmp_path / f"paper-ipc{ipc}.safetensors")
     monkeypatch.setattr(paper, "write", lambda: None)
     monkeypatch.setattr(paper, "compute_at_hand", Compute)
