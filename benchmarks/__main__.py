@@ -124,11 +124,11 @@ class _Traffic(TorchDispatchMode):
         return out
 
 
-def counted(work: Callable[[], object]) -> dict[str, int]:
-    """Operations of the convolutions and products of eager work, and the bytes in half precision they must move."""
+def counted(work: Callable[[], object], dtype: torch.dtype) -> dict[str, int]:
+    """Operations of the convolutions and products of eager work, and the bytes they must move in a format."""
     with FlopCounterMode(display=False) as counter, _Traffic() as traffic:
         work()
-    return {"operations": counter.get_total_flops(), "bytes": 2 * traffic.numbers}
+    return {"operations": counter.get_total_flops(), "bytes": dtype.itemsize * traffic.numbers}
 
 
 def matching(compute: Compute, ipc: int, real: int) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def matching(compute: Compute, ipc: int, real: int) -> dict[str, Any]:
     row["first_call_s"]["fast"] += compiled
     return {
         "work": f"matching, ipc {ipc}, {real} real",
-        **counted(lambda: matching_gradient(plain)),
+        **counted(lambda: matching_gradient(plain), compute.dtype),
         "images_per_s": INFO.num_classes * (real + min(4 * ipc, 128)) / row["fast_s"],
         **row,
     }
@@ -183,7 +183,7 @@ def training(compute: Compute, batch: int, steps: int) -> dict[str, Any]:
     row = interleaved(reference, lambda: trainer.train(x, y, lambda: torch.arange(batch), steps, rng))
     return {
         "work": f"training, {steps} steps of {batch}",
-        **counted(reference),
+        **counted(reference, compute.dtype),
         "images_per_s": batch * steps / row["fast_s"],
         **row,
     }
@@ -223,9 +223,9 @@ def clustering(compute: Compute, pool: int, real: int, *, warm: bool = False, po
     row = interleaved(reference, fast)
     # A network's features, and at most 10 iterations of distances and means in 2048 dimensions, or 128.
     count, features = classes * (pool or CLASS_IMAGES), 128 if pooled else 2048
-    embedding = counted(lambda: plain.features(normal[:64]))
+    embedding = counted(lambda: plain.features(normal[:64]), compute.dtype)
     flops = embedding["operations"] * count // 64 + kmeans_operations(count, real, features)
-    moved = embedding["bytes"] * count // 64 + 10 * 2 * 2 * count * features
+    moved = embedding["bytes"] * count // 64 + 10 * 2 * compute.dtype.itemsize * count * features
     named = f"{clustered_images(pool)}{', warm' if warm else ''}{', pooled' if pooled else ''}"
     return {
         "work": f"clustering {'a class' if classes == 1 else f'{classes} classes'} into {real}, {named}",
@@ -328,8 +328,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     on_cpu = parser.parse_args(arguments).device == "cpu"
-    compute = Compute.resolve("cpu" if on_cpu else "cuda", "bfloat16", 2 if on_cpu else 0, True)
-    peak = {name: peak_flops(getattr(torch, name), compute.device) for name in ("float32", "bfloat16")}
+    compute = Compute.resolve("cpu" if on_cpu else "cuda", "auto", 2 if on_cpu else 0, True)
+    formats = {torch.float32, compute.dtype}
+    peak = {str(dtype).removeprefix("torch."): peak_flops(dtype, compute.device) for dtype in formats}
     sizes = ((1, 64), (1, 128), (10, 128), (50, 128)) if on_cpu else ((1, 128), (10, 128))
     match = {size: matching(compute, *size) for size in sizes}
     step = training(compute, 128, 5)

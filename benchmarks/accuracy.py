@@ -1,8 +1,8 @@
 """``python -m benchmarks.accuracy``: does what makes a run fast cost accuracy? Paired by seed, to accuracy.json.
 
 DREAM as params.yaml sets it, for the same iterations, by the plain path (eager, float32, all images clustered) and by
-the fast one (compiled, bfloat16, a pool of images clustered), and at the first ipc by the fast one under each
-clustering option. Every set is evaluated on the validation images with the same networks.
+the fast one (compiled, bfloat16 where the CPU has it, a pool of images clustered), and at the first ipc by the fast one
+under each clustering option. Every set is evaluated on the validation images with the same networks.
 """
 
 import argparse
@@ -131,7 +131,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     network = ("convnet", {"width": given.width})
     computes = {
         False: Compute.resolve("cpu", "float32", given.threads),
-        True: Compute.resolve("cpu", "bfloat16", given.threads, not given.eager),
+        True: Compute.resolve("cpu", "auto", given.threads, not given.eager),
     }
     options = {k: v for k, v in vars(given).items() if k not in ("data", "output")}
     machine = computes[True].describe()

@@ -186,8 +186,8 @@ def published(ipc: int, params: Params) -> list[float] | None:
 
 
 def compute_at_hand() -> Compute:
-    """A GPU, or two CPU cores; half precision, compiled."""
-    return Compute.resolve("auto", "bfloat16", 0 if torch.cuda.is_available() else 2, True)
+    """A GPU, or two CPU cores; half precision where there is some, compiled."""
+    return Compute.resolve("auto", "auto", 0 if torch.cuda.is_available() else 2, True)
 
 
 def _minutes(text: str) -> float:

@@ -76,6 +76,12 @@ class Project:
         return Compute.resolve(device, c.precision, threads, c.compile)
 
     @cached_property
+    def used_params(self) -> Params:
+        """The parameters with the number format that 'auto' stands for on this device: what a result is traced to."""
+        compute = self.params.compute.model_copy(update={"precision": self.compute.precision})
+        return self.params.model_copy(update={"compute": compute})
+
+    @cached_property
     def info(self) -> DatasetInfo:
         """The data set's classes, shape and statistics."""
         return datasets.info(self.params.dataset, self.params.data.options)

@@ -73,7 +73,7 @@ def provenance(project: Project, stage: str, info: dict[str, Any] | None = None)
     No time and no commit number: this text is committed, and would change with the commit that holds it. Times are in
     results/record.json and in report 04; `git log` of the report names its commit.
     """
-    p = project.params
+    p = project.used_params
     files = "params.yaml and studies.yaml" if project.study else "params.yaml"
     rows = {
         "stage": f"`{stage}` in dvc.yaml",

@@ -30,7 +30,7 @@ class ComputeParams(Strict):
     """
 
     device: Annotated[str, Field(pattern=DEVICE)] = "auto"
-    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16", "float64"] = "float32"
     threads: Natural = 0
     compile: bool = False
     workers: Positive = 1

@@ -73,7 +73,7 @@ def _labelled(
 
 def parameter_hash(project: Project, setting: Setting) -> str:
     """A hash of every parameter that shapes a distilled set."""
-    p = project.params
+    p = project.used_params
     how = p.distillation(setting.method, setting.ipc).model_dump(exclude={"checkpoint_every_s"})
     how = {k: v for k, v in how.items() if k not in LATER or v != DistillParams.model_fields[k].default}
     compute = p.compute.model_dump(exclude={"workers"})  # how many share the work does not shape the set

@@ -162,7 +162,9 @@ def test_a_gpus_table_says_shares_of_the_peak_and_hours():
 
 def test_a_floor_is_what_the_best_rate_seen_allows():
     row = {"operations": 4e12, "bytes": 1e9, "reference_s": 12.0}
-    rates = {"peak_flops": {"bfloat16": 1e12}, "convolution_flops": {"forward": 2e12}, "peak_bytes_per_s": 1e10}
+    machine = {"precision": "bfloat16"}
+    rates = {"machine": machine, "peak_flops": {"bfloat16": 1e12, "float32": 9e12}, "peak_bytes_per_s": 1e10}
+    rates["convolution_flops"] = {"forward": 2e12}
     assert table.floors(row, rates) == (2.0, 0.1) and table.ratio_at_the_floor(row, rates) == 6.0
     slow = rates | {"peak_bytes_per_s": 1e8, "convolution_flops": {"forward": 5e11}}
     assert table.floors(row, slow) == (4.0, 10.0) and table.ratio_at_the_floor(row, slow) == 1.2
@@ -189,11 +191,12 @@ def test_costs_without_markers_are_refused():
 
 
 def test_operations_and_bytes_counted_by_hand():
-    """A 3 × 3 convolution of one 4 × 4 map into two: two operations a multiplication, two bytes a number."""
+    """A 3 × 3 convolution of one 4 × 4 map into two: two operations a multiplication, two or four bytes a number."""
     conv = torch.nn.Conv2d(1, 2, 3, padding=1, bias=False)
     with torch.no_grad():
-        found = counted(lambda: conv(torch.zeros(1, 1, 4, 4)).relu())
-    assert found == {"operations": 2 * 9 * 2 * 16, "bytes": 2 * (16 + 18 + 32)}
+        for dtype, size in ((torch.bfloat16, 2), (torch.float32, 4)):
+            found = counted(lambda: conv(torch.zeros(1, 1, 4, 4)).relu(), dtype)
+            assert found == {"operations": 2 * 9 * 2 * 16, "bytes": size * (16 + 18 + 32)}
 
 
 def test_an_images_operations_by_hand():

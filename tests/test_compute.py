@@ -1,9 +1,16 @@
 """Where to compute: what a name stands for, and the devices that are refused."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from dreamlib.compute import Compute
+from dreamlib.compute import Compute, bfloat16_is_native
+from dreamlib.params import find_root, read_params
+from dreamlib.project import Project, Setting
+from dreamlib.stage_distillation import parameter_hash
+
+ROOT = find_root(Path(__file__).parent)
 
 
 @pytest.fixture
@@ -41,3 +48,62 @@ def test_a_device_this_machine_lacks_is_refused(gpus, name, count, said):
     gpus(count)
     with pytest.raises(ValueError, match=said):
         Compute.resolve(name)
+
+
+@pytest.fixture
+def cpu(monkeypatch):
+    """A CPU of such capabilities, as far as torch is asked."""
+
+    def has(*names, onednn=True):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(names, True) | {"amx_int8": False})
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
+
+    return has
+
+
+@pytest.mark.parametrize(
+    ("able", "precision"),
+    [
+        (("avx2",), "float32"),
+        (("avx2", "avx512_f", "avx512_bw"), "float32"),
+        (("avx512_f", "avx512_bf16"), "bfloat16"),
+        (("avx512_f", "amx_bf16"), "bfloat16"),
+        (("neon",), "float32"),
+        (("neon", "bf16"), "bfloat16"),
+    ],
+)
+def test_auto_is_half_precision_where_the_cpu_has_it(cpu, able, precision):
+    cpu(*able)
+    assert Compute.resolve("cpu", "auto").describe()["precision"] == precision
+    cpu(*able, onednn=False)
+    assert Compute.resolve("cpu", "auto").dtype == torch.float32
+
+
+@pytest.mark.parametrize(("capability", "native"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_a_gpu_has_half_precision_from_ampere_on(monkeypatch, capability, native):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert bfloat16_is_native(torch.device("cuda")) is native
+
+
+def test_half_precision_that_is_asked_for_stays_and_is_warned_of_where_it_is_slow(cpu, caplog):
+    cpu("avx512_bf16")
+    assert Compute.resolve("cpu", "bfloat16").dtype == torch.bfloat16 and not caplog.records
+    cpu("avx2")
+    assert Compute.resolve("cpu", "bfloat16").dtype == torch.bfloat16
+    assert "cpu has no bfloat16 instructions" in caplog.text and "precision: auto" in caplog.text
+    caplog.clear()
+    assert Compute.resolve("cpu", "float64").dtype == torch.float64 and not caplog.records
+
+
+def test_a_set_is_traced_to_the_format_that_auto_stood_for(cpu):
+    params, setting = read_params(ROOT), Setting("dream", 1, 0)
+
+    def traced(precision):
+        asked = params.compute.model_copy(update={"device": "cpu", "precision": precision, "threads": 0})
+        return parameter_hash(Project(ROOT, params.model_copy(update={"compute": asked})), setting)
+
+    cpu("avx2")
+    plain = traced("auto")
+    assert plain == traced("float32") != traced("bfloat16")
+    cpu("avx512_bf16")
+    assert traced("auto") == traced("bfloat16") and traced("float32") == plain

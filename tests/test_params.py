@@ -130,7 +130,7 @@ def test_an_unknown_key_is_named_with_its_nearest_match(reading, path, value, ne
         ("ipc", "ten", "list.*'ten'"),
         ("seeds", [-1], "greater than or equal to 0, got -1"),
         ("compute.threads", -2, "greater than or equal to 0, got -2"),
-        ("compute.precision", "float16", "'float32', 'bfloat16' or 'float64', got 'float16'"),
+        ("compute.precision", "float16", "'auto', 'float32', 'bfloat16' or 'float64', got 'float16'"),
         ("data.validation_per_class", -1, "greater than or equal to 0, got -1"),
     ],
 )
