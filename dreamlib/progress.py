@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dreamlib import parallel
-
 PROGRESS_FILE = "DREAM_PROGRESS_FILE"
 
 
@@ -19,6 +17,8 @@ def progress(total: int, label: str, initial: int = 0, unit: str = "it") -> Iter
     Under the launcher the notebook's kernel has no terminal, so the bar is written to the file the launcher names in
     the environment and shows on its standard error. In JupyterLab it is a widget.
     """
+    from dreamlib import parallel  # here: it brings torch, for which the launcher would wait seconds
+
     if not parallel.first():  # one bar a group of workers
         from tqdm import tqdm
 

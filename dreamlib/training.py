@@ -7,7 +7,6 @@ from functools import cache
 from typing import Any
 
 import torch
-from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -345,6 +344,8 @@ def fit_last_layer(
     layer = last_linear(network)
     features = embed(network, images, info, kernels).double().cpu().numpy()
     targets = smoothed(labels, info.num_classes, 0.0).double().cpu().numpy() - 1 / info.num_classes
+    from sklearn.linear_model import Ridge  # here, because most stages fit none and would pay for importing it
+
     fitted = Ridge(alpha=penalty * float((features**2).sum(1).mean()), fit_intercept=False).fit(features, targets)
     layer.weight.copy_(torch.from_numpy(fitted.coef_))
     if layer.bias is not None:

@@ -2,6 +2,8 @@
 
 import ast
 import json
+import subprocess
+import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -196,3 +198,13 @@ def test_notebooks_define_nothing():
                 assert not isinstance(node, kinds), f"{path.name} defines something: move it to dreamlib"
         parameters = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
         assert len(parameters) == 1, f"{path.name} has {len(parameters)} cells tagged 'parameters'"
+
+
+@pytest.mark.parametrize(
+    ("module", "costly"), [("dreamlib.run", ["torch", "pandas"]), ("dreamlib.stage_distillation", ["sklearn"])]
+)
+def test_what_starts_with_every_stage_waits_for_no_library_it_does_not_use(module, costly):
+    """Each of them takes seconds to import, and `make repro` starts a launcher and a kernel twenty times."""
+    asked = f"import sys, {module}; print(*sorted(set({costly}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
