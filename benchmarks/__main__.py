@@ -329,8 +329,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     on_cpu = parser.parse_args(arguments).device == "cpu"
     compute = Compute.resolve("cpu" if on_cpu else "cuda", "auto", 2 if on_cpu else 0, True)
-    formats = {torch.float32, compute.dtype}
-    peak = {str(dtype).removeprefix("torch."): peak_flops(dtype, compute.device) for dtype in formats}
+    peak = {name: peak_flops(getattr(torch, name), compute.device) for name in {"float32", compute.precision}}
     sizes = ((1, 64), (1, 128), (10, 128), (50, 128)) if on_cpu else ((1, 128), (10, 128))
     match = {size: matching(compute, *size) for size in sizes}
     step = training(compute, 128, 5)

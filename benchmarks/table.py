@@ -41,14 +41,14 @@ def spread(row: dict[str, Any]) -> str:
     return "measured once" if row.get("once") else "{:.2f} to {:.2f}".format(*row["ratio_range"])
 
 
-def peak_flops(result: dict[str, Any]) -> float:
+def library_peak(result: dict[str, Any]) -> float:
     """Operations a second of a matrix product in the library's format."""
     return result["peak_flops"][result["machine"]["precision"]]
 
 
 def most_operations(result: dict[str, Any]) -> float:
     """Operations a second in the library's format of whatever did best, a product or a convolution."""
-    return max(peak_flops(result), *result["convolution_flops"].values())
+    return max(library_peak(result), *result["convolution_flops"].values())
 
 
 def floors(row: dict[str, Any], result: dict[str, Any]) -> tuple[float, float]:
@@ -93,7 +93,7 @@ def gpu_speeds(result: dict[str, Any] | None) -> str:
     """The same of a GPU, with the share of its matrix product's speed that is reached; None: not measured yet."""
     if result is None:
         return "Not measured yet: `make bench DEVICE=cuda`, on a machine with a CUDA GPU, writes this.\n"
-    machine, peak = result["machine"], peak_flops(result)
+    machine, peak = result["machine"], library_peak(result)
     rows = []
     for row in result["rows"]:
         times = (f"{1000 * row['reference_s']:.1f}", f"{1000 * row['fast_s']:.1f}", f"{row['ratio']:.1f}", spread(row))
