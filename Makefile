@@ -42,7 +42,7 @@ test: setup      ## run the tests (needs no network: scikit-learn brings the dig
 	$(BIN)/python -m dreamlib.datasets digits
 	$(BIN)/python -m pytest
 
-bench: setup     ## times of the library beside a plain reference: benchmarks/results.json; DEVICE=cuda: on the GPU
+bench: setup     ## times of the library beside a plain reference: benchmarks/results*.json; DEVICE=cuda: on the GPU
 	$(BIN)/python -m benchmarks --device $(DEVICE)
 
 bench-accuracy: data   ## whether the fast path and the clustering options cost accuracy: benchmarks/accuracy.json

@@ -1,11 +1,12 @@
-"""``python -m benchmarks``: library and plain reference interleaved; times to results.json and README.
+"""``python -m benchmarks``: library and plain reference interleaved; times to benchmarks/ and README.
 
-On a GPU (``--device cuda``): the times to results-cuda.json.
+A file for each kind of device (``table.results_file``), so that one never stands in for another.
 """
 
 import argparse
 import gc
 import json
+import platform
 import statistics
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from benchmarks.cost import INTERVAL, NETWORK_STEPS, POOL, kmeans_operations
 from benchmarks.reference import evaluation, matching_gradient, representatives, training_step, with_torchs_layers
-from benchmarks.table import CUDA_RESULTS, RESULTS, clustered_images, spread, write
+from benchmarks.table import clustered_images, results_file, spread, write
 from benchmarks.work import INFO, fast_matching_gradient, matching_state
 from dreamlib.compute import Compute
 from dreamlib.distill import Distiller
@@ -267,6 +268,12 @@ def total(work: str, *parts: dict[str, float], images: float) -> dict[str, Any]:
     return {"work": work, "computed": True, **sums, **ratios}
 
 
+def cpu_name(told: Path = Path("/proc/cpuinfo")) -> str:
+    """What the processor calls itself, where Linux tells; else what Python knows of it."""
+    names = [line for line in told.read_text().splitlines() if "model name" in line] if told.is_file() else []
+    return names[0].split(":")[-1].strip() if names else platform.processor() or platform.machine()
+
+
 def resident_bytes(ipc: int) -> int:
     """Peak memory above the import of torch of a process that matches at ``ipc`` with 128 real images a class."""
     command = [sys.executable, "-m", "benchmarks.memory", str(ipc)]
@@ -327,7 +334,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure, write the file, print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    on_cpu = parser.parse_args(arguments).device == "cpu"
+    parser.add_argument("--short", action="store_true", help="without what is measured once and takes a quarter hour")
+    asked = parser.parse_args(arguments)
+    on_cpu = asked.device == "cpu"
     compute = Compute.resolve("cpu" if on_cpu else "cuda", "auto", 2 if on_cpu else 0, True)
     peak = {name: peak_flops(getattr(torch, name), compute.device) for name in {"float32", compute.precision}}
     sizes = ((1, 64), (1, 128), (10, 128), (50, 128)) if on_cpu else ((1, 128), (10, 128))
@@ -355,10 +364,11 @@ def main(arguments: list[str] | None = None) -> None:
                 found["images_per_s"] = (images + NETWORK_STEPS * 128) / found["fast_s"]
             whole[ipc, pool] = found
     if on_cpu:
-        measured += [evaluating(compute, EVALUATED), evaluating(compute, WHOLE, repeats=1)]
-    machine = next((x for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), "unknown")
+        measured.append(evaluating(compute, EVALUATED))
+        if not asked.short:
+            measured.append(evaluating(compute, WHOLE, repeats=1))
     result = {
-        "machine": {**compute.describe(), "cpu": machine.split(":")[-1].strip()},
+        "machine": {**compute.describe(), "cpu": cpu_name()},
         "peak_flops": peak,
         "peak_bytes_per_s": bandwidth,
         "repeats": REPEATS,
@@ -378,7 +388,7 @@ def main(arguments: list[str] | None = None) -> None:
             for size, row in whole.items()
         ]
         result["device_memory_bytes"] = torch.cuda.max_memory_reserved()
-    write_json(RESULTS if on_cpu else CUDA_RESULTS, result)
+    write_json(results_file(compute.device.type, compute.precision), result)
     write()
     print(json.dumps({key: value for key, value in result.items() if key != "rows"}))
     print(f"{'work':46}{'reference s':>12}{'fast s':>10}{'ratio':>7}  range")

@@ -1,4 +1,4 @@
-"""The README's table of speeds, written from benchmarks/results.json by ``python -m benchmarks``."""
+"""The README's tables of speeds, written from benchmarks/results*.json by ``python -m benchmarks``."""
 
 import json
 import math
@@ -14,10 +14,15 @@ from dreamlib.tables import between, markdown, percent
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results.json"
+FLOAT32_RESULTS = ROOT / "benchmarks" / "results-float32.json"  # of a CPU that has no bfloat16 instructions
 CUDA_RESULTS = ROOT / "benchmarks" / "results-cuda.json"
 BEGIN, END = "<!-- benchmarks: written by `make bench` -->", "<!-- end of benchmarks -->"
 ACCURACY = ROOT / "benchmarks" / "accuracy.json"
 ACCURACY_BEGIN, ACCURACY_END = "<!-- accuracy: written by `make bench-accuracy` -->", "<!-- end of accuracy -->"
+FLOAT32_BEGIN, FLOAT32_END = (
+    "<!-- float32: written by `make bench` on a CPU without bfloat16 -->",
+    "<!-- end of float32 -->",
+)
 FLOORS = ("operations' floor (s)", "bytes' floor (s)", "ratio at the floor")
 GPU_BEGIN, GPU_END = "<!-- GPU: written by `make bench DEVICE=cuda` -->", "<!-- end of GPU -->"
 PAPER = ROOT / "benchmarks" / "paper.json"
@@ -27,6 +32,17 @@ PAPER_BEGIN, PAPER_END = (
 )
 PAPER_ITERATIONS = 200_000  # inner iterations of the released runs
 COST_BEGIN, COST_END = "<!-- costs: modelled from the benchmarks by `make bench` -->", "<!-- end of costs -->"
+
+
+def results_file(device: str, precision: str) -> Path:
+    """Where the times of a kind of device belong, by its type and the format that the library takes there.
+
+    >>> results_file("cpu", "float32").name
+    'results-float32.json'
+    """
+    if device == "cuda":
+        return CUDA_RESULTS
+    return RESULTS if precision == "bfloat16" else FLOAT32_RESULTS
 
 
 def clustered_images(pool: int) -> str:
@@ -61,8 +77,10 @@ def ratio_at_the_floor(row: dict[str, Any], result: dict[str, Any]) -> float:
     return row["reference_s"] / max(floors(row, result))
 
 
-def speeds(result: dict[str, Any]) -> str:
-    """Machine, table and memory in Markdown."""
+def speeds(result: dict[str, Any] | None) -> str:
+    """Machine, table and memory of a CPU in Markdown; None: not measured yet."""
+    if result is None:
+        return "Not measured yet: `make bench`, on a CPU without bfloat16 instructions, writes this.\n"
     machine, rows = result["machine"], []
     for row in result["rows"]:
         bound = ("", "", "")
@@ -78,12 +96,12 @@ def speeds(result: dict[str, Any]) -> str:
         f"{', compiled' if machine['compiled'] else ''}, {result['at_once']} classes matched at a time; medians of "
         f"{result['repeats']}, interleaved:\n\n"
         + markdown(("work", "plain loop (s)", "library (s)", "ratio", "range", *FLOORS), rows)
-        + f"\nFloors: the operations over the {most_operations(result) / 1e12:.2f} · 10¹² a second of whatever did "
+        + f"\nFloors: the operations over the {most_operations(result) / 1e12:.3g} · 10¹² a second of whatever did "
         "best here, a matrix product or a convolution; the bytes that convolutions and products must move, each "
         f"operand and result once, over the {result['peak_bytes_per_s'] / 1e9:.0f} · 10⁹ a second of a copy. A library "
         "that does the same operations in this format cannot go beyond the last column. Most of them are of "
-        f"convolutions, and the largest of those, by itself, gets to {forward:.2f} · 10¹² a second forward, "
-        f"{to_input:.2f} in its gradient to the images and {to_weight:.2f} in that to the weights. Peak memory of "
+        f"convolutions, and the largest of those, by itself, gets to {forward:.3g} · 10¹² a second forward, "
+        f"{to_input:.3g} in its gradient to the images and {to_weight:.3g} in that to the weights. Peak memory of "
         "DREAM's iterations above the import of torch: "
         f"{', '.join(memory)}. Re-clustering's share of the library's time: {', '.join(shares)}.\n"
     )
@@ -189,6 +207,7 @@ def readme_text(
     readme: str,
     result: dict[str, Any],
     accuracy: dict[str, Any],
+    float32: dict[str, Any] | None = None,
     gpu: dict[str, Any] | None = None,
     paper: str = "",
 ) -> str:
@@ -197,20 +216,21 @@ def readme_text(
     Raises ValueError when markers are missing.
     """
     readme = between(readme, BEGIN, END, lambda: speeds(result))
+    readme = between(readme, FLOAT32_BEGIN, FLOAT32_END, lambda: speeds(float32))
     readme = between(readme, ACCURACY_BEGIN, ACCURACY_END, lambda: accuracy_text(accuracy))
     readme = between(readme, COST_BEGIN, COST_END, lambda: cost.costs(result))
     readme = between(readme, PAPER_BEGIN, PAPER_END, lambda: paper)
     return between(readme, GPU_BEGIN, GPU_END, lambda: gpu_speeds(gpu))
 
 
-def gpu_result() -> dict[str, Any] | None:
-    """What was measured on a GPU, if anything."""
-    return read_json(CUDA_RESULTS) if CUDA_RESULTS.is_file() else None
+def if_measured(path: Path) -> dict[str, Any] | None:
+    """What a file of measurements holds; None where there is none."""
+    return read_json(path) if path.is_file() else None
 
 
 def paper_evaluations() -> dict[str, Any]:
     """What is known of the canvases of runs of the paper's length, by ipc."""
-    return read_json(PAPER) if PAPER.is_file() else {}
+    return if_measured(PAPER) or {}
 
 
 def paper_result() -> str:
@@ -220,11 +240,16 @@ def paper_result() -> str:
     return paper_text([paper_run(ipc) for ipc in ipcs], paper_evaluations())
 
 
+def with_all_measured(readme: str) -> str:
+    """``readme_text`` of all that has been measured."""
+    others = if_measured(FLOAT32_RESULTS), if_measured(CUDA_RESULTS), paper_result()
+    return readme_text(readme, read_json(RESULTS), read_json(ACCURACY), *others)
+
+
 def write() -> None:
     """Bring README.md up to date with what has been measured."""
     path = ROOT / "README.md"
-    measured = read_json(RESULTS), read_json(ACCURACY), gpu_result(), paper_result()
-    write_atomically(path, readme_text(path.read_text(), *measured).encode())
+    write_atomically(path, with_all_measured(path.read_text()).encode())
 
 
 if __name__ == "__main__":

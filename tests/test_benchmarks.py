@@ -1,5 +1,6 @@
 """The fast path does the reference's work: same loss, same pixel gradients."""
 
+import platform
 import time
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from ruamel.yaml import YAML
 
 from benchmarks import accuracy, cost, paper, table
-from benchmarks.__main__ import AT_ONCE, WHOLE, counted, interleaved
+from benchmarks.__main__ import AT_ONCE, WHOLE, counted, cpu_name, interleaved
 from benchmarks.reference import evaluation, matching_gradient, representatives, training_step, with_torchs_layers
 from benchmarks.work import INFO, fast_matching_gradient, matching_state
 from dreamlib.compute import Compute
@@ -136,12 +137,21 @@ def test_the_references_representatives_are_the_images_of_separate_groups():
 
 def test_readme_table_is_the_one_of_the_measurements():
     readme = (table.ROOT / "README.md").read_text()
-    measured = read_json(table.RESULTS), read_json(table.ACCURACY), table.gpu_result(), table.paper_result()
-    assert readme == table.readme_text(readme, *measured)
-    measured = read_json(table.RESULTS)
-    assert all(
-        f"| {row['work']} | {row['reference_s']:.3f} | {row['fast_s']:.3f} |" in readme for row in measured["rows"]
-    )
+    assert readme == table.with_all_measured(readme)
+    for measured in (read_json(table.RESULTS), read_json(table.FLOAT32_RESULTS)):
+        assert all(
+            f"| {row['work']} | {row['reference_s']:.3f} | {row['fast_s']:.3f} |" in readme for row in measured["rows"]
+        )
+
+
+def test_each_kind_of_device_has_a_file_of_its_own():
+    kinds = (("cpu", "bfloat16"), ("cpu", "float32"), ("cuda", "bfloat16"))
+    files = [table.results_file(*kind) for kind in kinds]
+    assert len(set(files)) == 3
+    for (device, precision), file in zip(kinds, files, strict=True):
+        machine = read_json(file)["machine"]
+        assert machine["precision"] == precision and machine["device"].startswith(device)
+    assert "on a CPU without" in table.speeds(None)
 
 
 def test_a_gpus_table_says_shares_of_the_peak_and_hours():
@@ -170,8 +180,9 @@ def test_a_floor_is_what_the_best_rate_seen_allows():
     assert table.floors(row, slow) == (4.0, 10.0) and table.ratio_at_the_floor(row, slow) == 1.2
 
 
-def test_no_measurement_is_beyond_its_floor():
-    measured = read_json(table.RESULTS)
+@pytest.mark.parametrize("file", [table.RESULTS, table.FLOAT32_RESULTS], ids=lambda file: file.stem)
+def test_no_measurement_is_beyond_its_floor(file):
+    measured = read_json(file)
     rows = [row for row in measured["rows"] if "operations" in row]
     assert rows and all(row["fast_s"] > max(table.floors(row, measured)) for row in rows)
 
@@ -184,7 +195,7 @@ def test_readme_without_markers_is_refused():
 def test_costs_without_markers_are_refused():
     with pytest.raises(ValueError, match="costs: modelled"):
         table.readme_text(
-            f"{table.BEGIN}{table.END}{table.ACCURACY_BEGIN}{table.ACCURACY_END}",
+            f"{table.BEGIN}{table.END}{table.FLOAT32_BEGIN}{table.FLOAT32_END}{table.ACCURACY_BEGIN}{table.ACCURACY_END}",
             read_json(table.RESULTS),
             read_json(table.ACCURACY),
         )
@@ -221,6 +232,15 @@ def test_workers_share_what_grows_with_classes_and_not_the_networks_training():
     assert {what: one[what] / four[what] for what in one} == pytest.approx(
         {"matching": 4, "clustering": 4, "network": 1}
     )
+
+
+def test_the_processors_name_is_linuxs_or_what_python_knows(tmp_path):
+    told = tmp_path / "cpuinfo"
+    assert cpu_name(told) == (platform.processor() or platform.machine()) != ""
+    told.write_text("processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\nflags\t\t: fpu\nmodel name\t: Some other\n")
+    assert cpu_name(told) == "Some CPU @ 2 GHz"
+    told.write_text("processor\t: 0\n")  # an ARM's file names none
+    assert cpu_name(told) == cpu_name(tmp_path / "missing")
 
 
 def test_what_is_timed_once_has_no_first_call_and_no_range():
