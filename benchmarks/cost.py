@@ -115,7 +115,7 @@ def costs(result: dict[str, Any]) -> str:
         f"Modelled, not run: ipc {IPC}, factor {FACTOR}, {REAL} real images a class, {NETWORK_STEPS} network steps of "
         f"128, clusterings of {POOL} images every {INTERVAL} iterations. A real image costs matching {real:.1f} "
         f"forward passes, a synthetic one {synthetic:.1f} (counted); operations are divided by the throughput of the "
-        "table above, every worker as fast as that machine, sums among workers free.\n\n"
+        "first table above, every worker as fast as that machine, sums among workers free.\n\n"
         + markdown(("classes, side", "operations of an image", *map(_workers, WORKERS)), rows)
     )
 
