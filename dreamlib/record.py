@@ -14,12 +14,14 @@ from dreamlib.files import read_json, write_atomically, write_json
 from dreamlib.params import find_root, read_params
 from dreamlib.project import Project
 from dreamlib.provenance import RUNS
-from dreamlib.tables import between
+from dreamlib.tables import between, markdown
 
 RECORD = Path("results") / "record.json"
 BEGIN, END = "<!-- results: written by `make record` -->", "<!-- end of results -->"
 RESULTS = {"clustering": "clusters", "distillation": "*/distillation", "evaluation": "*/evaluation"}  # of a study
 CLAIMS_BEGIN, CLAIMS_END = "<!-- claims: written by `make record` -->", "<!-- end of claims -->"
+TIMES_BEGIN, TIMES_END = "<!-- times: written by `make record` -->", "<!-- end of times -->"
+COMMANDS = {"make repro": "", "make methods": "methods", "make claims": "claims", "dvc repro best": "best"}  # → study
 
 
 def collect(root: Path, study: str = "", joining: Sequence[str] = ()) -> dict[str, Any]:
@@ -55,6 +57,21 @@ def record_table(root: Path) -> pd.DataFrame:
     return cost_table(read_json(root / RECORD) if (root / RECORD).is_file() else {})
 
 
+def times_table(root: Path) -> str:
+    """What each command's committed record adds up to, as a Markdown table; a command without a record has no row."""
+    rows = []
+    for command, study in COMMANDS.items():
+        path = root / RECORD.parent / study / RECORD.name
+        if not path.is_file():
+            continue
+        entries = list(read_json(path).values())
+        minutes = sum(sum(entry["seconds"].values()) for entry in entries) / 60
+        memory = max(entry["peak_memory_bytes"] for entry in entries) / 2**20
+        machines = sorted({f"{e['device']}, {e['threads']} threads, {e['precision']}" for e in entries})
+        rows.append((f"`{command}`", len(entries), f"{minutes:.0f}", f"{memory:,.0f}", "; ".join(machines)))
+    return markdown(["command", "stages", "minutes", "largest memory (MiB)", "on"], rows)
+
+
 def committed(root: Path, path: str) -> bytes | None:
     """A file as the last commit has it, or None."""
     shown = subprocess.run(["git", "show", f"HEAD:{path}"], cwd=root, capture_output=True, check=False)
@@ -86,9 +103,10 @@ def compare(root: Path) -> tuple[pd.DataFrame, bool]:
 
 
 def readme_text(root: Path) -> str:
-    """README.md with what stands between its markers replaced: results/summary.md, results/claims/verdicts.md."""
+    """README.md with what stands between its markers replaced: summary.md, claims/verdicts.md, the records' times."""
     text = between((root / "README.md").read_text(), BEGIN, END, (root / "results" / "summary.md").read_text)
-    return between(text, CLAIMS_BEGIN, CLAIMS_END, (root / "results" / "claims" / "verdicts.md").read_text)
+    text = between(text, CLAIMS_BEGIN, CLAIMS_END, (root / "results" / "claims" / "verdicts.md").read_text)
+    return between(text, TIMES_BEGIN, TIMES_END, lambda: times_table(root))
 
 
 def _result_kept(root: Path, name: str) -> bool:

@@ -78,6 +78,18 @@ def test_costs_are_added_up_by_stage():
     assert record.cost_table({}).empty
 
 
+def test_what_a_command_took_is_its_records_sum_and_largest(tmp_path):
+    machine = {"device": "cpu (x)", "threads": 2, "precision": "float32"}
+    first = {"seconds": {"matching": 80.0, "network": 10.0}, "peak_memory_bytes": 2000 * 2**20, **machine}
+    second = {"seconds": {"total": 150.0}, "peak_memory_bytes": 500 * 2**20, **machine, "precision": "bfloat16"}
+    write_json(tmp_path / "results" / "record.json", {"a": first, "b": first})
+    write_json(tmp_path / "results" / "claims" / "record.json", {"a": first, "b": second})
+    assert record.times_table(tmp_path).splitlines()[2:] == [
+        "| `make repro` | 2 | 3 | 2,000 | cpu (x), 2 threads, float32 |",
+        "| `make claims` | 2 | 4 | 2,000 | cpu (x), 2 threads, bfloat16; cpu (x), 2 threads, float32 |",
+    ]
+
+
 def test_summary_pools_networks_and_seeds():
     fixed = {"factor": 2, "iterations": 5, "training_images": 40, "stored_floats": 7840}
     fixed |= {"label_kind": "hard", "protocol": "idc", "epochs": 3}
