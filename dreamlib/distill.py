@@ -17,7 +17,7 @@ from dreamlib import objectives, parallel
 from dreamlib.checkpoint import Checkpoint
 from dreamlib.compute import Compute
 from dreamlib.graphs import Replayed, on_another_stream
-from dreamlib.kernels import Kernels
+from dreamlib.kernels import SHAPES, Kernels
 from dreamlib.kmeans import lloyd_steps
 from dreamlib.networks import build
 from dreamlib.objectives import MatchState, Objective
@@ -199,6 +199,7 @@ class Distiller:
     def __post_init__(self) -> None:
         s = self.settings
         self.objective = objectives.make(s.objective, s.options)
+        self.objective.check(build(self.network[0], self.info, torch.Generator(), self.network[1]), self.info)
         every = range(self.info.num_classes)
         if parallel.world() > 1 and s.image_update == "per_class":
             raise ValueError(
@@ -216,8 +217,12 @@ class Distiller:
         if self.compute.device.type == "cuda" and self.compute.compile:
             self._recordings["lloyd"] = Replayed(partial(lloyd_steps, most=s.cluster_iterations))
         apart = self.objective.by_class and s.image_update != "per_class" and self.compute.device.type == "cpu"
-        threads = torch.get_num_threads() if apart else 1
-        self._at_once, self._threads_of_each = share = next(shares(len(self.classes), threads, s.at_once))
+        # Classes of many sizes have as many batch shapes, twice where clustering has its own: see Kernels.of_a_thread.
+        sizes = self.data.labels.bincount().unique()
+        threads = torch.get_num_threads() if apart and len(sizes) <= SHAPES // 2 else 1
+        # By the smallest share of the classes among workers: all must train on as many threads, for the same bits.
+        fewest = len(every) // (parallel.world() if self.objective.by_class else 1)
+        self._at_once, self._threads_of_each = share = next(shares(fewest, threads, s.at_once))
         self.sampler = make_sampler(self.data, s, self.seed, self.classes, self._recordings.get("lloyd"), share)
         self.augmentation = augmentation_for(self.info, s.augmentation, s.augmentation_mode)
         self.lr = effective_image_lr(s, self.synthetic.ipc, self.info)

@@ -22,7 +22,7 @@ from dreamlib.seeding import derive, generator
 from dreamlib.training import TrainSettings, augmentation_for, fit
 from dreamlib.types import DatasetInfo, LabeledImages
 
-FORMAT = "dreamlib-expert-1"
+FORMAT = "dreamlib-expert-2"
 
 
 class ExpertError(RuntimeError):
@@ -100,6 +100,7 @@ def train_experts(
         raise ValueError(f"count = {settings.count} and epochs = {settings.epochs} of the experts must be at least 1")
     seen = (info.name, info.whitening, data_fingerprint(data))
     made_by = (asdict(settings) | {"count": None}, network, *seen, str(compute.dtype))
+    common = digest(*made_by, seed, code_hash, FORMAT)  # to all of them; a key is one expert's
     placed, kernels, paths = data.to(compute.device), None, []
     with progress(settings.count * settings.epochs, "experts", unit="epoch") as bar:
         for index in range(settings.count):
@@ -113,7 +114,7 @@ def train_experts(
             kernels = kernels or Kernels(model, compute)
             weights = _trajectory(model, placed, info, settings, kernels, own, bar.update)
             about = {"format": FORMAT, "key": key, "dataset": info.name, "network": list(network)}
-            about["whitening"] = info.whitening
+            about |= {"whitening": info.whitening, "made_by": common}
             write_atomically(path, save(weights, metadata={"dreamlib": json.dumps(about, sort_keys=True)}))
     for path in set(Path(folder).glob("expert-*.safetensors")) - set(paths):
         path.unlink()
@@ -196,6 +197,25 @@ class Experts:
         if {name: list(p.shape) for name, p in network.named_parameters()} != {n: s[1:] for n, s in found.items()}:
             raise ExpertError(f"the experts in {folder} are {about['network']}, not the network in use: {again}")
         return cls(paths, next(iter(found.values()))[0] - 1)
+
+    def check_whole(self, count: int, epochs: int) -> None:
+        """Refuse what is not ``count`` experts of ``epochs`` epochs, all of one making; raises ExpertError.
+
+        A run of theirs that was stopped leaves fewer, or some of it beside those of an earlier one.
+        """
+        again = "run `python -m dreamlib.stage_experts`, which makes what is missing"
+        folder = self.paths[0].parent
+        if (len(self.paths), self.epochs) != (count, epochs):
+            raise ExpertError(
+                f"{folder} holds {len(self.paths)} experts of {self.epochs} epochs where params.yaml asks for {count} "
+                f"of {epochs}: {again}, or change count and epochs under experts"
+            )
+        try:
+            makings = {_about(path).get("made_by") for path in self.paths}
+        except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+            raise ExpertError(f"{folder} holds a file that is no whole expert trajectory ({error}): {again}") from error
+        if len(makings) > 1:
+            raise ExpertError(f"{folder} holds experts made under different settings or data: {again}")
 
     def weights(self, expert: int, epoch: int, device: torch.device | str = "cpu") -> Weights:
         """Parameters by name after ``epoch`` epochs, 0 ≤ epoch ≤ ``epochs``."""

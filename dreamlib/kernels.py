@@ -20,6 +20,7 @@ from dreamlib.compute import Compute
 from dreamlib.graphs import Replayed, side_streams
 
 Weights = dict[str, Tensor]
+SHAPES = 64  # batch shapes a function is compiled for; beyond, torch runs it as it is
 RECORDED_PIXELS = 2**22  # numbers of a batch: 1,024 images of 32 × 32 in three colours and a few more
 _log = logging.getLogger("dreamlib")
 
@@ -94,12 +95,13 @@ class Kernels:
             run_beside_python()
         # Static shapes: a run sees few batch sizes, and each is worth its own code, once for each number of threads.
         # A study meets more of them in one process than the eight after which torch would run uncompiled.
-        return torch.compile(function, dynamic=False, recompile_limit=64)
+        return torch.compile(function, dynamic=False, recompile_limit=SHAPES)
 
     def of_a_thread(self) -> "Kernels":
         """The same for one of several threads: an uncompiled call writes its weights into the template while it runs.
 
-        Compiled functions have no template and are shared; first calls compile, one thread after the other.
+        Compiled functions have no template and are shared; first calls compile, one thread after the other. That holds
+        for up to ``SHAPES`` batch shapes: with more, nothing may run side by side.
         """
         return self if self.compile else Kernels(self._train, self.compute)
 

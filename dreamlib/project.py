@@ -215,7 +215,7 @@ def check_names(params: Params) -> None:
             how = params.distillation(method, ipc)
             for kind, registry in (("init", INITS), ("sampler", SAMPLERS)):
                 registry[getattr(how, kind)]
-            make_objective(how.objective, how.options)
+            _check_effects(method, how)
             Augmentation.parse(how.augmentation, how.augmentation_mode)
             Augmentation.parse(how.network_augmentation, how.augmentation_mode)
     Augmentation.parse(params.experts().augmentation, params.experts().mode)
@@ -225,6 +225,27 @@ def check_names(params: Params) -> None:
         for network in judged.networks:
             if network.name not in NETWORKS:
                 raise unknown("network (under evaluation.networks)", network.name, NETWORKS.names())
+
+
+def _check_effects(method: str, how: DistillParams) -> None:
+    """Refuse parameters that would be without effect; raises ParameterError, or as ``make_objective`` does."""
+    objective, where = make_objective(how.objective, how.options), f"params.yaml: method {method}"
+    if how.sampler != "random" and not objective.uses_sampler:
+        remedy = ", or options.real_batch: 0, which takes its batches" if hasattr(objective, "real_batch") else ""
+        raise ParameterError(
+            f"{where}: sampler: {how.sampler} has no effect, since objective '{how.objective}' with these options does "
+            f"not use a sampler's batches; set sampler: random{remedy}"
+        )
+    if how.labels != "hard" and getattr(objective, "learn_labels", False):
+        raise ParameterError(
+            f"{where}: labels: {how.labels} would replace the labels that options.learn_labels learns; set labels: "
+            "hard, or learn_labels: false"
+        )
+    if how.pretrain_steps and how.train_on == "none":
+        raise ParameterError(
+            f"{where}: pretrain_steps = {how.pretrain_steps} has no effect with train_on: none; set it to 0, or "
+            "train_on: real"
+        )
 
 
 def _check_pool(params: Params, method: str, ipc: int, how: DistillParams) -> None:
@@ -256,5 +277,8 @@ def preflight(project: Project) -> None:
             how = p.distillation(method, ipc)
             check_budget(train, project.info, ipc, how.factor, how.decode, how.init)
             _check_pool(p, method, ipc, how)
+            objective = make_objective(how.objective, how.options)
+            matched = build(p.network.name, project.info, torch.Generator(), p.network.options)
+            objective.check(matched, project.info, p.experts().epochs)
             if how.cluster_features == "pooled":
-                feature_channels(build(p.network.name, project.info, torch.Generator(), p.network.options))
+                feature_channels(matched)

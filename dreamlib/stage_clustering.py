@@ -17,13 +17,15 @@ from dreamlib.project import Project, Setting
 from dreamlib.types import LabeledImages
 
 
-def cluster_counts(params: Params, ipc: int) -> list[int]:
+def cluster_counts(params: Params, ipc: int, fewest: int) -> list[int]:
     """How many clusters a class the listed methods need at ``ipc``: one a canvas crop, for each factor in use.
 
-    One a canvas where none of them starts from clusters: the report then shows what such a start would be.
+    One a canvas where none of them starts from clusters: the report then shows what such a start would be, as far as
+    the ``fewest`` images a class, or the pool of them, go.
     """
     how = [params.distillation(method, ipc) for method in params.methods]
-    return sorted({images_needed(ipc, h.factor, h.decode) for h in how if h.init == "kmeans"}) or [ipc]
+    started = {images_needed(ipc, h.factor, h.decode) for h in how if h.init == "kmeans"}
+    return sorted(started or {min(ipc, fewest, params.clustering().pool or fewest)})
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def run_clustering(project: Project, ipc: int, seed: int) -> ClusteringResult:
     classes = range(data.num_classes)
     clusters = {
         count: [cluster_class(data, c, count, seed, embedder, how.pool, how.max_iterations, how.pick) for c in classes]
-        for count in cluster_counts(project.params, ipc)
+        for count in cluster_counts(project.params, ipc, int(data.labels.bincount().min()))
     }
     batch = max(project.params.distillation(m, ipc).real_batch for m in project.params.methods)
     table = coverage_table(clusters[max(clusters)], project.info, batch, seed)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
+import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -12,6 +13,8 @@ from dreamlib.checkpoint import Checkpoint
 from dreamlib.distill import Distiller, DistillResult
 from dreamlib.files import write_atomically, write_json
 from dreamlib.initialize import check_budget, fill, images_needed, noise, random_rows
+from dreamlib.networks import build
+from dreamlib.objectives import make as make_objective
 from dreamlib.objectives.soft_labels import assign_soft_labels, train_teacher
 from dreamlib.params import DistillParams, digest
 from dreamlib.project import Project, Setting
@@ -72,7 +75,7 @@ def _labelled(
 
 
 def parameter_hash(project: Project, setting: Setting) -> str:
-    """A hash of every parameter that shapes a distilled set."""
+    """A hash of every parameter that shapes a distilled set, but for those of the experts it may follow."""
     p = project.used_params
     how = p.distillation(setting.method, setting.ipc).model_dump(exclude={"checkpoint_every_s"})
     how = {k: v for k, v in how.items() if k not in LATER or v != DistillParams.model_fields[k].default}
@@ -80,9 +83,15 @@ def parameter_hash(project: Project, setting: Setting) -> str:
     return digest(p.dataset, setting.name, how, p.clustering(), p.network, p.data, compute)
 
 
-def _experts(project: Project, how: DistillParams) -> Any:
-    """What else shapes a run that follows experts."""
-    return project.params.experts() if how.objective == "trajectory" else None
+def _experts(project: Project, how: DistillParams, info: DatasetInfo) -> Any:
+    """What else shapes a run that follows experts, which must be all there."""
+    open_experts = getattr(make_objective(how.objective, how.options), "open_experts", None)
+    if open_experts is None:
+        return None
+    asked, (name, options) = project.params.experts(), project.network
+    network = build(name, info, torch.Generator(), options)
+    open_experts(network, info).check_whole(asked.count, asked.epochs)
+    return asked
 
 
 def run_distillation(project: Project, setting: Setting) -> DistillResult:
@@ -97,9 +106,10 @@ def run_distillation(project: Project, setting: Setting) -> DistillResult:
         return read_result(project, setting)
     how = project.params.distillation(setting.method, setting.ipc)
     data, info = project.seen(project.split("train"), how.whitening)
+    experts = _experts(project, how, info)
     start = starting_set(project, setting, how, data, info)
     hashes = {"parameter_hash": parameter_hash(project, setting), "data_hash": project.data_hash}
-    key = digest(hashes, code_hash(project.stage("distillation"), project.root), _experts(project, how))
+    key = digest(hashes, code_hash(project.stage("distillation"), project.root), experts)
     checkpoint = Checkpoint(project.root / ".dream" / "checkpoints", f"{setting.name}-{key}")
     run = Distiller(start, data, info, how, project.network, project.compute, setting.seed)
     result = run.run(checkpoint, setting.name)

@@ -160,6 +160,11 @@ SIDE_BY_SIDE = {
     "features": {"options": {"feature_weight": 0.1}},
     "distribution": {"objective": "distribution", "train_on": "none"},
     "frequencies": {"decode": "dct"},
+    "attention": {
+        "network": ("vit", {"dim": 8, "depth": 1, "heads": 2, "mlp_dim": 8}),
+        "options": {"layers": "conv_linear"},
+        "network_steps": 0,
+    },
 }
 
 
@@ -202,6 +207,32 @@ def spread_over(monkeypatch):
 
     monkeypatch.setattr(MatchState, "draw", watched)
     return lambda: most
+
+
+def test_classes_of_more_sizes_than_compile_are_matched_one_by_one(monkeypatch, threads_restored):
+    torch.set_num_threads(2)
+    info, data = toys()
+    uneven = data.subset(torch.cat([data.of_class(label)[: 8 + label] for label in range(3)]))
+
+    def at_once(data):
+        start = fill(data, random_rows(data, 8, 0), 2, 2, "single")
+        return Distiller(start, data, info, DistillParams(**SMALL, at_once=2), NETWORK, Compute(), 0)._at_once
+
+    assert (at_once(data), at_once(uneven)) == (2, 2)
+    monkeypatch.setattr(distill, "SHAPES", 4)  # half of them: two sizes
+    assert (at_once(data), at_once(uneven)) == (2, 1)
+
+
+def test_workers_of_unequal_shares_compute_on_as_many_threads(monkeypatch, threads_restored):
+    """Or the networks each trains by itself would round apart."""
+    torch.set_num_threads(4)
+    monkeypatch.setattr(distill.parallel, "world", lambda: 3)
+    found = set()
+    for rank in range(3):
+        monkeypatch.setattr(distill.parallel, "rank", lambda rank=rank: rank)
+        run = distiller(classes=10, at_once=4, image_update="collapsed")
+        found.add((len(run.classes), run._at_once, run._threads_of_each))
+    assert found == {(4, 2, 2), (3, 2, 2)}  # by itself the first would do four at once on one thread each
 
 
 def test_a_network_trains_beside_the_classes_that_are_matched(monkeypatch, threads_restored):

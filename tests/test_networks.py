@@ -213,6 +213,20 @@ def test_options_are_validated_at_the_door():
         build("vit", info(), rng(), {"heads": 3})
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_the_transformers_attention_is_torchs_fused_one_written_out(training):
+    """And it leaves torch's choice of kernels, which is the process's, alone."""
+    before = torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.mem_efficient_sdp_enabled()
+    network = build("vit", info(3, 8), rng(), {"depth": 1, "dim": 16, "heads": 2}).double().train(training)
+    block = next(m for m in network.modules() if isinstance(m, torch.nn.MultiheadAttention))
+    x = torch.randn(3, 5, 16, generator=rng(), dtype=torch.float64)
+    q, k, v = (x @ block.in_proj_weight.T + block.in_proj_bias).view(3, 5, 3, 2, 8).permute(2, 0, 3, 1, 4)
+    expected = block.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(3, 5, 16))
+    torch.testing.assert_close(block(x, x, x, need_weights=False)[0], expected)
+    matching(network, pixels(2, 3, 8).double().requires_grad_(True), torch.arange(2)).backward()
+    assert before == (torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.mem_efficient_sdp_enabled())
+
+
 @pytest.mark.parametrize("name", ["vgg11", "resnet10", "resnet10_ap", "densenet"])
 def test_norm_is_the_one_named(name):
     for norm, present, absent in (("instance", "GroupNorm", "BatchNorm2d"), ("batch", "BatchNorm2d", "GroupNorm")):

@@ -21,6 +21,7 @@ from dreamlib.params import ParameterError, find_root, read_params
 from dreamlib.project import Project
 from dreamlib.record import readme_text
 from dreamlib.registry import UnknownNameError
+from dreamlib.stage_clustering import cluster_counts
 from dreamlib.stage_experts import run_experts
 from dreamlib.synthetic import SyntheticSet
 
@@ -271,6 +272,13 @@ def edited(project):
     path.write_bytes(original)
 
 
+def listed(params, method, **changes):
+    """The method, with changes under the budget in use, is the one listed."""
+    params["methods"] = [method]
+    settings = params["method"][method].setdefault("quick", {})
+    settings.update({**changes, "options": {**settings.get("options", {}), **changes.get("options", {})}})
+
+
 MISTAKES = [
     (lambda p: p.update(methods=["draem"]), "did you mean 'dream'"),
     (lambda p: p.update(dataset="digitz"), "did you mean 'digits'"),
@@ -286,6 +294,13 @@ MISTAKES = [
     (lambda p: p["budgets"]["quick"]["experts"].update(augmentation="flipp_crop"), "did you mean 'flip'"),
     (lambda p: p["method"]["dream"].update(augmentation="colour"), "did you mean 'color'"),
     (lambda p: p["method"]["dream"].update(network_augmentation="rotat"), "did you mean 'rotate'"),
+    (lambda p: p["network"].update(name="mlp", options={}), "set options.layers: conv_linear"),
+    (lambda p: listed(p, "dd", sampler="representative"), "or options.real_batch: 0, which takes its batches"),
+    (lambda p: listed(p, "mtt", sampler="representative"), "set sampler: random"),
+    (lambda p: listed(p, "dm", pretrain_steps=3), "pretrain_steps = 3 has no effect with train_on: none"),
+    (lambda p: listed(p, "dd_kd", labels="assigned"), "set labels: hard, or learn_labels: false"),
+    (lambda p: listed(p, "dd_kd", options={"label_confidence": 0.1}), "must lie between 1/10 and 1"),
+    (lambda p: listed(p, "mtt", options={"max_start": 3}), "choose max_start ≤ 2, or train the experts longer"),
 ]
 
 
@@ -338,6 +353,19 @@ def test_experts_are_made_once_and_found_again(edited):
         assert [path.stat().st_mtime_ns for path in run_experts(Project.open(root))] == stamps
     finally:
         shutil.rmtree(root / "results" / "experts", ignore_errors=True)
+
+
+def test_without_a_method_that_needs_clusters_as_many_are_shown_as_images_allow(edited):
+    def counts(pool, *methods):
+        def change(p):
+            p.update(methods=list(methods))
+            p["budgets"]["quick"]["clustering"].update(pool=pool)
+
+        return cluster_counts(read_params(edited(change)), 10, fewest=6)
+
+    assert counts(0, "random") == [6]
+    assert counts(4, "random") == [4]
+    assert counts(0, "random", "kmeans") == [10]
 
 
 def test_a_mistake_stops_the_stage_with_one_line_and_leaves_nothing_behind(edited, capsys, monkeypatch):

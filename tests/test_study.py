@@ -52,6 +52,7 @@ MTT = {
     "outer_iterations": 2,
     "image_lr": 0.05,
 }
+EXPERTS = {"images": 10, "count": 2, "epochs": 1, "batch": 32}
 SMALL = {
     "dataset": "digits",
     "network": {"name": "convnet", "options": {"width": 8}},
@@ -65,7 +66,7 @@ SMALL = {
     "budgets": {
         "small": {
             "evaluation": {"protocol": "mtt", "networks": ["mlp"], "repeats": 1, "epochs": 2, "curve_networks": 0},
-            "experts": {"images": 10, "count": 2, "epochs": 1, "batch": 32},
+            "experts": EXPERTS,
         }
     },
 }
@@ -247,6 +248,24 @@ def test_experts_of_a_study_are_its_own_and_see_the_images_it_allows(root, monke
     with safe_open(folder / "sets" / "mtt-ipc1-seed0.safetensors", "pt") as saved:
         assert any("step_size" in key for key in saved.keys())  # noqa: SIM118 (not a mapping)
     assert metrics["stored_floats"] == 10 * 64 + 1
+
+
+def test_experts_that_are_not_all_there_are_not_followed(root, capsys):
+    assert study.main(["small", "experts"]) == 0
+    experts = sorted((root / "results" / "small" / "experts").iterdir())
+    other = experts[1].read_bytes()
+    experts[1].unlink()
+    assert study.main(["small", "run", "mtt"]) == 1
+    assert "holds 1 experts of 1 epochs where params.yaml asks for 2 of 1" in capsys.readouterr().err
+    write(root, SMALL | {"budgets": {"small": SMALL["budgets"]["small"] | {"experts": {**EXPERTS, "lr": 0.02}}}})
+    assert study.main(["small", "experts"]) == 0
+    experts[1].write_bytes(other)
+    assert study.main(["small", "run", "mtt"]) == 1
+    assert "made under different settings or data: run `python -m dreamlib.stage_experts`" in capsys.readouterr().err
+    experts[1].write_bytes(b"torn")
+    assert study.main(["small", "run", "mtt"]) == 1
+    assert "no whole expert trajectory" in capsys.readouterr().err
+    assert not (root / "results" / "small" / "mtt" / "sets").exists()
 
 
 def test_without_experts_the_run_says_how_to_make_them(root, capsys):

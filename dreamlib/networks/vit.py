@@ -1,9 +1,9 @@
 """A small vision transformer (Dosovitskiy et al., ICLR 2021): torchvision's, of four layers."""
 
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch import nn
 
 from dreamlib._torchvision import torchvision
 from dreamlib.networks import NETWORKS
@@ -11,13 +11,12 @@ from dreamlib.networks._shared import FeatureNet, need_side
 from dreamlib.types import DatasetInfo
 
 
-class _Encoder(torchvision.models.VisionTransformer):
-    """The transformer without its head: (N, C, H, W) → (N, dim), the class token."""
+def _plain(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
+    """Attention asked for its weights is computed by plain products, which can be differentiated twice.
 
-    def forward(self, x: Tensor) -> Tensor:
-        # The fused attention kernels cannot be differentiated twice; the plain one can.
-        with sdpa_kernel(SDPBackend.MATH):
-            return super().forward(x)
+    The fused kernels cannot; torch's switches that turn them off are the process's, and would reach other threads.
+    """
+    return args, {**kwargs, "need_weights": True}
 
 
 @NETWORKS.register("vit")
@@ -43,7 +42,12 @@ class ViTFamily:
         need_side("vit", info, self.patch, "choose a smaller patch")
         if info.size % self.patch:
             raise ValueError(f"vit: {info.size} pixels do not divide into patches of {self.patch}; choose a divisor")
-        encoder = _Encoder(info.size, self.patch, self.depth, self.heads, self.dim, self.mlp_dim)
+        encoder = torchvision.models.VisionTransformer(
+            info.size, self.patch, self.depth, self.heads, self.dim, self.mlp_dim
+        )
+        for layer in encoder.modules():
+            if isinstance(layer, nn.MultiheadAttention):
+                layer.register_forward_pre_hook(_plain, with_kwargs=True)
         if info.channels != 3:
             encoder.conv_proj = nn.Conv2d(info.channels, self.dim, self.patch, stride=self.patch)
         # torchvision starts its head at zero, which leaves the body without a gradient: nothing to match. Ours is not.

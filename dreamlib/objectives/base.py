@@ -153,6 +153,17 @@ class Objective(ABC):
 
     by_class: ClassVar[bool] = True
 
+    @property
+    def uses_sampler(self) -> bool:
+        """Whether it reads the real batches a sampler chooses."""
+        return True
+
+    def check(self, network: nn.Module, info: DatasetInfo, expert_epochs: int | None = None) -> None:  # noqa: B027 (most have nothing to refuse)
+        """Refuse, before any work, a network or data set that these options cannot be used with; raises ValueError.
+
+        ``expert_epochs`` is how long the experts are trained that params.yaml asks for, where that is known.
+        """
+
     def learned(self, start: SyntheticSet) -> dict[str, Tensor]:
         """Starting values of what is learned besides pixels (a step size, label logits), by name; none by default.
 

@@ -11,6 +11,7 @@ from dreamlib.kernels import KnownGradient, Weights, weights_of
 from dreamlib.objectives.base import OBJECTIVES, MatchState, Objective
 from dreamlib.objectives.distribution import detached, mean_feature_distance
 from dreamlib.registry import Registry, unknown
+from dreamlib.types import DatasetInfo
 
 DISTANCES: Registry[Callable[[Tensor, Tensor], Tensor]] = Registry("distance")
 
@@ -83,6 +84,10 @@ class GradientMatching(Objective):
             raise unknown("choice of layers", self.layers, ["conv", "conv_linear"])
         if self.feature_weight < 0:
             raise ValueError(f"options.feature_weight = {self.feature_weight} must be at least 0")
+
+    def check(self, network: nn.Module, info: DatasetInfo, expert_epochs: int | None = None) -> None:
+        """See ``Objective.check`` and ``matched_weights``."""
+        matched_weights(network, self.layers)
 
     def losses(self, state: MatchState) -> Iterator[tuple[int, Tensor]]:
         """See ``Objective.losses``."""

@@ -53,7 +53,7 @@ def assign_soft_labels(
     """The set with the teacher's probabilities as labels, (M, K): one row per decoded image (Hinton et al. 2015).
 
     They are softmax(logits / temperature) of the images as stored, without augmentation; a higher temperature tells
-    more of what a class resembles. Evaluation and unrolled training use them in place of class numbers.
+    more of what a class resembles. Evaluation uses them in place of class numbers.
 
     Raises ValueError for a temperature that is not positive.
     """
@@ -64,10 +64,19 @@ def assign_soft_labels(
     return replace(synthetic, soft_labels=(logits / temperature).softmax(1).to(synthetic.canvases.device))
 
 
+def check_confidence(confidence: float, classes: int) -> None:
+    """Raises ValueError unless 1/K < ``confidence`` < 1: at 1 the logits are infinite, at 1/K the class is forgotten.
+
+    >>> check_confidence(0.9, 10)
+    """
+    if not 1 / classes < confidence < 1:
+        raise ValueError(f"options.label_confidence = {confidence} must lie between 1/{classes} and 1, for example 0.9")
+
+
 def starting_logits(start: SyntheticSet, confidence: float) -> Tensor:
     """Label logits (M, K) to begin learning from: the set's soft labels, else ``confidence`` in each image's class.
 
-    Raises ValueError unless 1/K < ``confidence`` < 1: at 1 the logits are infinite, at 1/K the class is forgotten.
+    Raises ValueError for a ``confidence`` out of range (see ``check_confidence``).
 
     >>> start = SyntheticSet(torch.zeros(2, 1, 4, 4), torch.arange(2), 2)
     >>> starting_logits(start, 0.9).softmax(1)
@@ -77,8 +86,7 @@ def starting_logits(start: SyntheticSet, confidence: float) -> Tensor:
     if start.soft_labels is not None:
         return start.soft_labels.clamp_min(torch.finfo(start.soft_labels.dtype).tiny).log()
     classes = start.num_classes
-    if not 1 / classes < confidence < 1:
-        raise ValueError(f"options.label_confidence = {confidence} must lie between 1/{classes} and 1, for example 0.9")
+    check_confidence(confidence, classes)
     _, hard = start.decode()
     odds = confidence / (1 - confidence) * (classes - 1)
     return F.one_hot(hard, classes).to(start.canvases.dtype) * torch.tensor(odds).log().item()

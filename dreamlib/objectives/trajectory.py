@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dreamlib.experts import Experts, expert_folder
 from dreamlib.kernels import Weights
@@ -14,6 +14,7 @@ from dreamlib.objectives.inner import InnerSGD
 from dreamlib.objectives.soft_labels import labels_of
 from dreamlib.params import find_root
 from dreamlib.synthetic import SyntheticSet
+from dreamlib.types import DatasetInfo
 
 RATE = "step_size"
 
@@ -62,6 +63,11 @@ class TrajectoryMatching(Objective):
         if not self.step_size > 0:
             raise ValueError(f"options.step_size = {self.step_size} must be above 0, for example 0.01")
 
+    @property
+    def uses_sampler(self) -> bool:
+        """No: experts have seen the real images."""
+        return False
+
     def learned(self, start: SyntheticSet) -> dict[str, Tensor]:
         """'step_size', a scalar."""
         return {RATE: start.canvases.new_tensor(self.step_size)}
@@ -79,16 +85,28 @@ class TrajectoryMatching(Objective):
         reached = sgd.run(start, self._batches(state), [rate] * self.synthetic_steps)
         yield -1, squared_distance(reached, goal) / squared_distance(start, goal)
 
-    def _ends(self, state: MatchState) -> tuple[Weights, Weights]:
-        """θ_0 and θ* of this iteration."""
-        folder = expert_folder(self.experts, state.info.whitening)
-        experts = Experts.open(folder if folder.is_absolute() else find_root() / folder, state.network, state.info)
-        if self.max_start + self.expert_epochs > experts.epochs:
+    def check(self, network: nn.Module, info: DatasetInfo, expert_epochs: int | None = None) -> None:
+        """See ``Objective.check``; refuses experts too short to be followed."""
+        if expert_epochs is not None:
+            self._check_reach(expert_epochs)
+
+    def _check_reach(self, epochs: int) -> None:
+        if self.max_start + self.expert_epochs > epochs:
             raise ValueError(
                 f"options.max_start = {self.max_start} + expert_epochs = {self.expert_epochs} reach beyond the "
-                f"{experts.epochs} epochs of the experts: choose max_start ≤ {experts.epochs - self.expert_epochs}, or "
-                "train the experts longer"
+                f"{epochs} epochs of the experts: choose max_start ≤ {epochs - self.expert_epochs}, or train the "
+                "experts longer"
             )
+
+    def open_experts(self, network: nn.Module, info: DatasetInfo) -> Experts:
+        """The trajectories to follow; raises ExpertError when they are missing or of another network or data set."""
+        folder = expert_folder(self.experts, info.whitening)
+        return Experts.open(folder if folder.is_absolute() else find_root() / folder, network, info)
+
+    def _ends(self, state: MatchState) -> tuple[Weights, Weights]:
+        """θ_0 and θ* of this iteration."""
+        experts = self.open_experts(state.network, state.info)
+        self._check_reach(experts.epochs)
         rng = state.rng("trajectory")
         expert = int(torch.randint(len(experts.paths), (), generator=rng))
         epoch = int(torch.randint(self.max_start + 1, (), generator=rng))

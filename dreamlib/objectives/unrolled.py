@@ -5,13 +5,14 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dreamlib.objectives.base import OBJECTIVES, MatchState, Objective
 from dreamlib.objectives.inner import InnerSGD, parameters_of
-from dreamlib.objectives.soft_labels import LOGITS, keep_learned_labels, labels_of, starting_logits
+from dreamlib.objectives.soft_labels import LOGITS, check_confidence, keep_learned_labels, labels_of, starting_logits
 from dreamlib.synthetic import SyntheticSet
+from dreamlib.types import DatasetInfo
 
 RATES = "step_sizes"
 
@@ -82,6 +83,16 @@ class UnrolledTraining(Objective):
     def total(self) -> int:
         """Steps of the longest unrolled training."""
         return self.steps * self.passes
+
+    @property
+    def uses_sampler(self) -> bool:
+        """Only where ``real_batch`` is 0."""
+        return self.real_batch == 0
+
+    def check(self, network: nn.Module, info: DatasetInfo, expert_epochs: int | None = None) -> None:
+        """See ``Objective.check`` and ``check_confidence``."""
+        if self.learn_labels:
+            check_confidence(self.label_confidence, info.num_classes)
 
     def learned(self, start: SyntheticSet) -> dict[str, Tensor]:
         """'step_sizes' (steps·passes,) before the softplus; 'label_logits' (M, K) where labels are learned."""
