@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.cost import POOL
+from benchmarks.cost import POOL, START_STEPS
 from benchmarks.reference import evaluation
 from benchmarks.table import ACCURACY, ROOT, write
 from dreamlib import datasets
@@ -62,11 +62,11 @@ def starting_set(
     network = ("convnet", {"width": width})
     model = compute.place(build(*network[:1], info, generator(seed, "clustering-network"), network[1]))
     kernels, count = kernels_for(network, info, compute), images_needed(ipc, how.factor, how.decode)
-    rows = [
-        cluster_class(data, c, count, seed, lambda x: embed(model, x, info, kernels), how.pool, 30).representatives
+    found = [
+        cluster_class(data, c, count, seed, lambda x: embed(model, x, info, kernels), how.pool, START_STEPS)
         for c in range(info.num_classes)
     ]
-    return fill(data, torch.stack(rows), ipc, how.factor, how.decode, how.shrink)
+    return fill(data, torch.stack([c.representatives for c in found]), ipc, how.factor, how.decode, how.shrink)
 
 
 def differences(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

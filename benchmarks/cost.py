@@ -19,6 +19,7 @@ from dreamlib.types import DatasetInfo
 REAL, IPC, FACTOR, SYNTHETIC = 128, 10, 2, 128
 INTERVAL, NETWORK_STEPS = 10, 4  # DREAM's: inner iterations between clusterings, training steps in each
 POOL = 384  # images a class that enter a clustering, as in the quick budget of params.yaml
+START_STEPS = 30  # at most so many of k-means for a start, which is not what is compared
 WORKERS = (1, 2, 8)
 ITERATIONS = 1000
 

@@ -182,8 +182,9 @@ def paper_text(runs: list[dict[str, Any]], evaluations: dict[str, Any]) -> str:
         machines = [piece["machine"] for piece in run["pieces"]]
         where = ", then ".join(f"{m['device']}, {m['precision']}, torch {m['torch']}" for m in machines)
         text = (
-            f"DREAM at ipc {run['ipc']} under the `paper` budget, images clustered on the way: "
-            f"{clustered_images(run['pool'])}; {done} {run['total']:,} iterations so far, on {where}"
+            f"DREAM at ipc {run['ipc']} under the `paper` budget (its start by at most {cost.START_STEPS} steps of "
+            f"k-means), images clustered on the way: {clustered_images(run['pool'])}; {done} {run['total']:,} "
+            f"iterations so far, on {where}"
         )
         rows = []
         for iteration, took in sorted(run["seconds"].items(), key=lambda item: int(item[0])):

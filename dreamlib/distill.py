@@ -282,6 +282,8 @@ class Distiller:
         self._snapshot()
         last = time.monotonic()
         with progress(self.total, label, initial=self.iteration) as bar:
+            if self.compute.compile:
+                bar.set_postfix_str("the first steps may compile, which takes longer")
             while self.iteration < self.total:
                 self.step()
                 if self.history:

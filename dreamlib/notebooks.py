@@ -10,7 +10,7 @@ from pathlib import Path
 import nbformat
 
 from dreamlib.files import write_atomically
-from dreamlib.params import find_root
+from dreamlib.params import find_root, read_params
 
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -24,6 +24,9 @@ SECTIONS = {
     "05_methods": "Study: every family of methods in the same time",
     "06_claims": "Study: which of DREAM's claims hold at a small budget",
 }
+
+
+LEFT = "Left from other settings than those in params.yaml"
 
 
 def reset_cells(notebook: nbformat.NotebookNode) -> None:
@@ -82,6 +85,8 @@ def with_mathml(text: str) -> str:
 def to_html(root: Path) -> Path:
     """Every executed notebook as a page without code, and an index page; returns the index.
 
+    Pages of settings that params.yaml does not list stand apart: they may be of another data set.
+
     Raises FileNotFoundError when nothing has been executed yet.
     """
     from nbconvert import HTMLExporter
@@ -94,6 +99,9 @@ def to_html(root: Path) -> Path:
     # Not embed_images: it reparses the text with a parser that takes MathML apart, and plots are embedded anyway.
     exporter = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True)
     entries: dict[str, list[str]] = {}
+    params = read_params(root)
+    points = [f"ipc{ipc}-seed{seed}" for ipc in params.ipc for seed in params.seeds]
+    listed = {*points, *(f"{method}-{point}" for method in params.methods for point in points)}
     for path in paths:
         notebook = nbformat.read(path, as_version=4)
         for cell in notebook.cells:
@@ -104,6 +112,8 @@ def to_html(root: Path) -> Path:
         write_atomically(out / relative, page.encode())
         section = relative.parts[0].removesuffix(".html")
         name = path.stem if len(relative.parts) > 1 else title_of(notebook)
+        if len(relative.parts) > 1 and path.stem not in listed:
+            section = LEFT
         entries.setdefault(section, []).append(f'<li><a href="{relative.as_posix()}">{html.escape(name)}</a></li>')
     write_atomically(out / "index.html", _index(entries).encode())
     return out / "index.html"
@@ -111,7 +121,7 @@ def to_html(root: Path) -> Path:
 
 def _index(entries: dict[str, list[str]]) -> str:
     # Results first: that is what a reader came for.
-    ordered = sorted(entries, key=lambda section: (section != "04_figures", section))
+    ordered = sorted(entries, key=lambda section: (section == LEFT, section != "04_figures", section))
     body = "\n".join(
         f"<h2>{html.escape(SECTIONS.get(section, section))}</h2>\n<ul>{''.join(entries[section])}</ul>"
         for section in ordered

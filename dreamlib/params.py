@@ -60,7 +60,7 @@ class Params(Strict):
 
     dataset: str
     ipc: Annotated[list[Positive], Field(min_length=1)]
-    methods: Annotated[list[str], Field(min_length=1)]
+    methods: Annotated[list[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]], Field(min_length=1)]  # in file names
     seeds: Annotated[list[Natural], Field(min_length=1)]
     budget: str
     compute: ComputeParams = ComputeParams()
@@ -171,7 +171,7 @@ def _explain(problem: Any, model: type[BaseModel]) -> str:
         return str(unknown("key", problem["loc"][-1], known)) + (f" (at {path})" if len(problem["loc"]) > 1 else "")
     # Without a path the problem is one between values, and its message names them.
     shown = "" if problem["type"] == "missing" or not path else f", got {problem['input']!r}"
-    return f"{path or 'section'}: {problem['msg'].removeprefix('Value error, ')}{shown}"
+    return f"{path + ': ' if path else ''}{problem['msg'].removeprefix('Value error, ')}{shown}"
 
 
 def find_root(start: str | Path | None = None) -> Path:

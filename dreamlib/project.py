@@ -159,7 +159,8 @@ class Project:
 
     def note(self, name: str, seconds: dict[str, float], **more: dict[Any, float]) -> None:
         """Keep this run's times (see ``provenance.note_run``)."""
-        note_run(f"{self.study}/{name}" if self.study else name, self.compute, seconds, self.root, **more)
+        name = f"{self.study}/{name}" if self.study else name
+        note_run(name, self.compute, seconds, self.root, self.params.dataset, **more)
 
     def delegated(self, stage: str, setting: Setting, *more: str) -> bool:
         """Run a stage in ``compute.workers`` processes, when there are to be several and this is not one of them.

@@ -32,7 +32,12 @@ def code_hash(stage: str, root: Path | None = None) -> str:
 
 
 def note_run(
-    name: str, compute: Compute, seconds: dict[str, float], root: Path | None = None, **more: dict[Any, float]
+    name: str,
+    compute: Compute,
+    seconds: dict[str, float],
+    root: Path | None = None,
+    dataset: str = "",
+    **more: dict[Any, float],
 ) -> None:
     """Keep what this run took on this machine (seconds, peak memory, device, versions) beside, not in, its outputs.
 
@@ -40,6 +45,7 @@ def note_run(
     repeat; kept apart they let reports and metrics be the same bytes from run to run.
     """
     entry = {
+        "dataset": dataset,
         "seconds": {k: round(v, 2) for k, v in seconds.items()},
         "peak_memory_bytes": peak_memory_bytes(),
         **compute.describe(),

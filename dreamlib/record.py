@@ -52,9 +52,10 @@ def cost_table(record: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["stage", "seconds", "of which", "peak memory (MiB)", "device"]).round(0)
 
 
-def record_table(root: Path) -> pd.DataFrame:
-    """The committed record as a table; empty where none has been written."""
-    return cost_table(read_json(root / RECORD) if (root / RECORD).is_file() else {})
+def record_table(root: Path, dataset: str) -> pd.DataFrame:
+    """What the committed record has of a data set, as a table; empty where that is nothing."""
+    record = read_json(root / RECORD) if (root / RECORD).is_file() else {}
+    return cost_table({name: entry for name, entry in record.items() if entry["dataset"] == dataset})
 
 
 def times_table(root: Path) -> str:

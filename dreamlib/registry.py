@@ -1,8 +1,11 @@
 """Name → component, with errors that name the nearest match."""
 
 import difflib
-from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
+from typing import Any, Generic, Literal, TypeVar, get_origin, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 T = TypeVar("T")
 
@@ -20,6 +23,36 @@ def unknown(kind: str, name: object, known: list[str]) -> UnknownNameError:
     near = difflib.get_close_matches(str(name), known, n=1)
     hint = f" did you mean '{near[0]}'?" if near else ""
     return UnknownNameError(f"unknown {kind} '{name}':{hint} Known: {', '.join(known)}")
+
+
+def configured(kind: Callable[..., T], options: Mapping[str, Any], what: str) -> T:
+    """A component, a dataclass, from its options as they come from params.yaml; ``what`` names it in messages.
+
+    Raises UnknownNameError for an option it does not have, ValueError for a value of another type.
+
+    >>> from dataclasses import make_dataclass
+    >>> square = make_dataclass("Square", [("side", int, 1)])
+    >>> configured(square, {"side": 3}, "shape 'square'").side
+    3
+    >>> configured(square, {"side": "big"}, "shape 'square'")
+    Traceback (most recent call last):
+        ...
+    ValueError: option side of shape 'square': Input should be a valid integer, ... an integer, got 'big'
+    """
+    known = sorted(field.name for field in fields(kind))  # type: ignore[arg-type]
+    types, checked = get_type_hints(kind), {}
+    for name, value in options.items():
+        if name not in known:
+            raise unknown(f"option of {what}", name, known or ["(it takes none)"])
+        checked[name] = value
+        if get_origin(types[name]) is Literal:  # what is chosen among is named by the component, with the nearest match
+            continue
+        try:
+            checked[name] = TypeAdapter(types[name]).validate_python(value)
+        except ValidationError as error:
+            said = error.errors()[0]["msg"]
+            raise ValueError(f"option {name} of {what}: {said}, got {value!r}") from None
+    return kind(**checked)
 
 
 class Registry(Generic[T]):

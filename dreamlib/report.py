@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dreamlib.distill import DistillResult
 from dreamlib.initialize import ClassClusters
-from dreamlib.params import digest
+from dreamlib.params import DistillParams, digest
 from dreamlib.project import Project, Setting
 from dreamlib.provenance import code_hash
 from dreamlib.record import cost_table
@@ -30,6 +30,18 @@ def loss_table(result: DistillResult, setting: Setting | None = None) -> pd.Data
     """The matching loss per inner iteration, with the method's name for a legend."""
     table = pd.DataFrame(result.history, columns=["iteration", "loss"])
     return table.assign(method=setting.method if setting else "matching loss")
+
+
+def small_class_note(project: Project, how: DistillParams) -> str:
+    """A sentence where a class is too small for ``real_batch``: samplers then have little or nothing to choose from."""
+    counts = project.split("train").labels.bincount()
+    fewest, smallest = int(counts.min()), project.info.classes[int(counts.argmin())]
+    if fewest >= how.real_batch or not how.outer_iterations * how.inner_iterations:
+        return ""
+    return (
+        f"**Note:** `real_batch` is {how.real_batch}, but class {smallest} has {fewest} training images: its batch is "
+        "all of them in every iteration, whichever sampler is named. A smaller `real_batch` leaves it a choice."
+    )
 
 
 def two_dimensions(clusters: ClassClusters, batch: int, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:

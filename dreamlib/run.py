@@ -109,7 +109,7 @@ def prepare_kernel(root: Path) -> None:
     A user's IPython start-up files would otherwise run inside every stage. Both folders lie under .dream/.
     """
     profile = root / ".dream" / "ipython" / "profile_default"
-    config = b"c = get_config()  # noqa: F821\nc.IPKernelApp.log_level = 'ERROR'\n"
+    config = b"c = get_config()  # noqa: F821\nc.IPKernelApp.log_level = 'CRITICAL'\n"
     write_atomically(profile / "ipython_kernel_config.py", config)
     os.environ["IPYTHONDIR"] = str(profile.parent)
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(root / ".dream" / "compiled"))
@@ -135,7 +135,15 @@ def exit_status(work: Callable[[], object]) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return interrupted()
     return 0
+
+
+def interrupted() -> int:
+    """What is said of Ctrl-C; the exit status is the shell's for it."""
+    print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+    return 130
 
 
 def failed_copy(root: Path, output: Path) -> Path:
@@ -188,12 +196,16 @@ def main(arguments: list[str] | None = None) -> int:
         read_params()
         run(given.notebook, given.output, parse(given.parameters))
     except PapermillExecutionError as error:
+        if error.ename == "KeyboardInterrupt":  # the kernel heard of it first
+            return interrupted()
         where = failed_copy(find_root(), given.output)
         print(f"error: {given.notebook}: {error.ename}: {error.evalue} (traceback: {where})", file=sys.stderr)
         return 1
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return interrupted()
     return 0
 
 

@@ -209,13 +209,16 @@ class SyntheticSet:
         """Read a file written by ``save``; raises FileNotFoundError or ValueError that say what to do."""
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"no distilled set at {path}; make it with `dvc repro`, or check the path")
+            named = f', or name an ipc: load("{path}", ipc=1)' if path.suffix == "" else ""
+            raise FileNotFoundError(f"no distilled set at {path}; make it with `dvc repro`, or check the path{named}")
         try:
             with safe_open(path, "pt") as file:
-                info = json.loads((file.metadata() or {})["dreamlib"])
+                if "dreamlib" not in (metadata := file.metadata() or {}):
+                    raise ValueError("it does not say that it is one")
+                info = json.loads(metadata["dreamlib"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             if info["format"] != FORMAT:
-                raise KeyError(info["format"])
+                raise ValueError(f"its format is {info['format']}")
             parts = (tensors["canvases"], tensors["labels"], info["num_classes"], info["factor"], info["decode"])
             extras = {name.removeprefix("extra."): t for name, t in tensors.items() if name.startswith("extra.")}
             return cls(*parts, tensors.get("soft_labels"), extras, info, tensors.get("frequencies"))
@@ -270,7 +273,10 @@ def best_path(dataset: str, ipc: int, root: Path | None = None) -> Path:
 
     Raises FileNotFoundError naming those there are.
     """
-    folder = (root or find_root()) / BEST
+    try:
+        folder = (root or find_root()) / BEST
+    except FileNotFoundError:  # outside a project: the one this library was installed from
+        folder = find_root(__file__) / BEST
     path = folder / f"{dataset}-ipc{ipc}.safetensors"
     if not path.is_file():
         found = ", ".join(sorted(p.stem for p in folder.glob("*.safetensors"))) or "none"
@@ -281,9 +287,11 @@ def best_path(dataset: str, ipc: int, root: Path | None = None) -> Path:
 def load(path: str | Path, normalise: bool = True, *, ipc: int | None = None) -> DecodedDataset:
     """Decoded images and labels of a distilled set, ready for a ``DataLoader``.
 
-    ``path`` is a set's file or, with ``ipc``, a data set's name: ``load("fashion_mnist", ipc=10)`` is the best set the
-    project around the current directory has for it. A network trained on a set whose ``set.whitening`` is 'zca' knows
-    whitened images only: ask it about real ones after ``dreamlib.whitening.ZCA.fit(training images).apply(…)``, without
-    normalising them. Raises FileNotFoundError or ValueError with the remedy when the file is missing, torn or foreign.
+    ``path`` is a set's file or, with ``ipc``, a data set's name: ``load("fashion_mnist", ipc=10)`` is the best set that
+    the project around the current directory has for it, or else the one the library was installed from. A network
+    trained on a set whose ``set.whitening`` is 'zca' knows whitened images only: ask it about real ones after
+    ``dreamlib.whitening.ZCA.fit(training images).apply(…)``, without normalising them.
+
+    Raises FileNotFoundError or ValueError with the remedy when the file is missing, torn or foreign.
     """
     return DecodedDataset(SyntheticSet.open(path if ipc is None else best_path(str(path), ipc)), normalise)

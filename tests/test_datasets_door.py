@@ -94,8 +94,8 @@ def test_options_reach_the_data_set():
     [
         ("validation", 0, "validation_per_class is 0: at least 1 is needed"),
         ("train", -1, "validation_per_class is -1: at least 0 is needed"),
-        ("train", 5, "validation_per_class is 5, but class 1 has only 5 .* at most 4"),
-        ("validation", 50, "class 1 has only 5"),
+        ("train", 5, "validation_per_class is 5, but class 'b' has only 5 .* at most 4"),
+        ("validation", 50, "class 'b' has only 5"),
     ],
 )
 def test_impossible_sizes_are_refused_with_value_limit_and_remedy(split, per_class, message):

@@ -2,12 +2,14 @@
 
 import gzip
 import hashlib
+import itertools
 import stat
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from dreamlib.datasets import DataError, debian
 from dreamlib.datasets.__main__ import main
@@ -215,3 +217,26 @@ def test_without_names_the_command_fetches_what_params_yaml_asks_for(tmp_path, c
     assert main([]) == 0
     assert "data/digits/digits.csv.gz" in capsys.readouterr().out
     assert not (tmp_path / "data" / "fashion_mnist").exists()
+
+
+def test_a_mistake_in_params_yaml_is_one_line(tmp_path, capsys, monkeypatch):
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    (tmp_path / "params.yaml").write_text("dataset: digits\nipc: 1\n")
+    monkeypatch.chdir(tmp_path)
+    assert main([]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: params.yaml (top level): ipc: Input should be a valid list, got 1; ")
+    assert said.count("\n") == 1
+
+
+def test_of_many_files_the_first_are_listed(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for split, label, row in itertools.product(("train", "test"), "ab", range(4)):
+        (tmp_path / "mine" / split / label).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4), row).save(tmp_path / "mine" / split / label / f"{row}.png")
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    options = "data: {options: {path: mine, size: 4, channels: 1}}\n"
+    values = "dataset: folder\nipc: [1]\nmethods: [m]\nseeds: [0]\nbudget: b\nmethod: {m: {}}\nbudgets: {b: {}}\n"
+    (tmp_path / "params.yaml").write_text(values + options)
+    assert main([]) == 0
+    assert capsys.readouterr().out.splitlines()[10:] == ["... and 6 more"]

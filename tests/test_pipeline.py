@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from papermill import PapermillExecutionError
 from PIL import Image
 from ruamel.yaml import YAML
 
@@ -21,6 +22,7 @@ from dreamlib.params import ParameterError, find_root, read_params
 from dreamlib.project import Project
 from dreamlib.record import readme_text
 from dreamlib.registry import UnknownNameError
+from dreamlib.report import small_class_note
 from dreamlib.stage_clustering import cluster_counts
 from dreamlib.stage_experts import run_experts
 from dreamlib.synthetic import SyntheticSet
@@ -294,6 +296,14 @@ MISTAKES = [
     (lambda p: p["budgets"]["quick"]["experts"].update(augmentation="flipp_crop"), "did you mean 'flip'"),
     (lambda p: p["method"]["dream"].update(augmentation="colour"), "did you mean 'color'"),
     (lambda p: p["method"]["dream"].update(network_augmentation="rotat"), "did you mean 'rotate'"),
+    (
+        lambda p: p["network"]["options"].update(width="big"),
+        "option width of network 'convnet': Input should be a valid",
+    ),
+    (
+        lambda p: p["method"].update({"my/dream": {}}) or p.update(methods=["my/dream"]),
+        "methods.0: String should match",
+    ),
     (lambda p: p["network"].update(name="mlp", options={}), "set options.layers: conv_linear"),
     (lambda p: listed(p, "dd", sampler="representative"), "or options.real_batch: 0, which takes its batches"),
     (lambda p: listed(p, "mtt", sampler="representative"), "set sampler: random"),
@@ -366,6 +376,37 @@ def test_without_a_method_that_needs_clusters_as_many_are_shown_as_images_allow(
     assert counts(0, "random") == [6]
     assert counts(4, "random") == [4]
     assert counts(0, "random", "kmeans") == [10]
+
+
+@pytest.mark.parametrize("by", ["here", "kernel"])
+def test_an_interruption_is_one_line_and_the_shells_status(project, capsys, monkeypatch, by):
+    def run(*_):
+        if by == "here":
+            raise KeyboardInterrupt
+        raise PapermillExecutionError(2, 2, "", "KeyboardInterrupt", "", [])
+
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(launcher, "run", run)
+    assert launcher.main(["notebooks/02_distillation.ipynb", "out.ipynb"]) == 130
+    assert capsys.readouterr().err == "interrupted: the same command goes on from the last checkpoint\n"
+
+
+def test_a_stage_refused_for_its_parameters_loses_no_output(edited):
+    root = edited(lambda p: p["budgets"]["quick"]["distillation"].update(factor=5))
+    before = outputs_of(root)
+    said = dvc(root, "repro", "figures", fails=True)
+    assert "choose factor ≤ 4" in said and "failed to reproduce 'clustering" in said
+    assert before and outputs_of(root) == before
+
+
+def test_a_batch_that_a_class_cannot_fill_is_said(edited):
+    large = Project.open(edited(lambda p: p["budgets"]["quick"]["distillation"].update(real_batch=400, pool=0)))
+    note = small_class_note(large, large.params.distillation("dream", 1))
+    fewest = int(large.split("train").labels.bincount().min())
+    assert f"`real_batch` is 400, but class {large.info.classes[8]} has {fewest} training images" in note
+    assert small_class_note(large, large.params.distillation("random", 1)) == "", "it matches nothing"
+    small = Project.open(edited(lambda p: p["budgets"]["quick"]["distillation"].update(real_batch=fewest)))
+    assert small_class_note(small, small.params.distillation("dream", 1)) == ""
 
 
 def test_a_mistake_stops_the_stage_with_one_line_and_leaves_nothing_behind(edited, capsys, monkeypatch):

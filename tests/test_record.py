@@ -2,6 +2,7 @@
 
 import subprocess
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -118,6 +119,28 @@ def test_html_without_reports_says_what_to_run(tmp_path):
     (tmp_path / "reports").mkdir()
     with pytest.raises(FileNotFoundError, match="make repro"):
         to_html(tmp_path)
+
+
+def test_pages_of_settings_that_are_not_listed_stand_apart(tmp_path):
+    (tmp_path / "params.yaml").write_text(PARAMS.format("dream"))
+    page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# A page")])
+    for name in ("02_distillation/dream-ipc1-seed0", "02_distillation/idc-ipc1-seed0", "04_figures"):
+        (tmp_path / "reports" / "02_distillation").mkdir(parents=True, exist_ok=True)
+        nbformat.write(page, tmp_path / "reports" / f"{name}.ipynb")
+    index = to_html(tmp_path).read_text()
+    left = index.index("Left from other settings")
+    assert index.index("04_figures.html") < index.index("dream-ipc1-seed0.html") < left < index.index("idc-ipc1-seed0")
+    (tmp_path / "params.yaml").write_text(PARAMS.format("dream, idc"))
+    assert "Left from" not in to_html(tmp_path).read_text()
+
+
+def test_the_record_speaks_of_one_data_set(tmp_path):
+    entry = {"seconds": {"total": 1.0}, "peak_memory_bytes": 2**20, "device": "cpu (x)"}
+    write_json(
+        tmp_path / record.RECORD, {"a": entry | {"dataset": "digits"}, "b": entry | {"dataset": "fashion_mnist"}}
+    )
+    assert list(record.record_table(tmp_path, "digits").stage) == ["a"]
+    assert record.record_table(tmp_path, "svhn").empty
 
 
 def test_contact_sheet_png_holds_every_canvas_enlarged(tmp_path):

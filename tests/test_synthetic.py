@@ -278,5 +278,10 @@ def test_the_best_set_of_a_data_set_is_found_by_name_and_ipc(tmp_path, monkeypat
     assert torch.equal(dreamlib.load("toy", ipc=2).set.canvases, made.canvases)
     with pytest.raises(FileNotFoundError, match=r"no set toy-ipc10 in results/best; there are: toy-ipc2\."):
         dreamlib.load("toy", ipc=10)
-    with pytest.raises(FileNotFoundError, match="no distilled set at toy"):
+    with pytest.raises(FileNotFoundError, match=r'no distilled set at toy.*or name an ipc: load\("toy", ipc=1\)'):
         dreamlib.load("toy")  # without ipc it is a path
+
+
+def test_outside_a_project_the_best_sets_are_those_the_library_came_with(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert dreamlib.load("fashion_mnist", ipc=1).set.info["dataset"] == "fashion_mnist"

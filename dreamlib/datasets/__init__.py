@@ -7,8 +7,7 @@ with ``@DATASETS.register(name)``; nothing else has to change.
 import hashlib
 import importlib
 import pkgutil
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from dreamlib.datasets.base import DATASETS, Dataset
 from dreamlib.datasets.fetch import DataError, md5_of
-from dreamlib.registry import unknown
+from dreamlib.registry import configured, unknown
 from dreamlib.seeding import generator
 from dreamlib.types import DatasetInfo, LabeledImages
 
@@ -33,19 +32,14 @@ for _module in pkgutil.iter_modules(__path__):
 def create(name: str, options: Mapping[str, Any] | None = None) -> Dataset:
     """The data set ``name`` with its options, as they come from params.yaml.
 
-    Raises UnknownNameError, with the nearest match, for an unknown data set or option.
+    Raises UnknownNameError, with the nearest match, for an unknown data set or option; ValueError for a wrong value.
 
     >>> create("folder", {"sise": 32})
     Traceback (most recent call last):
         ...
     dreamlib.registry.UnknownNameError: unknown option of data set 'folder' 'sise': did you mean 'size'? Known: ...
     """
-    chosen = DATASETS[name]
-    known = [field.name for field in fields(chosen)]
-    for option in options or {}:
-        if option not in known:
-            raise unknown(f"option of data set '{name}'", option, known or ["(it takes none)"])
-    return chosen(**(options or {}))
+    return configured(DATASETS[name], options or {}, f"data set '{name}'")
 
 
 def info(name: str, options: Mapping[str, Any] | None = None) -> DatasetInfo:
@@ -94,21 +88,22 @@ def load_split(
         return dataset.load("test", data_dir)
     train = dataset.load("train", data_dir)
     held_out = torch.zeros(len(train), dtype=torch.bool)  # (N,)
-    held_out[validation_rows(train, validation_per_class, seed)] = True
+    held_out[validation_rows(train, validation_per_class, seed, dataset.info.classes)] = True
     return train.subset(torch.nonzero(held_out if split == "validation" else ~held_out).flatten())
 
 
-def validation_rows(train: LabeledImages, per_class: int, seed: int) -> Tensor:
+def validation_rows(train: LabeledImages, per_class: int, seed: int, names: Sequence[str] = ()) -> Tensor:
     """Row numbers (K·``per_class``,), class by class, that are held out of the training data for a given seed.
 
-    Raises ValueError when a class would keep no image to train on.
+    Raises ValueError when a class, called as in ``names``, would keep no image to train on.
     """
     rng = generator(seed, "validation-split")
     rows = [train.of_class(label) for label in range(train.num_classes)]
     fewest = min(range(train.num_classes), key=lambda label: len(rows[label]))
     if per_class >= max(1, len(rows[fewest])):
+        name = f"'{names[fewest]}'" if names else fewest
         raise ValueError(
-            f"validation_per_class is {per_class}, but class {fewest} has only {len(rows[fewest])} training images and "
+            f"validation_per_class is {per_class}, but class {name} has only {len(rows[fewest])} training images and "
             f"must keep one: lower it to at most {max(0, len(rows[fewest]) - 1)} or add images"
         )
     return torch.cat([r[torch.randperm(len(r), generator=rng)[:per_class]] for r in rows])

@@ -7,7 +7,9 @@ from typing import Any
 
 from dreamlib.datasets import DATASETS, DataError, create
 from dreamlib.datasets.fetch import DEFAULT_NAMES, md5_of
-from dreamlib.params import Params, read_params
+from dreamlib.params import ParameterError, Params, read_params
+
+LISTED = 10  # files of a data set; one of a user's own may have as many as images
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -18,12 +20,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data-dir", help="folder of all data sets (default: data.directory of params.yaml, or data)")
     chosen = parser.parse_args(arguments)
     failed = False
-    params = _params()
+    try:
+        params = _params()
+    except ParameterError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     folder = chosen.data_dir or (params.data.directory if params else "data")
     for name, options in _wanted(chosen.names, params):
         try:
-            for path in create(name, options).fetch(folder):
+            paths = create(name, options).fetch(folder)
+            for path in paths[:LISTED]:
                 print(f"{md5_of(path)}  {path}")
+            if len(paths) > LISTED:
+                print(f"... and {len(paths) - LISTED} more")
         except (DataError, ValueError) as error:
             # One data set that cannot be had is no reason to leave out the others.
             print(f"{name}: {error}", file=sys.stderr)

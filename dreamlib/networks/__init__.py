@@ -4,7 +4,6 @@ A family's ``build(info)`` returns an ``nn.Module`` whose ``forward`` gives (N, 
 (N, D) embeddings of normalised (N, C, H, W) images. Files whose name starts with an underscore hold shared parts.
 """
 
-import dataclasses
 import importlib
 import pkgutil
 from typing import Protocol
@@ -12,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from dreamlib.registry import Registry, unknown
+from dreamlib.registry import Registry, configured
 from dreamlib.types import DatasetInfo
 
 
@@ -39,12 +38,7 @@ def build(name: str, info: DatasetInfo, rng: torch.Generator, options: dict | No
     >>> network(torch.zeros(5, 1, 8, 8)).shape, network.features(torch.zeros(5, 1, 8, 8)).shape
     (torch.Size([5, 2]), torch.Size([5, 64]))
     """
-    family = NETWORKS[name]
-    known = [field.name for field in dataclasses.fields(family)]
-    for option in options or {}:
-        if option not in known:
-            raise unknown(f"option of network '{name}'", option, known)
-    recipe = family(**(options or {}))
+    recipe = configured(NETWORKS[name], options or {}, f"network '{name}'")
     seed = torch.randint(2**62, (), generator=rng, device=rng.device).item()
     # Not torch.manual_seed: that would also seed every GPU's generator, which fork_rng(devices=[]) does not restore.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):

@@ -1,12 +1,11 @@
 """What the distilled set is made to match: one objective a file, found and registered by being there."""
 
-import dataclasses
 import importlib
 import pkgutil
 from typing import Any
 
 from dreamlib.objectives.base import OBJECTIVES, MatchState, Objective
-from dreamlib.registry import unknown
+from dreamlib.registry import configured
 
 __all__ = ["OBJECTIVES", "MatchState", "Objective", "make"]
 
@@ -20,9 +19,4 @@ def make(name: str, options: dict[str, Any]) -> Objective:
     >>> make("gradient", {"distance": "l1"}).distance
     'l1'
     """
-    kind = OBJECTIVES[name]
-    known = sorted(f.name for f in dataclasses.fields(kind))
-    for key in options:
-        if key not in known:
-            raise unknown(f"option of objective '{name}'", key, known)
-    return kind(**options)
+    return configured(OBJECTIVES[name], options, f"objective '{name}'")
