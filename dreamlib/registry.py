@@ -48,10 +48,12 @@ def configured(kind: Callable[..., T], options: Mapping[str, Any], what: str) ->
         if get_origin(types[name]) is Literal:  # what is chosen among is named by the component, with the nearest match
             continue
         try:
-            checked[name] = TypeAdapter(types[name]).validate_python(value)
+            found = TypeAdapter(types[name]).validate_python(value)
         except ValidationError as error:
             said = error.errors()[0]["msg"]
             raise ValueError(f"option {name} of {what}: {said}, got {value!r}") from None
+        if found != value:  # an equal value stays as it was written
+            checked[name] = found
     return kind(**checked)
 
 
