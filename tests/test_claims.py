@@ -8,7 +8,17 @@ import torch
 from torch import nn
 
 from dreamlib.batches import KINDS, BatchStudy, class_gradient, gradient_measures, pooled
-from dreamlib.claims import HOLDS, NOT, PARTLY, bootstrap, first_reaching, judge_share, share_of_iterations, together
+from dreamlib.claims import (
+    HOLDS,
+    NOT,
+    PARTLY,
+    bootstrap,
+    break_even,
+    first_reaching,
+    judge_share,
+    share_of_iterations,
+    together,
+)
 from dreamlib.compute import Compute
 from dreamlib.cost import energy_joules, operations_per_image, stored_bytes, watched_training
 from dreamlib.kernels import Kernels
@@ -32,6 +42,9 @@ def test_the_bootstrap_lists_every_draw():
     assert sorted(seen) == [(0, 0), (0, 1), (1, 0), (1, 1)]
     # Means of draws from (0, 3): 0, 1.5, 1.5, 3, each a quarter: the middle half is from 0 (the first quarter) to 1.5.
     assert bootstrap(lambda drawn: sum(3.0 * d for d in drawn) / 2, 2, level=0.5) == (0.0, 1.5)
+    # 27 draws valued 0 to 26: a tenth of them is 2.7, so that the third and the twenty-fifth bound four fifths
+    assert bootstrap(lambda drawn: 9 * drawn[0] + 3 * drawn[1] + drawn[2], 3, level=0.8) == (2.0, 24.0)
+    assert bootstrap(lambda drawn: 7.0 + drawn[0], 1) == (7.0, 7.0)
     with pytest.raises(ValueError, match="give 1 to 6"):
         bootstrap(lambda drawn: 0.0, 7)
 
@@ -56,6 +69,11 @@ def test_share_of_iterations_by_hand():
 )
 def test_parts_of_a_claim_together(parts, whole):
     assert together(parts) == whole
+
+
+def test_what_saves_nothing_never_pays():
+    assert break_even(100.0, 2.0, 2.0) == break_even(100.0, 3.0, 2.0) == math.inf
+    assert break_even(100.0, 2.0, 3.0) == 100.0
 
 
 def test_a_class_gradient_in_chunks_is_autograds_of_the_whole(toy_data, toy_info, tiny, float64):
