@@ -183,6 +183,42 @@ def test_verdicts_follow_the_numbers(claims):
     assert stage_verdicts.as_markdown(stage_verdicts.verdicts(claims)).count("\n") == 2 + len(found)
 
 
+@pytest.mark.parametrize(
+    ("swapped", "smaller", "edges"),
+    [
+        (("random", "representative"), NOT, HOLDS),
+        (("random", "boundary"), HOLDS, PARTLY),  # boundary batches then have the smaller gradients
+        (("center", "representative"), HOLDS, PARTLY),  # centre-most ones then leave less uncovered
+    ],
+)
+def test_verdicts_on_batches_turn_with_the_batches(claims, tmp_path, swapped, smaller, edges):
+    one, other = swapped
+    path = tmp_path / "results" / "claims" / "batches.csv"
+    keys, measures = ["point", "class", "seed", "batch"], ["norm", "nearest_distance"]
+    table = pd.read_csv(path)
+    turned = table.assign(batch=table.batch.replace({one: other, other: one})).set_index(keys)
+    table = table.set_index(keys)
+    table[measures] = turned[measures]
+    table.reset_index().to_csv(path, index=False)
+    found = stage_verdicts.verdicts(claims).verdict
+    assert found[found.index.str.startswith("Representative batches have smaller")].tolist() == [smaller]
+    assert found[found.index.str.startswith("Boundary batches have larger")].tolist() == [edges]
+
+
+def test_what_verdicts_rest_on_is_told_in_numbers(claims):
+    told = stage_verdicts.verdicts(claims).measured
+    edges = "norm of boundary batches: boundary 3.000 ± 0.000, random 1.500 ± 0.000; distance to the nearest member: "
+    assert told[told.index.str.startswith("Boundary")].tolist() == [
+        edges + "center 0.900 ± 0.000, representative 0.600 ± 0.000"
+    ]
+    assert told[told.index.str.startswith("Training on a set")].tolist() == [
+        "operations saved: ipc 1: +83 % (+83 to +83); ipc 10: -50 % (-50 to -50)"
+    ]
+    assert told[told.index.str.startswith("A set takes")].tolist() == [
+        "ipc 1: 100 times fewer bytes; ipc 10: 10 times fewer bytes"
+    ]
+
+
 def test_factors_are_shown_with_their_iterations(claims):
     table = stage_claims.factor_table(claims)
     assert list(table.columns) == ["ipc 1, 10 iterations", "ipc 10, 10 iterations", "ipc 50, 10 iterations"]
