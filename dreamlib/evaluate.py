@@ -121,18 +121,13 @@ def evaluate(
 
     threads = torch.get_num_threads() if compute.device.type == "cpu" else 1
     with progress(len(mine) * epochs, label, unit="epoch") as bar:
-
-        def stepped() -> None:
-            bar.set_postfix_str("", refresh=False)
-            bar.update()
-
         if compute.compile:
             bar.set_postfix_str("the first epoch may compile, which takes longer")
         for at_once, of_each in shares(len(mine), threads, how.at_once):
             seeds = [derive(seed, "evaluation", index) for index in mine[len(results) :][:at_once]]
             models = [compute.place(build(name, info, generator(own, "network"), options)) for own in seeds]
             theirs = [kernels if at_once == 1 else kernels.of_a_thread() for _ in models]
-            side_by_side(train, list(zip(models, seeds, theirs, strict=True)), of_each, on_step=stepped)
+            side_by_side(train, list(zip(models, seeds, theirs, strict=True)), of_each, on_step=bar.update)
             for model in models:
                 if how.last_layer == "ridge":
                     before.append(accuracy(predict(model, against.images, info, kernels), against.labels))

@@ -23,6 +23,7 @@ from dreamlib.training import TrainSettings, augmentation_for, fit
 from dreamlib.types import DatasetInfo, LabeledImages
 
 FORMAT = "dreamlib-expert-2"
+AGAIN = "make them with `python -m dreamlib.stage_experts`"
 
 
 class ExpertError(RuntimeError):
@@ -150,10 +151,14 @@ def _trajectory(
 
 
 def _about(path: Path) -> dict[str, Any]:
-    with safe_open(path, "pt") as file:
-        about = json.loads((file.metadata() or {})["dreamlib"])
-    if about["format"] != FORMAT:
-        raise KeyError(about["format"])
+    """What an expert's file says of itself; raises ExpertError when there is none or it is not whole."""
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {})["dreamlib"])
+        if about["format"] != FORMAT:
+            raise KeyError(about["format"])
+    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise ExpertError(f"{path} is no whole expert trajectory ({error}): delete it and {AGAIN}") from error
     return about
 
 
@@ -161,7 +166,7 @@ def _key_of(path: Path) -> str | None:
     """The key of a whole expert file; None when there is none or it cannot be read."""
     try:
         return _about(path)["key"]
-    except (OSError, SafetensorError, KeyError, json.JSONDecodeError):
+    except ExpertError:
         return None
 
 
@@ -179,23 +184,19 @@ class Experts:
         Raises ExpertError when there is none, or when they are of another data set, whitening or network.
         """
         paths = tuple(sorted(Path(folder).glob("expert-*.safetensors")))
-        again = "make them with `python -m dreamlib.stage_experts`"
         if not paths:
-            raise ExpertError(f"no expert trajectories in {folder}: {again}")
-        try:
-            about = _about(paths[0])
-            with safe_open(paths[0], "pt") as file:
-                found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-            raise ExpertError(f"{paths[0]} is no whole expert trajectory ({error}): delete it and {again}") from error
+            raise ExpertError(f"no expert trajectories in {folder}: {AGAIN}")
+        about = _about(paths[0])
+        with safe_open(paths[0], "pt") as file:
+            found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         if about["dataset"] != info.name:
-            raise ExpertError(f"the experts in {folder} have seen {about['dataset']}, not {info.name}: {again}")
+            raise ExpertError(f"the experts in {folder} have seen {about['dataset']}, not {info.name}: {AGAIN}")
         if (saw := about.get("whitening", "none")) != info.whitening:
             raise ExpertError(
-                f"the experts in {folder} have seen images of whitening {saw}, not {info.whitening}: {again}"
+                f"the experts in {folder} have seen images of whitening {saw}, not {info.whitening}: {AGAIN}"
             )
         if {name: list(p.shape) for name, p in network.named_parameters()} != {n: s[1:] for n, s in found.items()}:
-            raise ExpertError(f"the experts in {folder} are {about['network']}, not the network in use: {again}")
+            raise ExpertError(f"the experts in {folder} are {about['network']}, not the network in use: {AGAIN}")
         return cls(paths, next(iter(found.values()))[0] - 1)
 
     def check_whole(self, count: int, epochs: int) -> None:
@@ -210,11 +211,7 @@ class Experts:
                 f"{folder} holds {len(self.paths)} experts of {self.epochs} epochs where params.yaml asks for {count} "
                 f"of {epochs}: {again}, or change count and epochs under experts"
             )
-        try:
-            makings = {_about(path).get("made_by") for path in self.paths}
-        except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
-            raise ExpertError(f"{folder} holds a file that is no whole expert trajectory ({error}): {again}") from error
-        if len(makings) > 1:
+        if len({_about(path).get("made_by") for path in self.paths}) > 1:
             raise ExpertError(f"{folder} holds experts made under different settings or data: {again}")
 
     def weights(self, expert: int, epoch: int, device: torch.device | str = "cpu") -> Weights:

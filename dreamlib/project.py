@@ -271,7 +271,8 @@ def preflight(project: Project) -> None:
             f"of {p.dataset}, which are what workers share; use at most {project.info.num_classes}"
         )
     train = project.split("train")
-    for network in (p.network, *(network for ipc in p.ipc for network in p.evaluation(ipc).networks)):
+    matched = build(p.network.name, project.info, torch.Generator(), p.network.options)
+    for network in (network for ipc in p.ipc for network in p.evaluation(ipc).networks):
         build(network.name, project.info, torch.Generator(), network.options)
     for method in p.methods:
         for ipc in p.ipc:
@@ -279,7 +280,6 @@ def preflight(project: Project) -> None:
             check_budget(train, project.info, ipc, how.factor, how.decode, how.init)
             _check_pool(p, method, ipc, how)
             objective = make_objective(how.objective, how.options)
-            matched = build(p.network.name, project.info, torch.Generator(), p.network.options)
             objective.check(matched, project.info, p.experts().epochs)
             if how.cluster_features == "pooled":
                 feature_channels(matched)

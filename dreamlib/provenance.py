@@ -32,12 +32,7 @@ def code_hash(stage: str, root: Path | None = None) -> str:
 
 
 def note_run(
-    name: str,
-    compute: Compute,
-    seconds: dict[str, float],
-    root: Path | None = None,
-    dataset: str = "",
-    **more: dict[Any, float],
+    name: str, compute: Compute, seconds: dict[str, float], root: Path, dataset: str, **more: dict[Any, float]
 ) -> None:
     """Keep what this run took on this machine (seconds, peak memory, device, versions) beside, not in, its outputs.
 
@@ -51,7 +46,7 @@ def note_run(
         **compute.describe(),
         **{kind: {str(k): round(v, 2) for k, v in table.items()} for kind, table in more.items()},
     }
-    write_json((root or find_root()) / RUNS / f"{name}.json", entry)
+    write_json(root / RUNS / f"{name}.json", entry)
 
 
 def noted_seconds(name: str, root: Path | None = None) -> dict[str, float]:

@@ -32,7 +32,7 @@ def configured(kind: Callable[..., T], options: Mapping[str, Any], what: str) ->
 
     >>> from dataclasses import make_dataclass
     >>> square = make_dataclass("Square", [("side", int, 1)])
-    >>> configured(square, {"side": 3}, "shape 'square'").side
+    >>> configured(square, {"side": 3.0}, "shape 'square'").side
     3
     >>> configured(square, {"side": "big"}, "shape 'square'")
     Traceback (most recent call last):
@@ -44,16 +44,15 @@ def configured(kind: Callable[..., T], options: Mapping[str, Any], what: str) ->
     for name, value in options.items():
         if name not in known:
             raise unknown(f"option of {what}", name, known or ["(it takes none)"])
-        checked[name] = value
         if get_origin(types[name]) is Literal:  # what is chosen among is named by the component, with the nearest match
+            checked[name] = value
             continue
         try:
             found = TypeAdapter(types[name]).validate_python(value)
         except ValidationError as error:
             said = error.errors()[0]["msg"]
             raise ValueError(f"option {name} of {what}: {said}, got {value!r}") from None
-        if found != value:  # an equal value stays as it was written
-            checked[name] = found
+        checked[name] = value if type(value) is int and type(found) is float else found  # 0 stays 0 in messages
     return kind(**checked)
 
 

@@ -399,6 +399,15 @@ def test_a_stage_refused_for_its_parameters_loses_no_output(edited):
     assert before and outputs_of(root) == before
 
 
+def test_files_persist_and_folders_are_emptied():
+    kinds = {False: set(), True: set()}  # whether a path is a file → what is said of it
+    for stage in STAGES.values():
+        for out in (out for kind in ("outs", "metrics", "plots") for out in stage.get(kind, [])):
+            ((path, how),) = out.items() if isinstance(out, dict) else [(out, {})]
+            kinds[Path(path).suffix[1:].isalnum()].add(how.get("persist", False))
+    assert kinds == {True: {True}, False: {False}}
+
+
 def test_a_batch_that_a_class_cannot_fill_is_said(edited):
     large = Project.open(edited(lambda p: p["budgets"]["quick"]["distillation"].update(real_batch=400, pool=0)))
     note = small_class_note(large, large.params.distillation("dream", 1))
