@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY := PASSIVE
 # Compiled bytecode is kept: without it every stage spends seconds compiling the libraries it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup data repro methods best claims test bench bench-accuracy check lint clean-notebooks lab report record
+.PHONY: help setup data repro methods best claims test bench bench-accuracy bench-reach check lint clean-notebooks lab report record
 
 help:            ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -47,6 +47,9 @@ bench: setup     ## times of the library beside a plain reference: benchmarks/re
 
 bench-accuracy: data   ## whether the fast path and the clustering options cost accuracy: benchmarks/accuracy.json
 	$(BIN)/python -m benchmarks.accuracy
+
+bench-reach: data      ## how good a set of one image a class is after how many minutes: benchmarks/reach.json
+	$(BIN)/python -m benchmarks.reach
 
 lint: setup      ## ruff over code and notebooks
 	$(BIN)/ruff check .

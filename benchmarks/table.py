@@ -30,6 +30,9 @@ PAPER_BEGIN, PAPER_END = (
     "<!-- paper's length: written by `python -m benchmarks.paper` -->",
     "<!-- end of paper's length -->",
 )
+REACH = ROOT / "benchmarks" / "reach.json"
+REACH_BEGIN, REACH_END = "<!-- reach: written by `make bench-reach` -->", "<!-- end of reach -->"
+REACH_GOAL = 0.80  # the accuracy that the table asks after, beside the published one
 PAPER_ITERATIONS = 200_000  # inner iterations of the released runs
 COST_BEGIN, COST_END = "<!-- costs: modelled from the benchmarks by `make bench` -->", "<!-- end of costs -->"
 
@@ -204,6 +207,42 @@ def paper_text(runs: list[dict[str, Any]], evaluations: dict[str, Any]) -> str:
     return "\n".join(told)
 
 
+def reach_text(results: dict[str, Any]) -> str:
+    """How good sets were after how long, counted from nothing, in Markdown; a table for each kind of machine."""
+    if not results:
+        return "Not measured yet: `make bench-reach` writes this.\n"
+    return "\n".join(_reached(result) for _kind, result in sorted(results.items()))
+
+
+def _reached(result: dict[str, Any]) -> str:
+    machine, rows = result["machine"], []
+    goals = {f"{100 * REACH_GOAL:.0f} %": REACH_GOAL}
+    if result["published"]:
+        goals[f"DREAM's published {result['published'][0]} %"] = result["published"][0] / 100
+    first: dict[str, list[str]] = {goal: [] for goal in goals}
+    for method, run in result["runs"].items():
+        means = {int(i): statistics.fmean(point["accuracies"]) for i, point in run["points"].items()}
+        minutes = {int(i): point["seconds"] / 60 for i, point in run["points"].items()}
+        for iteration in sorted(means):
+            spread = statistics.stdev(run["points"][str(iteration)]["accuracies"])
+            done = f"{iteration:,} of {run['total']:,}"
+            rows.append((method, done, f"{minutes[iteration]:.1f}", percent(means[iteration], spread)))
+        for goal, accuracy in goals.items():
+            passed = [f"in {minutes[i]:.1f} minutes" for i in sorted(means) if means[i] >= accuracy]
+            first[goal].append(f"{method} {passed[0] if passed else 'not'}")
+    networks = {len(point["accuracies"]) for run in result["runs"].values() for point in run["points"].values()}
+    factors = {run["factor"] for run in result["runs"].values()}
+    reached = "; ".join(f"{goal}: {', '.join(told)}" for goal, told in first.items())
+    return (
+        f"{machine['cpu']}, {machine['device']}, {machine['threads']} threads, torch {machine['torch']}, "
+        f"{machine['precision']}{', compiled' if machine['compiled'] else ''}; ipc {result['ipc']}, factor "
+        f"{_counted(factors)}; {_counted(networks)} networks, {result['epochs']:,} epochs of protocol "
+        f"{result['protocol']}, mean ± standard deviation over networks, one seed:\n\n"
+        + markdown(("method", "iterations", "minutes", "test accuracy (%)"), rows)
+        + f"\nReached by {reached}.\n"
+    )
+
+
 def readme_text(
     readme: str,
     result: dict[str, Any],
@@ -211,6 +250,7 @@ def readme_text(
     float32: dict[str, Any] | None = None,
     gpu: dict[str, Any] | None = None,
     paper: str = "",
+    reach: dict[str, Any] | None = None,
 ) -> str:
     """The README's text with its tables of speeds, accuracies and costs replaced.
 
@@ -221,6 +261,7 @@ def readme_text(
     readme = between(readme, ACCURACY_BEGIN, ACCURACY_END, lambda: accuracy_text(accuracy))
     readme = between(readme, COST_BEGIN, COST_END, lambda: cost.costs(result))
     readme = between(readme, PAPER_BEGIN, PAPER_END, lambda: paper)
+    readme = between(readme, REACH_BEGIN, REACH_END, lambda: reach_text(reach or {}))
     return between(readme, GPU_BEGIN, GPU_END, lambda: gpu_speeds(gpu))
 
 
@@ -243,7 +284,7 @@ def paper_result() -> str:
 
 def with_all_measured(readme: str) -> str:
     """``readme_text`` of all that has been measured."""
-    others = if_measured(FLOAT32_RESULTS), if_measured(CUDA_RESULTS), paper_result()
+    others = if_measured(FLOAT32_RESULTS), if_measured(CUDA_RESULTS), paper_result(), if_measured(REACH)
     return readme_text(readme, read_json(RESULTS), read_json(ACCURACY), *others)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from benchmarks import accuracy, cost, paper, table
+from benchmarks import accuracy, cost, paper, reach, table
 from benchmarks.__main__ import AT_ONCE, WHOLE, counted, cpu_name, interleaved
 from benchmarks.reference import evaluation, matching_gradient, representatives, training_step, with_torchs_layers
 from benchmarks.work import INFO, fast_matching_gradient, matching_state
@@ -18,6 +18,9 @@ from dreamlib.files import read_json, write_json
 from dreamlib.kernels import Kernels
 from dreamlib.networks import build
 from dreamlib.params import EvaluationParams, Params, read_params
+from dreamlib.project import Setting
+from dreamlib.stage_clustering import run_clustering
+from dreamlib.stage_distillation import starting_set
 from dreamlib.synthetic import SyntheticSet
 from dreamlib.training import Trainer, TrainSettings
 
@@ -368,3 +371,128 @@ def test_the_papers_settings_are_those_that_canvases_alone_go_on_from():
 
 def test_the_published_accuracy_is_that_of_the_same_factor():
     assert paper.published(1, paper.paper_params()) == [81.3, 0.2]
+
+
+@pytest.fixture
+def small_reach(tmp_path, monkeypatch):
+    """The study in little: a small network on digits, both methods for four iterations; runs in this process."""
+    for name in ("params.yaml", "studies.yaml"):
+        values = YAML(typ="safe", pure=True).load(table.ROOT / name)
+        if name == "params.yaml":
+            values["compute"] |= {"compile": False, "precision": "float32"}
+        else:
+            study = values["studies"]["reach"]
+            study |= {"dataset": "digits", "data": {"directory": "data", "validation_per_class": 20}}
+            study["network"]["options"] = {"width": 4, "depth": 1}
+            for method in study["method"].values():
+                method["reach"] |= {"outer_iterations": 2, "inner_iterations": 2, "real_batch": 8}
+            study["budgets"]["reach"]["distillation"] |= {"interval": 2, "pool": 40, "snapshots": 2}
+            study["budgets"]["reach"]["evaluation"] |= {"epochs": 1, "repeats": 2}
+        YAML().dump(values, tmp_path / name)
+    create("digits").fetch(tmp_path / "data")
+    monkeypatch.setattr(reach, "ROOT", tmp_path)
+    monkeypatch.setattr(reach, "REACH", tmp_path / "reach.json")
+    monkeypatch.setattr(reach, "published", lambda ipc, params: None)
+    monkeypatch.setattr(reach, "write", lambda: None)
+    begun = []
+
+    def from_nothing(method, output):
+        begun.append(method)
+        reach.distil(method, time.time() - 100, output)
+
+    monkeypatch.setattr(reach, "from_nothing", from_nothing)
+    return begun
+
+
+def test_runs_from_nothing_are_measured_and_evaluated_once(small_reach, monkeypatch):
+    real, asked = reach.evaluate, []
+
+    def evaluate_until_it_is_killed(*given, **how):
+        asked.append(how["label"])
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return real(*given, **how)
+
+    monkeypatch.setattr(reach, "evaluate", evaluate_until_it_is_killed)
+    with pytest.raises(KeyboardInterrupt):
+        reach.measure()
+    assert not reach.REACH.exists()
+    reach.measure()
+    points = ["ridge at 2", "ridge at 4", "dream at 2", "dream at 4"]
+    assert (small_reach, asked) == (["ridge", "dream"], [*points, "dream at 4"]), "what was there was kept"
+    (found,) = read_json(reach.REACH).values()
+    for run in found["runs"].values():
+        assert run["total"] == 4 and list(run["points"]) == ["2", "4"]
+        seconds = [point["seconds"] for point in run["points"].values()]
+        assert 100 < run["before_s"] < seconds[0] < seconds[1] < 200, "counted from before the process began"
+        assert all(len(point["accuracies"]) == 2 for point in run["points"].values())
+    assert "| dream | 4 of 4 |" in table.reach_text(read_json(reach.REACH))
+    reach.measure()
+    assert small_reach == ["ridge", "dream"] * 2, "a finished run is not gone on from"
+
+
+def test_a_run_from_nothing_begins_with_the_canvases_of_the_stages(small_reach):
+    project = reach.opened()
+    run_clustering(project, 1, 0)
+    data, info = project.split("train"), project.info
+    for method in project.params.methods:
+        how = project.params.distillation(method, 1)
+        start = starting_set(project, Setting(method, 1, 0), how, data, info)
+        assert torch.equal(reach.clustered_start(project, how, 1, 0).canvases, start.canvases)
+    with pytest.raises(ValueError, match="init must be kmeans, not random"):
+        reach.clustered_start(project, how.model_copy(update={"init": "random"}), 1, 0)
+
+
+def test_a_run_of_other_parameters_is_not_gone_on_from(small_reach, tmp_path):
+    project, path = reach.opened(), reach.kept("dream")
+    path.parent.mkdir(parents=True)
+    reach.distil("dream", time.time(), path)
+    assert reach.note_of(path)["settings"] == reach.settings(project, "dream") != reach.settings(project, "ridge")
+    values = YAML(typ="safe", pure=True).load(tmp_path / "studies.yaml")
+    values["studies"]["reach"]["method"]["dream"]["reach"]["image_lr"] = 0.5
+    YAML().dump(values, tmp_path / "studies.yaml")
+    reach.measure()
+    assert small_reach == ["ridge", "dream"]
+
+
+def test_a_study_of_more_than_one_run_a_method_is_refused(small_reach, tmp_path, capsys):
+    values = YAML(typ="safe", pure=True).load(tmp_path / "studies.yaml")
+    values["studies"]["reach"]["seeds"] = [0, 1]
+    YAML().dump(values, tmp_path / "studies.yaml")
+    assert reach.main([]) == 1
+    assert "has one run a method: list one of seeds, not [0, 1]" in capsys.readouterr().err
+
+
+def test_a_process_that_fails_from_nothing_is_told_of(tmp_path):
+    with pytest.raises(RuntimeError, match="the run of nosuch ended with status 1"):
+        reach.from_nothing("nosuch", tmp_path / "canvases")
+    assert not (tmp_path / "canvases").exists()
+
+
+def test_what_was_reached_when_is_told_by_kind_of_machine():
+    machine = {
+        "cpu": "A CPU",
+        "device": "cpu (x)",
+        "threads": 2,
+        "torch": "2",
+        "precision": "float32",
+        "compiled": True,
+    }
+    points = {
+        "50": {"seconds": 90.0, "accuracies": [0.79, 0.80]},
+        "100": {"seconds": 180.0, "accuracies": [0.80, 0.82]},
+    }
+    runs = {
+        "one": {"factor": 2, "total": 100, "points": points},
+        "other": {"factor": 2, "total": 50, "points": {"50": {"seconds": 30.0, "accuracies": [0.82, 0.84]}}},
+    }
+    result = {"machine": machine, "ipc": 1, "epochs": 1000, "protocol": "idc", "published": [81.3, 0.2], "runs": runs}
+    told = table.reach_text({"cpu, float32": result})
+    rows = [line for line in told.splitlines() if line.startswith("| o")]
+    assert rows == [
+        "| one | 50 of 100 | 1.5 | 79.5 ± 0.7 |", "| one | 100 of 100 | 3.0 | 81.0 ± 1.4 |",
+        "| other | 50 of 50 | 0.5 | 83.0 ± 1.4 |",
+    ]  # fmt: skip
+    assert "80 %: one in 3.0 minutes, other in 0.5 minutes" in told
+    assert "DREAM's published 81.3 %: one not, other in 0.5 minutes" in told
+    assert table.reach_text({"a": result, "b": result}).count("A CPU") == 2 and "bench-reach" in table.reach_text({})

@@ -1,0 +1,185 @@
+"""``python -m benchmarks.reach``: how good a set is after how long, counted from nothing; to reach.json.
+
+Each method of the study ``reach`` (studies.yaml) runs in a process of its own that finds nothing compiled: it reads the
+data, clusters, and distils. The canvases kept on the way then train networks, whose accuracy on the test images says
+what was reached when. Their training is not counted; nothing is chosen by it.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from benchmarks.__main__ import cpu_name
+from benchmarks.paper import as_set, published
+from benchmarks.table import REACH, ROOT, if_measured, write
+from dreamlib.distill import Distiller
+from dreamlib.evaluate import evaluate, test_split
+from dreamlib.files import write_atomically, write_json
+from dreamlib.initialize import cluster_class, fill, images_needed
+from dreamlib.params import DistillParams, digest
+from dreamlib.project import Project
+from dreamlib.run import exit_status, restart_prepared
+from dreamlib.synthetic import SyntheticSet
+
+STUDY = "reach"
+
+
+def opened() -> Project:
+    """The project under the study's parameters.
+
+    Raises ValueError where they name more than one ipc or seed.
+    """
+    project = Project.open(ROOT, STUDY)
+    for name in ("ipc", "seeds"):
+        if len(values := getattr(project.params, name)) != 1:
+            raise ValueError(
+                f"the study {STUDY} of studies.yaml has one run a method: list one of {name}, not {values}"
+            )
+    return project
+
+
+def machine(project: Project) -> dict[str, Any]:
+    """What times and bits depend on."""
+    return project.compute.describe() | {"cpu": cpu_name()}
+
+
+def clustered_start(project: Project, how: DistillParams, ipc: int, seed: int) -> SyntheticSet:
+    """The canvases that the clustering and distillation stages would begin with.
+
+    Raises ValueError for a method that begins otherwise.
+    """
+    if how.init != "kmeans":
+        raise ValueError(f"the study {STUDY} measures runs from clusters: init must be kmeans, not {how.init}")
+    data, clustering, embedder = project.split("train"), project.params.clustering(), project.embedder(seed)
+    data, count = data.to(project.compute.device), images_needed(ipc, how.factor, how.decode)
+    rows = [
+        cluster_class(data, c, count, seed, embedder, clustering.pool, clustering.max_iterations, clustering.pick)
+        for c in range(data.num_classes)
+    ]
+    chosen = torch.stack([each.representatives for each in rows])
+    return fill(data, chosen, ipc, how.factor, how.decode, how.shrink)
+
+
+def distil(method: str, since: float, output: Path) -> None:
+    """The method's run; its canvases along the way, with the seconds from ``since`` (Unix time) to each of them."""
+    project = opened()
+    (ipc,), (seed,) = project.params.ipc, project.params.seeds
+    how = project.params.distillation(method, ipc)
+    start = clustered_start(project, how, ipc, seed)
+    run = Distiller(start, project.split("train"), project.info, how, project.network, project.compute, seed)
+    before = time.time() - since
+    result = run.run(label=f"{STUDY}: {method}")
+    seconds = {i: before + took for i, took in result.clock.items() if i}
+    told = {"before": before, "total": run.total, "seconds": seconds, "machine": machine(project)}
+    told |= {"settings": settings(project, method)}
+    tensors = {str(i): canvases.contiguous() for i, canvases in result.snapshots.items() if i}
+    write_atomically(output, save(tensors, {"run": json.dumps(told)}))
+
+
+def settings(project: Project, method: str) -> str:
+    """A hash of all parameters that shape a method's run."""
+    p = project.params
+    how, compute = p.distillation(method, p.ipc[0]), p.compute.model_dump()
+    return digest(p.dataset, p.ipc, p.seeds, p.data.model_dump(), p.network, p.clustering(), how, compute)
+
+
+def from_nothing(method: str, output: Path) -> None:
+    """``distil`` in a process of its own, with an empty folder for what it compiles.
+
+    Raises RuntimeError when that process fails, which has said why.
+    """
+    with tempfile.TemporaryDirectory() as compiled:
+        command = [sys.executable, "-m", "benchmarks.reach", "--distil", method, str(output), str(time.time())]
+        status = subprocess.run(command, env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": compiled}, cwd=ROOT).returncode
+    if status:
+        raise RuntimeError(f"the run of {method} ended with status {status}")
+
+
+def kept(method: str) -> Path:
+    """Where a run's canvases wait for their evaluation."""
+    return ROOT / ".dream" / STUDY / f"{method}.safetensors"
+
+
+def note_of(path: Path) -> dict[str, Any]:
+    """What a run left beside its canvases; nothing where there is no such file."""
+    if not path.is_file():
+        return {}
+    with safe_open(path, "numpy") as file:
+        return json.loads(file.metadata()["run"])
+
+
+def measure() -> None:
+    """Every method's run and evaluation, of this kind of machine, into reach.json; an interrupted one goes on."""
+    project = opened()
+    (ipc,), here = project.params.ipc, machine(project)
+    how, test = project.params.evaluation(ipc), test_split(project.params.dataset, project.params.data, ROOT)
+    kind = f"{project.compute.device.type}, {project.compute.precision}"
+    found: dict[str, Any] = {
+        "machine": here,
+        "ipc": ipc,
+        "epochs": how.epochs,
+        "protocol": how.protocol,
+        "published": published(ipc, project.params),
+        "runs": {},
+    }
+    for method in project.params.methods:
+        path, asked = kept(method), {"settings": settings(project, method), "machine": here}
+        if {key: note_of(path).get(key) for key in asked} != asked:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            from_nothing(method, path)
+        note, points = note_of(path), {}
+        for iteration, canvases in sorted(load_file(path).items(), key=lambda item: int(item[0])):
+            accuracies = evaluated(project, method, canvases, test, iteration, path)
+            points[iteration] = {"seconds": note["seconds"][iteration], "accuracies": accuracies}
+        distillation = project.params.distillation(method, ipc)
+        told = {"factor": distillation.factor, "objective": distillation.objective, "total": note["total"]}
+        found["runs"][method] = told | {"before_s": note["before"], "points": points}
+    write_json(REACH, (if_measured(REACH) or {}) | {kind: found})
+    for method in project.params.methods:
+        for path in kept(method).parent.glob(f"{method}*"):
+            path.unlink()
+    write()
+
+
+def evaluated(project: Project, method: str, canvases: Tensor, test: Any, iteration: str, path: Path) -> list[float]:
+    """Last-epoch test accuracies of a run's canvases at an iteration; kept beside them until all are there."""
+    (ipc,), (seed,) = project.params.ipc, project.params.seeds
+    how, distillation = project.params.evaluation(ipc), project.params.distillation(method, ipc)
+    of, done = digest(canvases.tolist(), how, project.network), path.with_suffix(f".{iteration}.json")
+    known = if_measured(done) or {}
+    if known.get("of") != of:
+        result = evaluate(
+            as_set(canvases, ipc, distillation), test, project.info, how, project.network, project.compute,
+            seed=seed, split="test", label=f"{method} at {iteration}",
+        )  # fmt: skip
+        known = {"of": of, "accuracies": list(result.accuracies)}
+        write_json(done, known)
+    return known["accuracies"]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, or be the process that is measured; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.reach", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--distil", nargs=3, metavar=("METHOD", "FILE", "SINCE"), help="(what is measured)")
+    given = parser.parse_args(arguments)
+    if given.distil:
+        method, output, since = given.distil
+        return exit_status(partial(distil, method, float(since), Path(output)))
+    return exit_status(measure)
+
+
+if __name__ == "__main__":
+    restart_prepared("benchmarks.reach")
+    sys.exit(main())
