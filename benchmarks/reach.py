@@ -32,6 +32,7 @@ from dreamlib.params import DistillParams, digest
 from dreamlib.project import Project
 from dreamlib.run import exit_status, restart_prepared
 from dreamlib.synthetic import SyntheticSet
+from dreamlib.types import LabeledImages
 
 STUDY = "reach"
 
@@ -58,10 +59,12 @@ def machine(project: Project) -> dict[str, Any]:
 def clustered_start(project: Project, how: DistillParams, ipc: int, seed: int) -> SyntheticSet:
     """The canvases that the clustering and distillation stages would begin with.
 
-    Raises ValueError for a method that begins otherwise.
+    Raises ValueError for a method that begins otherwise, or whose sets are more than canvases.
     """
     if how.init != "kmeans":
         raise ValueError(f"the study {STUDY} measures runs from clusters: init must be kmeans, not {how.init}")
+    if how.decode == "dct":
+        raise ValueError(f"the study {STUDY} keeps canvases without a mask of frequencies: decode must not be dct")
     data, clustering, embedder = project.split("train"), project.params.clustering(), project.embedder(seed)
     data, count = data.to(project.compute.device), images_needed(ipc, how.factor, how.decode)
     rows = [
@@ -153,7 +156,9 @@ def measure() -> None:
     write()
 
 
-def evaluated(project: Project, method: str, canvases: Tensor, test: Any, iteration: str, path: Path) -> list[float]:
+def evaluated(
+    project: Project, method: str, canvases: Tensor, test: LabeledImages, iteration: str, path: Path
+) -> list[float]:
     """Last-epoch test accuracies of a run's canvases at an iteration; kept beside them until all are there."""
     (ipc,), (seed,) = project.params.ipc, project.params.seeds
     how, distillation = project.params.evaluation(ipc), project.params.distillation(method, ipc)

@@ -439,8 +439,12 @@ def test_a_run_from_nothing_begins_with_the_canvases_of_the_stages(small_reach):
         how = project.params.distillation(method, 1)
         start = starting_set(project, Setting(method, 1, 0), how, data, info)
         assert torch.equal(reach.clustered_start(project, how, 1, 0).canvases, start.canvases)
-    with pytest.raises(ValueError, match="init must be kmeans, not random"):
-        reach.clustered_start(project, how.model_copy(update={"init": "random"}), 1, 0)
+    for change, said in (
+        ({"init": "random"}, "init must be kmeans, not random"),
+        ({"decode": "dct"}, "must not be dct"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            reach.clustered_start(project, how.model_copy(update=change), 1, 0)
 
 
 def test_a_run_of_other_parameters_is_not_gone_on_from(small_reach, tmp_path):
