@@ -219,7 +219,7 @@ def _reached(result: dict[str, Any]) -> str:
     goals = {f"{100 * REACH_GOAL:.0f} %": REACH_GOAL}
     if result["published"]:
         goals[f"DREAM's published {result['published'][0]} %"] = result["published"][0] / 100
-    first: dict[str, list[str]] = {goal: [] for goal in goals}
+    reached: dict[str, list[str]] = {goal: [] for goal in goals}
     for method, run in result["runs"].items():
         means = {int(i): statistics.fmean(point["accuracies"]) for i, point in run["points"].items()}
         minutes = {int(i): point["seconds"] / 60 for i, point in run["points"].items()}
@@ -228,18 +228,19 @@ def _reached(result: dict[str, Any]) -> str:
             done = f"{iteration:,} of {run['total']:,}"
             rows.append((method, done, f"{minutes[iteration]:.1f}", percent(means[iteration], spread)))
         for goal, accuracy in goals.items():
-            passed = [f"in {minutes[i]:.1f} minutes" for i in sorted(means) if means[i] >= accuracy]
-            first[goal].append(f"{method} {passed[0] if passed else 'not'}")
+            passed = [minutes[i] for i in sorted(means) if means[i] >= accuracy]
+            reached[goal].append(f"by {method} in {passed[0]:.1f} minutes" if passed else f"not by {method}")
     networks = {len(point["accuracies"]) for run in result["runs"].values() for point in run["points"].values()}
     factors = {run["factor"] for run in result["runs"].values()}
-    reached = "; ".join(f"{goal}: {', '.join(told)}" for goal, told in first.items())
+    where = machine["cpu"] if machine["device"].startswith("cpu") else f"{machine['device']}, {machine['cpu']}"
+    told = "; ".join(f"{goal} is reached {', '.join(sorted(how))}" for goal, how in reached.items())  # "not …" last
     return (
-        f"{machine['cpu']}, {machine['device']}, {machine['threads']} threads, torch {machine['torch']}, "
-        f"{machine['precision']}{', compiled' if machine['compiled'] else ''}; ipc {result['ipc']}, factor "
+        f"{where}, {machine['threads']} threads, torch {machine['torch']}, {machine['precision']}"
+        f"{', compiled' if machine['compiled'] else ''}; ipc {result['ipc']}, factor "
         f"{_counted(factors)}; {_counted(networks)} networks, {result['epochs']:,} epochs of protocol "
         f"{result['protocol']}, mean ± standard deviation over networks, one seed:\n\n"
         + markdown(("method", "iterations", "minutes", "test accuracy (%)"), rows)
-        + f"\nReached by {reached}.\n"
+        + f"\nAt the points asked, {told}.\n"
     )
 
 

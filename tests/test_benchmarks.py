@@ -497,6 +497,6 @@ def test_what_was_reached_when_is_told_by_kind_of_machine():
         "| one | 50 of 100 | 1.5 | 79.5 ± 0.7 |", "| one | 100 of 100 | 3.0 | 81.0 ± 1.4 |",
         "| other | 50 of 50 | 0.5 | 83.0 ± 1.4 |",
     ]  # fmt: skip
-    assert "80 %: one in 3.0 minutes, other in 0.5 minutes" in told
-    assert "DREAM's published 81.3 %: one not, other in 0.5 minutes" in told
+    assert "80 % is reached by one in 3.0 minutes, by other in 0.5 minutes" in told
+    assert "DREAM's published 81.3 % is reached by other in 0.5 minutes, not by one" in told
     assert table.reach_text({"a": result, "b": result}).count("A CPU") == 2 and "bench-reach" in table.reach_text({})
