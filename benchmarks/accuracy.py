@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.cost import POOL, START_STEPS
 from benchmarks.reference import evaluation
@@ -61,11 +62,23 @@ def starting_set(
     """Canvases of the real images nearest to k-means centres of an untrained network's features."""
     network = ("convnet", {"width": width})
     model = compute.place(build(*network[:1], info, generator(seed, "clustering-network"), network[1]))
-    kernels, count = kernels_for(network, info, compute), images_needed(ipc, how.factor, how.decode)
-    found = [
-        cluster_class(data, c, count, seed, lambda x: embed(model, x, info, kernels), how.pool, START_STEPS)
-        for c in range(info.num_classes)
-    ]
+    kernels = kernels_for(network, info, compute)
+    return from_clusters(data, how, ipc, seed, lambda x: embed(model, x, info, kernels), how.pool, START_STEPS)
+
+
+def from_clusters(
+    data: LabeledImages,
+    how: DistillParams,
+    ipc: int,
+    seed: int,
+    embedder: Callable[[Tensor], Tensor],
+    pool: int,
+    steps: int,
+    pick: str = "members",
+) -> SyntheticSet:
+    """Canvases of the real images nearest to k-means centres of an embedder's features: see ``cluster_class``."""
+    count = images_needed(ipc, how.factor, how.decode)
+    found = [cluster_class(data, c, count, seed, embedder, pool, steps, pick) for c in range(data.num_classes)]
     return fill(data, torch.stack([c.representatives for c in found]), ipc, how.factor, how.decode, how.shrink)
 
 

@@ -16,18 +16,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from benchmarks.__main__ import cpu_name
+from benchmarks.accuracy import from_clusters
 from benchmarks.paper import as_set, published
-from benchmarks.table import REACH, ROOT, if_measured, write
+from benchmarks.table import REACH, ROOT, if_measured, note_of, write
 from dreamlib.distill import Distiller
 from dreamlib.evaluate import evaluate, test_split
 from dreamlib.files import write_atomically, write_json
-from dreamlib.initialize import cluster_class, fill, images_needed
 from dreamlib.params import DistillParams, digest
 from dreamlib.project import Project
 from dreamlib.run import exit_status, restart_prepared
@@ -65,14 +63,8 @@ def clustered_start(project: Project, how: DistillParams, ipc: int, seed: int) -
         raise ValueError(f"the study {STUDY} measures runs from clusters: init must be kmeans, not {how.init}")
     if how.decode == "dct":
         raise ValueError(f"the study {STUDY} keeps canvases without a mask of frequencies: decode must not be dct")
-    data, clustering, embedder = project.split("train"), project.params.clustering(), project.embedder(seed)
-    data, count = data.to(project.compute.device), images_needed(ipc, how.factor, how.decode)
-    rows = [
-        cluster_class(data, c, count, seed, embedder, clustering.pool, clustering.max_iterations, clustering.pick)
-        for c in range(data.num_classes)
-    ]
-    chosen = torch.stack([each.representatives for each in rows])
-    return fill(data, chosen, ipc, how.factor, how.decode, how.shrink)
+    data, its = project.split("train").to(project.compute.device), project.params.clustering()
+    return from_clusters(data, how, ipc, seed, project.embedder(seed), its.pool, its.max_iterations, its.pick)
 
 
 def distil(method: str, since: float, output: Path) -> None:
@@ -115,14 +107,6 @@ def kept(method: str) -> Path:
     return ROOT / ".dream" / STUDY / f"{method}.safetensors"
 
 
-def note_of(path: Path) -> dict[str, Any]:
-    """What a run left beside its canvases; nothing where there is no such file."""
-    if not path.is_file():
-        return {}
-    with safe_open(path, "numpy") as file:
-        return json.loads(file.metadata()["run"])
-
-
 def measure() -> None:
     """Every method's run and evaluation, of this kind of machine, into reach.json; an interrupted one goes on."""
     project = opened()
@@ -139,12 +123,12 @@ def measure() -> None:
     }
     for method in project.params.methods:
         path, asked = kept(method), {"settings": settings(project, method), "machine": here}
-        if {key: note_of(path).get(key) for key in asked} != asked:
+        if {key: (note_of(path) or {}).get(key) for key in asked} != asked:
             path.parent.mkdir(parents=True, exist_ok=True)
             from_nothing(method, path)
         note, points = note_of(path), {}
         for iteration, canvases in sorted(load_file(path).items(), key=lambda item: int(item[0])):
-            accuracies = evaluated(project, method, canvases, test, iteration, path)
+            accuracies = evaluated(project, method, canvases, test, iteration)
             points[iteration] = {"seconds": note["seconds"][iteration], "accuracies": accuracies}
         distillation = project.params.distillation(method, ipc)
         told = {"factor": distillation.factor, "objective": distillation.objective, "total": note["total"]}
@@ -156,13 +140,12 @@ def measure() -> None:
     write()
 
 
-def evaluated(
-    project: Project, method: str, canvases: Tensor, test: LabeledImages, iteration: str, path: Path
-) -> list[float]:
+def evaluated(project: Project, method: str, canvases: Tensor, test: LabeledImages, iteration: str) -> list[float]:
     """Last-epoch test accuracies of a run's canvases at an iteration; kept beside them until all are there."""
     (ipc,), (seed,) = project.params.ipc, project.params.seeds
     how, distillation = project.params.evaluation(ipc), project.params.distillation(method, ipc)
-    of, done = digest(canvases.tolist(), how, project.network), path.with_suffix(f".{iteration}.json")
+    of = digest(canvases.tolist(), how, project.network)
+    done = kept(method).with_suffix(f".{iteration}.json")
     known = if_measured(done) or {}
     if known.get("of") != of:
         result = evaluate(

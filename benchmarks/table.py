@@ -168,12 +168,17 @@ def canvases_file(ipc: int) -> Path:
     return ROOT / "benchmarks" / f"paper-ipc{ipc}.safetensors"
 
 
+def note_of(path: Path) -> dict[str, Any] | None:
+    """What a run left beside its canvases; None where there is no such file."""
+    if not path.is_file():
+        return None
+    with safe_open(path, "numpy") as file:
+        return json.loads(file.metadata()["run"])
+
+
 def paper_run(ipc: int) -> dict[str, Any] | None:
     """The note in ``canvases_file``; None for a run that was not begun."""
-    if not canvases_file(ipc).is_file():
-        return None
-    with safe_open(canvases_file(ipc), "numpy") as file:
-        return json.loads(file.metadata()["run"])
+    return note_of(canvases_file(ipc))
 
 
 def paper_text(runs: list[dict[str, Any]], evaluations: dict[str, Any]) -> str:
