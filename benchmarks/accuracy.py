@@ -152,7 +152,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     rows, loops = _kept(part, options, machine)
     for ipc in given.ipc:
         first = ipc == given.ipc[0]  # at the others the two paths alone, to save time
-        protocol = read_params(ROOT).evaluation(ipc).model_dump()
+        protocol = read_params(ROOT).evaluation("dream", ipc).model_dump()
         how = EvaluationParams(**protocol | {"repeats": given.networks, "epochs": given.epochs or protocol["epochs"]})
         for seed in range(given.seeds):
             for name, (fast, changes) in VARIANTS.items():

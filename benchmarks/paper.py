@@ -155,7 +155,7 @@ def record(ipc: int, run: Distiller, shape: str, compute: Compute) -> None:
 def evaluate_run(ipc: int, compute: Compute) -> None:
     """Last-epoch test accuracies of the canvases by iteration, under the budget's protocol; those known are kept."""
     params = paper_params()
-    project, how, distilled = Project(ROOT, params), params.evaluation(ipc), params.distillation(METHOD, ipc)
+    project, how, distilled = Project(ROOT, params), params.evaluation(METHOD, ipc), params.distillation(METHOD, ipc)
     about = {"protocol": how.protocol, "epochs": how.epochs, "device": compute.describe()["device"]}
     about |= {"settings": digest(how.model_dump(exclude={"at_once"}), params.network)}
     about |= {"published": published(ipc, params)}

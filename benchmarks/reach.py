@@ -111,7 +111,8 @@ def measure() -> None:
     """Every method's run and evaluation, of this kind of machine, into reach.json; an interrupted one goes on."""
     project = opened()
     (ipc,), here = project.params.ipc, machine(project)
-    how, test = project.params.evaluation(ipc), test_split(project.params.dataset, project.params.data, ROOT)
+    how = project.params.evaluation(project.params.methods[0], ipc)
+    test = test_split(project.params.dataset, project.params.data, ROOT)
     kind = f"{project.compute.device.type}, {project.compute.precision}"
     found: dict[str, Any] = {
         "machine": here,
@@ -143,7 +144,7 @@ def measure() -> None:
 def evaluated(project: Project, method: str, canvases: Tensor, test: LabeledImages, iteration: str) -> list[float]:
     """Last-epoch test accuracies of a run's canvases at an iteration; kept beside them until all are there."""
     (ipc,), (seed,) = project.params.ipc, project.params.seeds
-    how, distillation = project.params.evaluation(ipc), project.params.distillation(method, ipc)
+    how, distillation = project.params.evaluation(method, ipc), project.params.distillation(method, ipc)
     of = digest(canvases.tolist(), how, project.network)
     done = kept(method).with_suffix(f".{iteration}.json")
     known = if_measured(done) or {}

@@ -19,6 +19,7 @@ from dreamlib.registry import unknown
 # In the order of application: mirror, recolour, move, and only then cut, so that no later step fills the hole again.
 OPS = ("flip", "color", "crop", "scale", "rotate", "cutout")
 GEOMETRIC = ("crop", "scale", "rotate")
+MODES = ("idc", "dsa", "dc", "idc_per_image")
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,9 @@ class Augmentation:
     """Which ops, how combined and how strong; the defaults are those of DSA and IDC.
 
     ``mode='idc'``: flip (a coin), color and cutout happen whenever they are listed, then exactly one of the listed
-    crop, scale, rotate. ``mode='dsa'``: exactly one of all listed ops.
+    crop, scale, rotate. ``mode='dsa'``: exactly one of all listed ops. Which one is drawn once per batch, its strength
+    once per image, as in the released code of IDC, DREAM, DSA, DM and MTT. ``mode='dc'`` chooses among all listed ops
+    for each image (DC's evaluation on MNIST); ``mode='idc_per_image'`` is 'idc' with a choice for each image.
 
     Strengths: ``brightness`` b adds U(−b, b); ``saturation`` s multiplies the distance to the channel mean by U(0, s);
     ``contrast`` c multiplies the distance to the image mean by U(1 − c, 1 + c); ``cutout`` is the side of the zeroed
@@ -89,8 +92,8 @@ class Augmentation:
                 raise unknown("augmentation", op, list(OPS))
         if len(set(self.ops)) < len(self.ops):
             raise ValueError(f"an augmentation is listed twice in {self.ops}; list each once")
-        if self.mode not in ("idc", "dsa"):
-            raise unknown("augmentation mode", self.mode, ["idc", "dsa"])
+        if self.mode not in MODES:
+            raise unknown("augmentation mode", self.mode, list(MODES))
         limits = {"brightness": (0, 1), "saturation": (0, math.inf), "contrast": (0, 1), "cutout": (0, 1)}
         limits |= {"crop": (0, 1), "scale": (1, math.inf), "rotate": (0, 180)}
         for field, (low, high) in limits.items():
@@ -110,11 +113,13 @@ class Augmentation:
         """``count`` independent transforms for (C, H, W) images, from a generator on the CPU."""
         return self.of_uniform(self.uniform(count, rng), image_shape)
 
-    @staticmethod
-    def uniform(count: int, rng: torch.Generator) -> Tensor:
-        """The random numbers of ``count`` transforms, (count, 11), in [0, 1)."""
+    def uniform(self, count: int, rng: torch.Generator) -> Tensor:
+        """Return the random numbers of a batch of ``count`` transforms, (count, 11), in [0, 1)."""
         # One call, the same columns whatever is listed. In float64 the integers below are unbiased: floor(u·k) < k.
-        return torch.rand(count, 11, generator=rng, dtype=torch.float64)
+        numbers = torch.rand(count, 11, generator=rng, dtype=torch.float64)
+        if self.mode in ("idc", "dsa"):
+            numbers[:, 10] = numbers[0, 10]  # one choice for the whole batch
+        return numbers
 
     def of_uniform(self, u: Tensor, image_shape: tuple[int, int, int]) -> AugmentationDraw:
         """The transforms that numbers of ``uniform`` stand for."""
@@ -139,7 +144,7 @@ class Augmentation:
 
     def _choose(self, u: Tensor) -> dict[str, Tensor]:
         """Which ops happen, (n,) bool each, from columns 9 (the coin of the mirror) and 10 (one of several)."""
-        rivals = self.ops if self.mode == "dsa" else tuple(op for op in self.ops if op in GEOMETRIC)
+        rivals = self.ops if self.mode in ("dsa", "dc") else tuple(op for op in self.ops if op in GEOMETRIC)
         chosen = (u[:, 10] * len(rivals)).long()
         active = {op: torch.ones(len(u), dtype=torch.bool) for op in self.ops}
         for number, op in enumerate(rivals):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
+from itertools import count
 from queue import SimpleQueue
 from typing import Any
 
@@ -23,7 +24,7 @@ from dreamlib.networks import build
 from dreamlib.objectives import MatchState, Objective
 from dreamlib.params import DistillParams
 from dreamlib.progress import progress
-from dreamlib.sampling import SAMPLERS, Sampler
+from dreamlib.sampling import SAMPLERS, EndlessPass, Sampler
 from dreamlib.seeding import generator
 from dreamlib.synthetic import SyntheticSet
 from dreamlib.threads import in_order, shares
@@ -58,29 +59,33 @@ class DistillResult:
 def effective_image_lr(settings: DistillParams, ipc: int, info: DatasetInfo) -> float:
     """The step size on pixels: as given, or base · ipc/10 · (side/32)², side/28 for MNIST (IDC, DREAM).
 
-    'normalised' is for step sizes published for normalised pixels (DC, DSA, DM, MTT, DD): with SGD a step of lr there
-    is one of lr · std² on pixels in [0, 1], with Adam, whose step does not grow with the gradient, of lr · std.
-
     >>> info = DatasetInfo("fashion_mnist", ("a", "b"), 1, 28, (0.2861,), (0.353,))
     >>> round(effective_image_lr(DistillParams(image_lr=1e-4, image_lr_rule="scaled"), 1, info), 8)
     7.66e-06
     """
     if settings.image_lr_rule == "fixed":
         return settings.image_lr
-    if settings.image_lr_rule == "normalised":
-        power = 1 if settings.image_optimizer == "adam" else 2
-        return settings.image_lr * sum(std**power for std in info.std) / len(info.std)
     reference = 28 if info.name == "mnist" else 32
     return settings.image_lr * ipc / 10 * (info.size / reference) ** 2
 
 
 def scheduled_lr(base: float, schedule: str, iteration: int, total: int) -> float:
-    """The step size on pixels at an inner iteration of ``total``: 'constant', or 'cosine', falling to zero at the end.
+    """The step size on pixels at an inner iteration of ``total``.
+
+    'constant'; 'cosine', falling to zero at the end; 'cosine_to_tenth', to a tenth (FRePo); 'halved', by half after
+    every tenth of the iterations (DD).
 
     >>> [round(scheduled_lr(0.1, "cosine", i, 4), 3) for i in range(4)], scheduled_lr(0.1, "constant", 3, 4)
     ([0.1, 0.085, 0.05, 0.015], 0.1)
+    >>> [scheduled_lr(0.08, "halved", i, 100) for i in (0, 9, 10, 39)], scheduled_lr(0.1, "cosine_to_tenth", 2, 4)
+    ([0.08, 0.08, 0.04, 0.01], 0.055)
     """
-    return base if schedule == "constant" else base * (1 + math.cos(math.pi * iteration / total)) / 2
+    if schedule == "constant":
+        return base
+    if schedule == "halved":
+        return base * 0.5 ** (10 * iteration // total)
+    least = 0.1 if schedule == "cosine_to_tenth" else 0.0
+    return base * (least + (1 - least) * (1 + math.cos(math.pi * iteration / total)) / 2)
 
 
 def snapshot_iterations(total: int, count: int) -> list[int]:
@@ -311,7 +316,8 @@ class Distiller:
         s = self.settings
         if self.iteration % s.inner_iterations == 0:
             self._timed("network", self._begin_outer)
-        self._timed("clustering", lambda: self.sampler.prepare(self.iteration, self._embed, self._predict))
+        age = self.iteration % s.inner_iterations
+        self._timed("clustering", lambda: self.sampler.prepare(self.iteration, self._embed, self._predict, age))
         if s.image_lr_schedule != "constant":
             lr = scheduled_lr(self._first_lr, s.image_lr_schedule, self.iteration, self.total)
             self.optimizer.param_groups[0]["lr"] = lr
@@ -341,7 +347,8 @@ class Distiller:
         if how == "pixels":
             return images.flatten(1)
         model = self._untrained if how == "random" else self.model
-        return embed(model, images, self.info, self._kernels_of_a_thread(), pooled=how == "pooled")
+        info = self.info if self.sampler.normalised_features else self.info.unbounded()
+        return embed(model, images, info, self._kernels_of_a_thread(), pooled=how == "pooled")
 
     @cached_property
     def _untrained(self) -> nn.Module:
@@ -358,7 +365,10 @@ class Distiller:
     def _begin_outer(self) -> None:
         self._fresh_network()
         self.sampler.new_network()
-        self._train(self.settings.pretrain_steps, "pretrain")
+        if self.settings.pretrain_epochs:
+            outer, size = self.iteration // self.settings.inner_iterations, self.settings.network_batch
+            order = EndlessPass(len(self.data), size, self.seed, "pretrain-order", outer)
+            self._train(max(1, round(self.settings.pretrain_epochs * order.batches)), "pretrain", order)
 
     def _fresh_network(self) -> None:
         s, (name, options) = self.settings, self.network
@@ -368,23 +378,27 @@ class Distiller:
             self.kernels = kernels_for(self.network, self.info, self.compute)
         self.trainer = Trainer(self.model, self.info, network_settings(s, self.info), self.kernels)
 
-    def _train(self, steps: int, purpose: str = "train") -> None:
+    def _train(self, steps: int, purpose: str = "train", order: EndlessPass | None = None) -> None:
+        """``steps`` steps of the network, on the distilled set or along an ``order`` of the real images.
+
+        By default that is the run's endless pass, in which each inner iteration has its place.
+        """
         if self.settings.train_on == "none" or steps == 0:
             return
-        rng = generator(self.seed, purpose, self.iteration)
+        rng, following = generator(self.seed, purpose, self.iteration), count(0 if order else self.iteration * steps)
         if self.settings.train_on == "synthetic":
             with torch.no_grad():
                 images, labels = self.synthetic.decode()
+            size = min(self.settings.network_batch, len(labels))
+            self.trainer.train(images, labels, lambda: torch.randperm(len(labels), generator=rng)[:size], steps, rng)
         else:
-            images, labels = self.data.images, self.data.labels
-        size = min(self.settings.network_batch, len(labels))
+            order = order or self._order
+            self.trainer.train(self.data.images, self.data.labels, lambda: order.at(next(following)), steps, rng)
 
-        def draw_rows() -> Tensor:
-            if self.settings.train_on == "synthetic":  # few images, all of them wanted: without replacement
-                return torch.randperm(len(labels), generator=rng)[:size]
-            return torch.randint(len(labels), (size,), generator=rng)
-
-        self.trainer.train(images, labels, draw_rows, steps, rng)
+    @cached_property
+    def _order(self) -> EndlessPass:
+        """The order in which the networks see the real images."""
+        return EndlessPass(len(self.data), self.settings.network_batch, self.seed, "network-order")
 
     def _match(self, train: Callable[[], None] | None = None) -> None:
         """A step on the pixels, and beside it what trains the network, on another stream or on other threads."""

@@ -13,6 +13,7 @@ from dreamlib import datasets, parallel
 from dreamlib.compute import Compute
 from dreamlib.kernels import Kernels
 from dreamlib.networks import build
+from dreamlib.objectives.unrolled import replay
 from dreamlib.params import DataParams, EvaluationParams
 from dreamlib.progress import progress
 from dreamlib.seeding import derive, generator
@@ -56,7 +57,7 @@ class Evaluation:
 
 def test_split(name: str, data: DataParams, root: Path) -> LabeledImages:
     """The test images; called by evaluation and by nothing else."""
-    return datasets.load_split(name, "test", root / data.directory, data.validation_per_class, 0, data.options)
+    return datasets.load_split(name, "test", root / data.directory, 0, 0, data.options)
 
 
 def train_settings(info: DatasetInfo, how: EvaluationParams, synthetic: SyntheticSet) -> TrainSettings:
@@ -99,12 +100,15 @@ def evaluate(
     """Train ``repeats`` fresh networks on the decoded set; accuracy on ``against`` after the last epoch.
 
     Network i starts from the seed derived from (seed, i) alone, so every set meets the same initial networks. Nothing
-    is chosen on ``against``: it is looked at once, after training. Soft labels are used where the set stores them.
+    is chosen on ``against``: it is looked at once, after training. Soft labels are used where the set stores them. A set
+    of the rule 'bound' is decoded as 'single', by its factor alone, as in IDC's code.
     On a CPU ``how.at_once`` networks train side by side (``dreamlib.threads``).
     Workers (``dreamlib.parallel``) take turns at the networks; every one of them gets all accuracies.
     """
     repeats, epochs = repeats or how.repeats, epochs or how.epochs
     placed = synthetic.to(compute.device)
+    if placed.rule == "bound":
+        placed = replace(placed, rule="single")
     images, hard = placed.decode()
     labels = hard if placed.soft_labels is None else placed.soft_labels
     against, settings = against.to(compute.device), train_settings(info, how, synthetic)
@@ -114,12 +118,17 @@ def evaluate(
 
     def train(one: tuple[nn.Module, int, Kernels], stepped: Callable[[], object]) -> None:
         model, own, its_kernels = one
+        if how.replay:
+            replay(model, placed, info, compute, generator(own, "replay"))
+            return
         fit(
             model, images, labels, info, settings, its_kernels,
             epochs=epochs, seed=own, schedule=SCHEDULES[how.decay], finish=how.finish, on_epoch=stepped,
         )  # fmt: skip
 
     threads = torch.get_num_threads() if compute.device.type == "cpu" else 1
+    if how.replay:
+        epochs = 1
     with progress(len(mine) * epochs, label, unit="epoch") as bar:
         if compute.compile:
             bar.set_postfix_str("the first epoch may compile, which takes longer")

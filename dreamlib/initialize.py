@@ -15,13 +15,15 @@ from dreamlib.types import DatasetInfo, LabeledImages
 
 INITS: Registry[str] = Registry("initialisation")
 for _name, _what in {
-    "noise": "Gaussian noise around the data's mean, clamped to [0, 1]",
+    "noise": "Gaussian noise: standard where canvases are normalised (DC), else around .5 and clamped to [0, 1] (IDC)",
     "random": "random real images of the class, no image twice",
     "kmeans": "the real image nearest to each centre of k-means on features (DREAM)",
+    "released": "k-means as in DREAM's released code: un-normalised pixels, nearest of all, nearest-neighbour shrink",
     "herding": "the real images whose mean feature is the class's (see dreamlib.selection)",
     "k_center": "real images none of the class is far from (see dreamlib.selection)",
 }.items():
     INITS.register(_name)(_what)
+CLUSTERED = ("kmeans", "released")  # those that start from the clustering stage's representatives
 
 
 def images_needed(ipc: int, factor: int, rule: str = "single") -> int:
@@ -140,12 +142,13 @@ def _spectra(data: LabeledImages, images: Tensor, labels: Tensor, factor: int) -
 
 
 def noise(data: LabeledImages, info: DatasetInfo, ipc: int, factor: int, rule: str, seed: int) -> SyntheticSet:
-    """Canvases of Gaussian noise with the data's mean and standard deviation, clamped where pixels are bounded (DC)."""
+    """Canvases of Gaussian noise: standard normal where pixels are normalised (DC), else .25 · normal + .5, clamped to
+    [0, 1] (IDC).
+    """
     count = data.num_classes * ipc
     images = count * factor**2 if rule == "dct" else count
-    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (info.mean, info.std))
-    drawn = torch.randn((images, *data.images.shape[1:]), generator=generator(seed, "init-noise")) * std + mean
-    drawn = (drawn.clamp(0, 1) if info.bounded else drawn).to(data.images.device)
+    drawn = torch.randn((images, *data.images.shape[1:]), generator=generator(seed, "init-noise"))
+    drawn = ((0.25 * drawn + 0.5).clamp(0, 1) if info.bounded else drawn).to(data.images.device)
     labels = torch.arange(data.num_classes, device=drawn.device).repeat_interleave(ipc)
     if rule == "dct":
         return _spectra(data, drawn, labels, factor)

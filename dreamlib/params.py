@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
@@ -11,7 +11,9 @@ from ruamel.yaml import YAML, YAMLError
 
 from dreamlib.registry import unknown
 from dreamlib.sections import (
+    OF_EVERY_PROTOCOL,
     PROTOCOLS,
+    RELEASED_CLUSTERING,
     BatchesParams,
     Budget,
     BudgetSections,
@@ -70,38 +72,72 @@ class Params(Strict):
     budgets: dict[str, Budget]
 
     def distillation(self, method: str, ipc: int) -> DistillParams:
-        """What ``method`` does at ``ipc`` under the chosen budget.
+        """Return what ``method`` does at ``ipc`` under the chosen budget.
 
-        Later layers win: the budget's ``distillation``, its block for the data set, the method's own block, the
-        method's block named after the budget. A value given as a mapping from ipc to value means: the entry of
-        the largest ipc not above this one.
+        Later layers win: the budget's ``distillation``, the budget's block for the data set, the method's own keys, the
+        method's block named after the budget. Within a block, entries under ``by_factor`` and ``by_dataset`` follow its
+        own keys. A value given as a mapping from ipc to value means: the entry of the largest ipc not above this one.
         """
-        block = self._of(self.method, "method", method)
-        own = {k: v for k, v in block.items() if k not in self.budgets}
-        special = block.get(self.budget) or {}
-        if not isinstance(special, Mapping):
-            raise ParameterError(
-                f"params.yaml: method.{method}.{self.budget} must hold keys and values, got {special!r}"
-            )
-        layers = [*self._budget_layers("distillation"), own, special]
-        return _build(DistillParams, layers, ipc, f"method {method}, budget {self.budget}")
+        where = f"method {method}, budget {self.budget}"
+        first = _merged(self._layers("distillation", method))
+        factor = _at_ipc("factor", first.get("factor", DistillParams.model_fields["factor"].default), ipc, where)
+        how = _build(DistillParams, self._layers("distillation", method, factor), ipc, where)
+        return how if how.init != "released" else how.model_copy(update={"shrink": "nearest"})
 
-    def clustering(self) -> ClusteringParams:
-        """The clustering stage's parameters under the chosen budget."""
-        return _build(ClusteringParams, self._budget_layers("clustering"), None, f"clustering, budget {self.budget}")
+    def evaluation(self, method: str, ipc: int) -> EvaluationParams:
+        """Return the protocol that ``method`` is evaluated by at ``ipc``; layers as in ``distillation``."""
+        factor = self.distillation(method, ipc).factor
+        where = f"evaluation of {method}, budget {self.budget}"
+        return _build(EvaluationParams, self._layers("evaluation", method, factor), ipc, where)
+
+    def clustering(self, method: str | None = None) -> ClusteringParams:
+        """Return how the clustering stage works, for all methods or for one that sets ``clustering`` of its own."""
+        where = f"clustering{f' of {method}' if method else ''}, budget {self.budget}"
+        how = _build(ClusteringParams, self._layers("clustering", method), None, where)
+        released = method and _merged(self._layers("distillation", method)).get("init") == "released"
+        return RELEASED_CLUSTERING if released else how
 
     def experts(self) -> ExpertParams:
-        """The expert trajectories under the chosen budget."""
-        return _build(ExpertParams, self._budget_layers("experts"), None, f"experts, budget {self.budget}")
+        """Return the expert trajectories under the chosen budget."""
+        return _build(ExpertParams, self._layers("experts"), None, f"experts, budget {self.budget}")
 
-    def evaluation(self, ipc: int) -> EvaluationParams:
-        """The evaluation protocol at ``ipc`` under the chosen budget."""
-        return _build(EvaluationParams, self._budget_layers("evaluation"), ipc, f"evaluation, budget {self.budget}")
-
-    def _budget_layers(self, section: str) -> list[dict[str, Any]]:
+    @property
+    def validation_per_class(self) -> int:
+        """Training images of each class held out under the chosen budget and data set; 0 for none."""
         budget = self._of(self.budgets, "budget", self.budget)
-        special = budget.by_dataset.get(self.dataset, BudgetSections())
-        return [getattr(budget, section), getattr(special, section)]
+        special = budget.by_dataset.get(self.dataset, BudgetSections()).validation_per_class
+        return (budget.validation_per_class or 0) if special is None else special
+
+    def _layers(self, section: str, method: str | None = None, factor: int | None = None) -> list[dict[str, Any]]:
+        """The layers of one section, those that win last."""
+        budget = self._of(self.budgets, "budget", self.budget)
+        layers = list(self._budget_layers(budget, section, factor))
+        if method:
+            layers += self._method_layers(self._of(self.method, "method", method), section, factor, f"method.{method}")
+        return layers
+
+    def _budget_layers(self, block: BudgetSections, section: str, factor: int | None) -> Iterator[dict[str, Any]]:
+        yield getattr(block, section)
+        if (chosen := _not_above(block.by_factor, factor)) is not None:
+            yield from self._budget_layers(chosen, section, factor)
+        if isinstance(block, Budget) and self.dataset in block.by_dataset:
+            yield from self._budget_layers(block.by_dataset[self.dataset], section, factor)
+
+    def _method_layers(self, block: Any, section: str, factor: int | None, path: str) -> Iterator[dict[str, Any]]:
+        """The layers a method's block has for a section: its keys are those of ``distillation``, but for sections."""
+        block = _mapping(block, path)
+        nested = {"clustering", "evaluation", "by_factor", "by_dataset", *self.budgets}
+        if section == "distillation":
+            yield {key: value for key, value in block.items() if key not in nested}
+        elif section in block:
+            yield dict(_mapping(block[section], f"{path}.{section}"))
+        by_factor = _mapping(block.get("by_factor", {}), f"{path}.by_factor")
+        if (chosen := _not_above(by_factor, factor)) is not None:
+            yield from self._method_layers(chosen, section, factor, f"{path}.by_factor")
+        by_dataset = _mapping(block.get("by_dataset", {}), f"{path}.by_dataset")
+        for key, under in ((self.dataset, by_dataset), (self.budget, block)):
+            if key in under:
+                yield from self._method_layers(under[key] or {}, section, factor, f"{path}.{key}")
 
     @staticmethod
     def _of(table: Mapping[str, Any], kind: str, name: str) -> Any:
@@ -114,16 +150,39 @@ _BY_IPC_EXEMPT = {"options"}
 _ONE_MAY_HAVE_KEYS = {"networks"}  # a network is written by its name and options, and one needs no list
 
 
-def _build(model: type[Any], layers: list[dict[str, Any]], ipc: int | None, where: str) -> Any:
+def _not_above(table: Mapping[int, Any], factor: int | None) -> Any:
+    """The entry of the largest key not above ``factor``; None where there is none."""
+    keys = [key for key in table if factor is not None and key <= factor]
+    return table[max(keys)] if keys else None
+
+
+def _mapping(value: Any, path: str) -> Mapping[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise ParameterError(f"params.yaml: {path} must hold keys and values, got {value!r}")
+    return value
+
+
+def _merged(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """One section of several layers, the last of which win.
+
+    Options join key by key, for as long as the objective is the same. A layer that names another protocol begins with
+    that protocol's values.
+    """
     merged: dict[str, Any] = {}
     for layer in layers:
+        if layer.get("protocol", merged.get("protocol")) != merged.get("protocol"):
+            merged = {key: value for key, value in merged.items() if key in OF_EVERY_PROTOCOL}
         if layer.get("objective", merged.get("objective")) != merged.get("objective"):
             merged.pop("options", None)  # they are another objective's
         for key, value in layer.items():
             if key in _BY_IPC_EXEMPT and isinstance(value, Mapping):
                 value = {**merged.get(key, {}), **value}
             merged[key] = value
-    merged = {key: _at_ipc(key, value, ipc, where) for key, value in merged.items()}
+    return merged
+
+
+def _build(model: type[Any], layers: Iterable[Mapping[str, Any]], ipc: int | None, where: str) -> Any:
+    merged = {key: _at_ipc(key, value, ipc, where) for key, value in _merged(layers).items()}
     return _validated(model, merged, where)
 
 
@@ -251,7 +310,8 @@ def check(params: Params) -> None:
     for method in params.methods:
         for ipc in params.ipc:
             _check_workers(params.compute, params.distillation(method, ipc), method)
-            params.evaluation(ipc)
+            params.evaluation(method, ipc)
+        params.clustering(method)
     params.clustering()
     params.experts()
     for key in ("ipc", "methods", "seeds"):

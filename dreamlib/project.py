@@ -16,12 +16,13 @@ from dreamlib.initialize import INITS, check_budget, images_needed
 from dreamlib.kernels import Kernels
 from dreamlib.networks import NETWORKS, build
 from dreamlib.objectives import make as make_objective
-from dreamlib.params import DistillParams, ParameterError, Params, find_root, read_params
+from dreamlib.params import ClusteringParams, DistillParams, ParameterError, Params, find_root, read_params
 from dreamlib.provenance import note_run, noted_seconds
 from dreamlib.registry import unknown
 from dreamlib.sampling import SAMPLERS, Embed
 from dreamlib.seeding import derive, generator
-from dreamlib.training import TrainSettings, augmentation_for, embed, feature_channels, fit
+from dreamlib.synthetic import SyntheticSet
+from dreamlib.training import embed, feature_channels, train_on_real
 from dreamlib.types import DatasetInfo, LabeledImages
 from dreamlib.whitening import ZCA, whitened_info
 
@@ -130,7 +131,7 @@ class Project:
         p = self.params
         if name not in self._splits:
             self._splits[name] = datasets.load_split(
-                p.dataset, name, self.root / p.data.directory, p.data.validation_per_class, 0, p.data.options
+                p.dataset, name, self.root / p.data.directory, p.validation_per_class, 0, p.data.options
             )
         return self._splits[name]
 
@@ -139,15 +140,38 @@ class Project:
         """The whitening of the training images; validation and test images play no part in it."""
         return ZCA.fit(self.split("train").images)
 
-    def seen(self, data: LabeledImages, whitening: str) -> tuple[LabeledImages, DatasetInfo]:
-        """Real images as a method with this whitening sees them, and what is then known of them."""
-        if whitening == "none":
-            return data, self.info
-        return replace(data, images=self.zca.apply(data.images)), whitened_info(self.info)
+    def seen(self, data: LabeledImages, how: DistillParams) -> tuple[LabeledImages, DatasetInfo]:
+        """Return real images as a method sees them, and what is then known of them.
 
-    def pictures(self, images: Tensor, whitening: str) -> Tensor:
-        """A set's images (N, C, H, W) as a person may look at them: whitening undone, in [0, 1]."""
-        return images if whitening == "none" else self.zca.undo(images).clamp(0, 1)
+        Whitened, or normalised where canvases hold unbounded normalised pixels, or as they are.
+        """
+        info = self.info
+        if how.statistics == "dc" and info.dc_statistics:
+            info = replace(info, mean=info.dc_statistics[0], std=info.dc_statistics[1])
+        return self._transformed(data, info, how.whitening, how.bounded)
+
+    def seen_with(self, data: LabeledImages, synthetic: SyntheticSet) -> tuple[LabeledImages, DatasetInfo]:
+        """Return real images in the units of a set's canvases: under its statistics, its whitening, its bounds."""
+        about = synthetic.info
+        info = replace(self.info, mean=tuple(about["mean"]), std=tuple(about["std"])) if "mean" in about else self.info
+        return self._transformed(data, info, synthetic.whitening, synthetic.bounded)
+
+    def _transformed(
+        self, data: LabeledImages, info: DatasetInfo, whitening: str, bounded: bool
+    ) -> tuple[LabeledImages, DatasetInfo]:
+        if whitening != "none":
+            return replace(data, images=self.zca.apply(data.images)), whitened_info(info)
+        if bounded:
+            return data, info
+        return replace(data, images=info.normalise(data.images)), info.unbounded()
+
+    def pictures(self, synthetic: SyntheticSet, images: Tensor | None = None) -> Tensor:
+        """Return a set's canvases (N, C, H, W), or images in the units of its canvases, as pictures in [0, 1].
+
+        Whitening and normalisation are undone; what then lies outside [0, 1] is clipped, for show only.
+        """
+        shown = synthetic.pictures() if images is None else images
+        return (self.zca.undo(shown) if synthetic.whitening != "none" else synthetic.as_pixels(shown)).clamp(0, 1)
 
     def require(self, method: str | None, ipc: int, seed: int) -> None:
         """Refuse a coordinate that params.yaml does not list; raises ParameterError naming what it lists."""
@@ -179,25 +203,23 @@ class Project:
         """The times ``note`` kept under a name."""
         return noted_seconds(f"{self.study}/{name}" if self.study else name, self.root)
 
-    def embedder(self, seed: int) -> Embed:
-        """The feature map the clustering stage works in: pixels, an untrained or a briefly trained network."""
-        how = self.params.clustering()
+    def embedder(self, seed: int, how: ClusteringParams | None = None) -> Embed:
+        """Return the feature map of a clustering: pixels, an untrained or a briefly trained network's features.
+
+        ``how`` is the clustering stage's by default.
+        """
+        how = how or self.params.clustering()
         if how.features == "pixels":
             return lambda images: images.flatten(1)
         name, options = self.network
-        rng = generator(seed, "clustering-network")
-        model = self.compute.place(build(name, self.info, rng, options))
+        model = self.compute.place(build(name, self.info, generator(seed, "clustering-network"), options))
         kernels = Kernels(model, self.compute)
         if how.features == "trained":
             data = self.split("train").to(self.compute.device)
-            train = TrainSettings(batch=128, augmentation=augmentation_for(self.info, "flip_color_crop_cutout"))
-            fit(
-                model, data.images, data.labels, self.info, train, kernels,
-                epochs=how.epochs, seed=derive(seed, "clustering-training"), schedule=lambda lr, _epoch, _epochs: lr,
-            )  # fmt: skip
+            train_on_real(model, data, self.info, kernels, epochs=how.epochs, seed=derive(seed, "clustering-training"))
         info = self.info
         if how.features == "random_unnormalised":
-            info = replace(info, mean=(0.0,) * info.channels, std=(1.0,) * info.channels)
+            info = info.unbounded()
         return lambda images: embed(model, images, info, kernels)
 
 
@@ -219,13 +241,12 @@ def check_names(params: Params) -> None:
             _check_effects(method, how)
             Augmentation.parse(how.augmentation, how.augmentation_mode)
             Augmentation.parse(how.network_augmentation, how.augmentation_mode)
+            judged = params.evaluation(method, ipc)
+            Augmentation.parse(judged.augmentation, judged.augmentation_mode)
+            for network in judged.networks:
+                if network.name not in NETWORKS:
+                    raise unknown("network (under evaluation.networks)", network.name, NETWORKS.names())
     Augmentation.parse(params.experts().augmentation, params.experts().mode)
-    for ipc in params.ipc:
-        judged = params.evaluation(ipc)
-        Augmentation.parse(judged.augmentation, judged.augmentation_mode)
-        for network in judged.networks:
-            if network.name not in NETWORKS:
-                raise unknown("network (under evaluation.networks)", network.name, NETWORKS.names())
 
 
 def _check_effects(method: str, how: DistillParams) -> None:
@@ -242,16 +263,16 @@ def _check_effects(method: str, how: DistillParams) -> None:
             f"{where}: labels: {how.labels} would replace the labels that options.learn_labels learns; set labels: "
             "hard, or learn_labels: false"
         )
-    if how.pretrain_steps and how.train_on == "none":
+    if how.pretrain_epochs and how.train_on != "real":
         raise ParameterError(
-            f"{where}: pretrain_steps = {how.pretrain_steps} has no effect with train_on: none; set it to 0, or "
-            "train_on: real"
+            f"{where}: pretrain_epochs = {how.pretrain_epochs:g} has no effect with train_on: {how.train_on}; set it to "
+            "0, or train_on: real"
         )
 
 
 def _check_pool(params: Params, method: str, ipc: int, how: DistillParams) -> None:
     """Refuse a clustering among fewer images than it is to choose; raises ParameterError."""
-    pool, needed = params.clustering().pool, images_needed(ipc, how.factor, how.decode)
+    pool, needed = params.clustering(method).pool, images_needed(ipc, how.factor, how.decode)
     if how.init not in ("noise", "random") and 0 < pool < needed:
         raise ParameterError(
             f"params.yaml: clustering.pool = {pool} of budget {params.budget}, but method {method} (init: {how.init}) "
@@ -272,7 +293,7 @@ def preflight(project: Project) -> None:
         )
     train = project.split("train")
     matched = build(p.network.name, project.info, torch.Generator(), p.network.options)
-    for network in (network for ipc in p.ipc for network in p.evaluation(ipc).networks):
+    for network in (network for ipc in p.ipc for method in p.methods for network in p.evaluation(method, ipc).networks):
         build(network.name, project.info, torch.Generator(), network.options)
     for method in p.methods:
         for ipc in p.ipc:

@@ -4,11 +4,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from dreamlib.kmeans import kmeans, nearest_members
+from dreamlib.kmeans import kmeans, nearest_members, squared_distances
 from dreamlib.registry import Registry
 from dreamlib.seeding import generator
 from dreamlib.threads import in_order
@@ -16,8 +17,38 @@ from dreamlib.types import LabeledImages
 
 SAMPLERS: Registry[type["Sampler"]] = Registry("sampler")
 RECORDED_NUMBERS = 2**27  # of features, in a clustering recorded as a CUDA graph: it keeps a few times their memory
+RELEASED_STEPS = 100  # of Lloyd's algorithm, at most, in DREAM's released code
 Embed = Callable[[Tensor], Tensor]  # images (n, C, H, W) in [0, 1] → features (n, D)
 Predict = Callable[[Tensor], Tensor]  # images (n, C, H, W) in [0, 1] → logits (n, K)
+
+
+class EndlessPass:
+    """Batches of an endless pass over ``count`` rows in random order, without replacement within a pass.
+
+    Each pass has an order of its own, made anew from (seed, purpose, pass), so that any step can be asked for at any
+    time. An incomplete last batch is left out of its pass; where ``batch`` exceeds ``count``, a batch is all rows.
+
+    >>> rows = EndlessPass(5, 2, 0, "example")
+    >>> rows.batches, len(torch.cat([rows.at(0), rows.at(1)]).unique())
+    (2, 4)
+    """
+
+    def __init__(self, count: int, batch: int, seed: int, *purpose: str | int) -> None:
+        self.count, self.batch, self.seed, self.purpose = count, min(batch, count), seed, purpose
+        self._order: tuple[int, Tensor] | None = None
+
+    @property
+    def batches(self) -> int:
+        """Batches of one pass."""
+        return self.count // self.batch
+
+    def at(self, step: int) -> Tensor:
+        """Return the rows (batch,) of the batch number ``step`` since the first, on the CPU."""
+        number, place = divmod(step, self.batches)
+        if self._order is None or self._order[0] != number:
+            rng = generator(self.seed, *self.purpose, number)
+            self._order = number, torch.randperm(self.count, generator=rng)
+        return self._order[1][place * self.batch : (place + 1) * self.batch]
 
 
 def class_pool(data: LabeledImages, label: int, pool: int, rng: torch.Generator) -> Tensor:
@@ -40,6 +71,9 @@ class Sampler(ABC):
     run goes on exactly where it stopped. ``batch`` is images per class; a class with fewer gives all it has.
     """
 
+    # Whether the features ``prepare`` is given are those of normalised images.
+    normalised_features: ClassVar[bool] = True
+
     data: LabeledImages
     batch: int
     seed: int
@@ -54,33 +88,44 @@ class Sampler(ABC):
             raise ValueError(f"classes {empty} have no training image; every class needs at least one")
 
     def new_network(self) -> None:  # noqa: B027 (a sampler that keeps nothing of a network's has nothing to forget)
-        """Called when a fresh network takes the place of the one that images were embedded with."""
+        """Forget what belongs to the network that images were embedded with: a fresh one takes its place."""
 
     def prepare(  # noqa: B027 (a sampler without state has nothing to do)
-        self, iteration: int, embed: Embed, predict: Predict | None = None
+        self, iteration: int, embed: Embed, predict: Predict | None = None, age: int | None = None
     ) -> None:
-        """Called before every inner iteration with the feature map and with the current network's predictions."""
+        """Get ready for an inner iteration, given the feature map and the current network's predictions.
+
+        ``age`` is the number of inner iterations that network has served; by default ``iteration``.
+        """
 
     @abstractmethod
     def rows(self, label: int, iteration: int) -> Tensor:
-        """The rows (≤ batch,) of ``data`` that supervise ``label`` at this iteration, no row twice."""
+        """Return the rows (≤ batch,) of ``data`` that supervise ``label`` at this iteration; no row twice, but for
+        'released'.
+        """
 
 
 @SAMPLERS.register("random")
 @dataclass
 class RandomSampler(Sampler):
-    """Uniform without replacement, drawn anew at every iteration (IDC)."""
+    """An endless pass over each class in random order, a batch at every iteration (IDC)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._passes = [
+            EndlessPass(len(rows), self.batch, self.seed, "real-batch", label)
+            for label, rows in enumerate(self.members)
+        ]
 
     def rows(self, label: int, iteration: int) -> Tensor:
         """See ``Sampler.rows``."""
         members = self.members[label]
-        rng = generator(self.seed, "real-batch", label, iteration)
-        return members[torch.randperm(len(members), generator=rng)[: self.batch].to(members.device, non_blocking=True)]
+        return members[self._passes[label].at(iteration).to(members.device, non_blocking=True)]
 
 
 @dataclass
 class KeptSampler(Sampler):
-    """A sampler that chooses every ``interval`` inner iterations and keeps its choice in between.
+    """A sampler that chooses for each new network and every ``interval`` inner iterations, and keeps its choice between.
 
     ``pool`` bounds how many random images of a class it chooses from (0: all, as DREAM's released code); on a CPU
     features of at most ``at_once`` classes are held at a time. ``classes`` are those it chooses for: all, or a worker's
@@ -102,9 +147,9 @@ class KeptSampler(Sampler):
     def choose(self, label: int, members: Tensor, rng: torch.Generator, embed: Embed, predict: Predict) -> Tensor:
         """The rows (≤ batch,) chosen among ``members`` (n,), rows of the class."""
 
-    def prepare(self, iteration: int, embed: Embed, predict: Predict | None = None) -> None:
-        """Choose anew when the interval has passed (or nothing is chosen yet)."""
-        if self.chosen is not None and iteration % self.interval:
+    def prepare(self, iteration: int, embed: Embed, predict: Predict | None = None, age: int | None = None) -> None:
+        """Choose anew for a new network and when the interval has passed (or nothing is chosen yet)."""
+        if self.chosen is not None and (iteration if age is None else age) % self.interval:
             return
         classes = range(self.data.num_classes) if self.classes is None else self.classes
         rngs = {label: generator(self.seed, "cluster", label, iteration) for label in classes}
@@ -197,6 +242,28 @@ class RepresentativeSampler(KeptSampler):
             self.centers.update(zip(members, found.centers, strict=True))
         nearest = nearest_members(features, found, per_cluster)
         return {label: rows[near] for (label, rows), near in zip(members.items(), nearest, strict=True)}
+
+
+@SAMPLERS.register("released")
+@dataclass
+class ReleasedSampler(KeptSampler):
+    """DREAM's batches as its released code chooses them.
+
+    Features are of un-normalised images; k-means starts from random rows and takes up to 100 Lloyd steps; an empty
+    cluster stays at zero; the ``per_cluster`` nearest of all the class's images are taken for each centre, so that a
+    row may come twice.
+    """
+
+    normalised_features: ClassVar[bool] = False
+    per_cluster: int = 1
+
+    def choose(self, label: int, members: Tensor, rng: torch.Generator, embed: Embed, predict: Predict) -> Tensor:
+        """See ``KeptSampler.choose``."""
+        features = embed(self.data.images[members]).float().unsqueeze(0)  # (1, n, D)
+        k = min(self.batch // self.per_cluster, len(members))
+        found = kmeans(features, k, rng, max_iterations=RELEASED_STEPS, start="random", keep_empty=True)
+        nearest = squared_distances(features, found.centers)[0].topk(self.per_cluster, dim=0, largest=False).indices
+        return members[nearest.T.flatten()]
 
 
 @SAMPLERS.register("center")

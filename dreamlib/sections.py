@@ -37,10 +37,9 @@ class ComputeParams(Strict):
 
 
 class DataParams(Strict):
-    """Where the data lies, how many training images a class are held out for validation, a data set's own options."""
+    """Where the data lies, and a data set's own options. How many images are held out is a budget's to say."""
 
     directory: str = "data"
-    validation_per_class: Natural = 500
     options: dict[str, Any] = {}
 
 
@@ -70,21 +69,28 @@ NetworkList = Annotated[
 class ClusteringParams(Strict):
     """How the canvases' representatives are found; ``pool`` bounds how many random images of a class enter (0: all).
 
-    DREAM's released code is features 'random_unnormalised' with pick 'released' (and shrink 'nearest').
+    ``features`` 'trained' are those of a network trained on the real images for ``epochs`` passes, or a part of one, as
+    the distillation's networks are. ``RELEASED_CLUSTERING`` is DREAM's released code (``init: released``).
     """
 
     features: Literal["pixels", "random", "random_unnormalised", "trained"] = "random"
     pick: Literal["members", "released"] = "members"
-    epochs: Positive = 1
+    epochs: Rate = 1.0
     pool: Natural = 0
     max_iterations: Positive = 50
+
+
+RELEASED_CLUSTERING = ClusteringParams(features="random_unnormalised", pick="released", max_iterations=100)
 
 
 class DistillParams(Strict):
     """One distillation, whole: what is matched, from where, against which images, for how long.
 
     DREAM and IDC differ in ``init`` and ``sampler`` alone. ``image_lr`` is multiplied by ipc/10 · (side/32)² when
-    ``image_lr_rule`` is 'scaled' (side/28 for MNIST; IDC and DREAM), used as it is when 'fixed'. ``image_update`` says
+    ``image_lr_rule`` is 'scaled' (side/28 for MNIST; IDC and DREAM), used as it is when 'fixed'. Canvases hold pixels in
+    [0, 1] and are clamped after each outer iteration when ``bounded`` (IDC, DREAM); otherwise they hold normalised
+    pixels that are never clamped, and ``image_lr`` is a step in those units (DC, DSA, DM, MTT, DD, FRePo).
+    ``statistics`` 'dc' normalises by DC's mean and standard deviation where they differ from IDC's. ``image_update`` says
     when pixels step: 'per_class', after every class on one shared momentum buffer (the released code); 'collapsed',
     once an iteration with the plain step that equals it to momentum^K where an objective has a loss for each of K
     classes; 'batched', once with momentum. ``learned_lr`` is the step size of whatever an objective learns besides
@@ -93,9 +99,10 @@ class DistillParams(Strict):
     ``warm_start`` goes on from the last clustering's centres.
     ``decode`` 'dct' keeps factor² images a canvas as their strongest frequencies (FreD; see ``dreamlib.frequency``):
     ``image_lr`` is then the step size on orthonormal coefficients, and ``shrink`` plays no part.
-    ``image_lr_schedule`` 'cosine' lets the step size on pixels fall to zero at the last iteration. ``whitening`` 'zca'
-    is MTT's: real images whitened by the statistics of the training images, canvases without bounds, evaluation on test
-    images whitened alike (``dreamlib.whitening``). On a CPU, up to ``at_once`` classes, a number that divides the
+    ``image_lr_schedule`` 'cosine' lets the step size on pixels fall to zero at the last iteration, 'cosine_to_tenth' to a
+    tenth (FRePo), 'halved' halves it after every tenth of the run (DD). ``pretrain_epochs`` passes over the real images,
+    or a part of one, train each network before its first matching. ``whitening`` 'zca' is MTT's: real images whitened by
+    the statistics of the training images, evaluation on test images whitened alike (``dreamlib.whitening``). On a CPU, up to ``at_once`` classes, a number that divides the
     threads, are clustered and matched side by side, and a network that trains on real images does so beside the
     matching: less time, more memory, another rounding. That needs an objective with a loss for each class, and no
     ``image_update`` 'per_class'.
@@ -121,22 +128,24 @@ class DistillParams(Strict):
     inner_iterations: Positive = 100
     image_optimizer: Literal["sgd", "adam"] = "sgd"
     image_lr: Rate = 5e-3
-    image_lr_rule: Literal["fixed", "scaled", "normalised"] = "fixed"
-    image_lr_schedule: Literal["constant", "cosine"] = "constant"
+    image_lr_rule: Literal["fixed", "scaled"] = "fixed"
+    image_lr_schedule: Literal["constant", "cosine", "cosine_to_tenth", "halved"] = "constant"
+    bounded: bool = True
+    statistics: Literal["idc", "dc"] = "idc"
     image_momentum: Momentum = 0.5
     image_update: Literal["per_class", "collapsed", "batched"] = "batched"
     learned_lr: Rate = 1e-5
     augmentation: str = "color_crop_cutout"
-    augmentation_mode: Literal["idc", "dsa"] = "idc"
+    augmentation_mode: Literal["idc", "dsa", "dc", "idc_per_image"] = "idc"
     train_on: Literal["real", "synthetic", "none"] = "real"
     network_steps: Natural = 4
     network_batch: Positive = 128
     network_lr: Rate = 0.01
     network_momentum: Momentum = 0.9
     network_weight_decay: Annotated[float, Field(ge=0)] = 5e-4
-    network_augmentation: str = "flip_color_crop_cutout"
+    network_augmentation: str = "color_crop"
     cutmix: Fraction = 0.5
-    pretrain_steps: Natural = 0
+    pretrain_epochs: Annotated[float, Field(ge=0)] = 0.0
     labels: Literal["hard", "assigned"] = "hard"
     temperature: Rate = 1.0
     whitening: Literal["none", "zca"] = "none"
@@ -154,11 +163,10 @@ class DistillParams(Strict):
                 f"whitening = {self.whitening} is of whole images, and factor = {self.factor} lays several on a "
                 "canvas: set factor: 1, or whitening: none"
             )
-        if self.whitening != "none" and self.decode == "dct":
-            raise ValueError(
-                f"decode = dct keeps pixels in [0, 1], which whitening = {self.whitening} has none of: set decode: "
-                "single, or whitening: none"
-            )
+        if self.whitening != "none" and self.bounded:
+            raise ValueError(f"whitening = {self.whitening} leaves pixels without bounds: set bounded: false")
+        if self.decode == "dct" and not self.bounded:
+            raise ValueError("decode = dct keeps pixels in [0, 1]: set bounded: true, or decode: single")
         if self.image_optimizer == "adam" and self.image_update != "batched":
             raise ValueError(f"image_update = {self.image_update} is defined for sgd only; use batched with adam")
         if self.sampler != "random" and 0 < self.pool < self.real_batch:
@@ -169,14 +177,20 @@ class DistillParams(Strict):
 
 
 _SIAMESE = {"augmentation": "flip_color_crop_scale_rotate_cutout", "augmentation_mode": "dsa", "cutmix": 0.0}
-# What each published evaluation sets apart from IDC's, whose values are the defaults of EvaluationParams; 'ridge' is
-# this project's: the last layer is fitted as the objective 'ridge' fits it, for which the best sets are made.
+_DC = {"epochs": 301, "batch": 256, "augmentation": "none", "cutmix": 0.0, "decay": "tenth"}
+_DSA = {"epochs": 1001, "batch": 256, "decay": "tenth", **_SIAMESE}
+# Keys of an evaluation that do not describe how a network is trained: they hold whatever the protocol is.
+OF_EVERY_PROTOCOL = ("networks", "repeats", "at_once", "views", "curve_networks", "curve_epochs")
+# What each published evaluation sets apart from IDC's, whose values are the defaults of EvaluationParams. The loops of DC
+# and its successors count to ``epochs`` inclusively, hence 301 and 1001. 'dd' trains as the unrolled objective did. 'ridge'
+# is this project's: the last layer is fitted as the objective 'ridge' fits it, for which the best sets are made.
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "idc": {},
-    "dc": {"epochs": 300, "batch": 256, "augmentation": "none", "cutmix": 0.0, "decay": "tenth"},
-    "dsa": {"batch": 256, "decay": "tenth", **_SIAMESE},
-    "dm": {"batch": 256, "decay": "tenth", **_SIAMESE},
-    "mtt": {"batch": 256, "decay": "tenth", "learned_lr": True, **_SIAMESE},
+    "dc": _DC,
+    "dsa": _DSA,
+    "dm": _DSA,
+    "mtt": {**_DSA, "learned_lr": True},
+    "dd": {"replay": True},
     "ridge": {"finish": 0.25, "last_layer": "ridge"},
 }
 
@@ -186,7 +200,9 @@ class EvaluationParams(Strict):
 
     ``repeats`` fresh networks of each of ``networks`` are trained per set; none listed means the matched network, and
     the first listed is the one whose accuracy stands for the set. ``decay``: 'fifths' is × 0.2 at 2/3 and 5/6 of the
-    epochs (IDC), 'tenth' × 0.1 after half of them (DC, DSA, DM, MTT), 'none' a constant rate. ``label_smoothing`` is
+    epochs (IDC), 'tenth' × 0.1 after half of them with momentum anew (DC, DSA, DM, MTT), 'none' a constant rate.
+    ``replay`` trains as the set was unrolled, by its own steps and learned rates (DD, RaT-BPTT): epochs, batches,
+    augmentation and rates of the protocol then play no part. ``label_smoothing`` is
     the share of every label that is spread over all classes; the last ``finish`` of the epochs, a share too, go without
     CutMix and have mirror images as their only augmentation. ``last_layer``: 'trained' as all others, or 'ridge', then
     fitted anew by ridge regression on the set's features with ``last_layer_penalty``, as the objective 'ridge' assumes;
@@ -196,7 +212,7 @@ class EvaluationParams(Strict):
     by side, each on its share of the threads: less time, and another rounding.
 
     >>> EvaluationParams(protocol="dc").epochs, EvaluationParams(protocol="dc", epochs=30).epochs
-    (300, 30)
+    (301, 30)
     """
 
     protocol: str = "idc"
@@ -211,13 +227,14 @@ class EvaluationParams(Strict):
     momentum: Momentum = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     augmentation: str = "flip_color_crop_scale_rotate"
-    augmentation_mode: Literal["idc", "dsa"] = "idc"
+    augmentation_mode: Literal["idc", "dsa", "dc", "idc_per_image"] = "idc"
     cutmix: Fraction = 0.5
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     finish: Fraction = 0.0
     last_layer: Literal["trained", "ridge"] = "trained"
     last_layer_penalty: Rate = 0.03
     learned_lr: bool = False
+    replay: bool = False
     curve_networks: Natural = 1
     curve_epochs: Positive = 100
 
@@ -246,7 +263,7 @@ class ExpertParams(Strict):
     momentum: Momentum = 0.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     augmentation: str = "flip_color_crop_scale_rotate_cutout"
-    mode: Literal["idc", "dsa"] = "dsa"
+    mode: Literal["idc", "dsa", "dc", "idc_per_image"] = "dsa"
 
 
 class BatchesParams(Strict):
@@ -277,12 +294,18 @@ class ClaimsParams(Strict):
 
 
 class BudgetSections(Strict):
-    """What a budget, or its block for a data set, may set; the keys inside are checked where they are used."""
+    """What a budget, or its block for a data set, may set; the keys inside are checked where they are used.
 
+    ``validation_per_class`` training images of each class are held out, on which settings are chosen; 0 trains on all
+    images and draws no curves. ``by_factor`` holds sections for a factor and those above it, up to the next entry.
+    """
+
+    validation_per_class: Natural | None = None
     clustering: dict[str, Any] = {}
     distillation: dict[str, Any] = {}
     experts: dict[str, Any] = {}
     evaluation: dict[str, Any] = {}
+    by_factor: dict[int, "BudgetSections"] = {}
 
 
 class Budget(BudgetSections):

@@ -49,7 +49,7 @@ def gather(project: Project, ipc: int) -> dict[str, Any]:
     path = project.root / BEST / f"{p.dataset}-ipc{ipc}.safetensors"
     synthetic = SyntheticSet.open(project.file("sets", settings[0], ".safetensors"))
     synthetic.save(path)
-    shown = project.pictures(synthetic.pictures(), synthetic.whitening)
+    shown = project.pictures(synthetic)
     figures.write_contact_sheet(shown, synthetic.num_classes, path.with_suffix(".png"), scale=2 if ipc > 1 else 4)
     shared = ("protocol", "epochs", "method", "factor", "stored_floats", "label_kind", "networks")
     numbers = {key: found[0][key] for key in shared} | {

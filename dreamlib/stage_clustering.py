@@ -11,9 +11,10 @@ from torch import Tensor
 
 from dreamlib.coverage import coverage_means, coverage_table
 from dreamlib.files import write_atomically, write_json
-from dreamlib.initialize import ClassClusters, cluster_class, images_needed
-from dreamlib.params import Params
+from dreamlib.initialize import CLUSTERED, ClassClusters, cluster_class, images_needed
+from dreamlib.params import ClusteringParams, Params
 from dreamlib.project import Project, Setting
+from dreamlib.sampling import Embed
 from dreamlib.types import LabeledImages
 
 
@@ -24,8 +25,18 @@ def cluster_counts(params: Params, ipc: int, fewest: int) -> list[int]:
     the ``fewest`` images a class, or the pool of them, go.
     """
     how = [params.distillation(method, ipc) for method in params.methods]
-    started = {images_needed(ipc, h.factor, h.decode) for h in how if h.init == "kmeans"}
+    started = {images_needed(ipc, h.factor, h.decode) for h in how if h.init in CLUSTERED}
     return sorted(started or {min(ipc, fewest, params.clustering().pool or fewest)})
+
+
+def other_clusterings(params: Params, ipc: int) -> list[tuple[str, ClusteringParams, int]]:
+    """Return (method, how, clusters a class) for the methods that start from another clustering than the stage's."""
+    found = []
+    for method in params.methods:
+        how = params.distillation(method, ipc)
+        if how.init in CLUSTERED and params.clustering(method) != params.clustering():
+            found.append((method, params.clustering(method), images_needed(ipc, how.factor, how.decode)))
+    return found
 
 
 @dataclass(frozen=True)
@@ -40,21 +51,25 @@ class ClusteringResult:
 def run_clustering(project: Project, ipc: int, seed: int) -> ClusteringResult:
     """Cluster every class of the training images; compare representative with random batches.
 
-    Writes results/clusters/ipc<ipc>-seed<seed>.safetensors (the representatives' rows, (K, count) for each count) and
-    the coverage table beside it as .csv, its means as .json.
+    Writes results/clusters/ipc<ipc>-seed<seed>.safetensors (the representatives' rows, (K, count) for each count, and
+    for each method that clusters in its own way) and the coverage table beside it as .csv, its means as .json.
     """
     project.require(None, ipc, seed)
     began, how, embedder = time.perf_counter(), project.params.clustering(), project.embedder(seed)
     data = project.split("train").to(project.compute.device)
     classes = range(data.num_classes)
-    clusters = {
-        count: [cluster_class(data, c, count, seed, embedder, how.pool, how.max_iterations, how.pick) for c in classes]
-        for count in cluster_counts(project.params, ipc, int(data.labels.bincount().min()))
-    }
+
+    def clustered(count: int, how: ClusteringParams, embedder: Embed) -> list[ClassClusters]:
+        return [cluster_class(data, c, count, seed, embedder, how.pool, how.max_iterations, how.pick) for c in classes]
+
+    counts = cluster_counts(project.params, ipc, int(data.labels.bincount().min()))
+    clusters = {count: clustered(count, how, embedder) for count in counts}
     batch = max(project.params.distillation(m, ipc).real_batch for m in project.params.methods)
     table = coverage_table(clusters[max(clusters)], project.info, batch, seed)
     path = clusters_path(project, ipc, seed)
-    rows = {f"rows_{n}": torch.stack([c.representatives.cpu() for c in found]) for n, found in clusters.items()}
+    rows = {f"rows_{n}": representatives_of(found) for n, found in clusters.items()}
+    for method, own, count in other_clusterings(project.params, ipc):
+        rows[f"rows_{count}_{method}"] = representatives_of(clustered(count, own, project.embedder(seed, own)))
     write_atomically(path, save(rows))
     write_atomically(path.with_suffix(".csv"), table.to_csv(index=False).encode())
     write_json(path.with_suffix(".json"), coverage_means(table))
@@ -67,10 +82,17 @@ def clusters_path(project: Project, ipc: int, seed: int) -> Path:
     return project.results / "clusters" / f"ipc{ipc}-seed{seed}.safetensors"
 
 
+def representatives_of(clusters: list[ClassClusters]) -> Tensor:
+    """Return the rows (K, count) that stand for the clusters of every class."""
+    return torch.stack([c.representatives.cpu() for c in clusters])
+
+
 def representatives(project: Project, setting: Setting, count: int) -> Tensor:
     """The rows (K, count) the clustering stage chose; raises FileNotFoundError naming the stage when it has not run."""
     path = clusters_path(project, setting.ipc, setting.seed)
     stored = load_file(path) if path.is_file() else {}
-    if f"rows_{count}" not in stored:
-        raise FileNotFoundError(f"{path} holds no clustering into {count}; make it with `dvc repro clustering`")
-    return stored[f"rows_{count}"]
+    own = project.params.clustering(setting.method) != project.params.clustering()
+    name = f"rows_{count}_{setting.method}" if own else f"rows_{count}"
+    if name not in stored:
+        raise FileNotFoundError(f"{path} holds no clustering '{name}'; make it with `dvc repro clustering`")
+    return stored[name]

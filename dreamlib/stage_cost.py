@@ -80,14 +80,14 @@ class _Training:
 def _trainings(project: Project, how: CostParams) -> Iterator[_Training]:
     p, device = project.params, project.compute.device
     for ipc in p.ipc:
-        synthetic, protocol = read_set(project, Setting(METHOD, ipc, p.seeds[0])), p.evaluation(ipc)
+        synthetic, protocol = read_set(project, Setting(METHOD, ipc, p.seeds[0])), p.evaluation(METHOD, ipc)
         images, labels = synthetic.to(device).decode()
         settings = train_settings(project.info, protocol, synthetic)
         steps = (protocol.epochs * -(-len(labels) // settings.batch),)
         size = stored_bytes(synthetic)
         phases = protocol.decay, protocol.finish, protocol.last_layer_penalty * (protocol.last_layer == "ridge")
         yield _Training(f"{METHOD} ipc {ipc}", ipc, images, labels, settings, steps, *phases, size)
-    train, protocol = project.split("train"), p.evaluation(p.ipc[0])
+    train, protocol = project.split("train"), p.evaluation(METHOD, p.ipc[0])
     augmentation = augmentation_for(project.info, protocol.augmentation, protocol.augmentation_mode)
     usual = TrainSettings(
         how.batch, protocol.lr, protocol.momentum, protocol.weight_decay, augmentation, protocol.cutmix

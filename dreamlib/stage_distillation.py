@@ -25,9 +25,6 @@ from dreamlib.synthetic import SyntheticSet
 from dreamlib.training import TrainSettings, augmentation_for
 from dreamlib.types import DatasetInfo, LabeledImages
 
-# Options younger than the first published sets: unused, they leave the hash of such a set as it was.
-LATER = ("whitening", "cluster_features", "warm_start", "image_lr_schedule", "at_once")
-
 
 def starting_set(
     project: Project, setting: Setting, how: DistillParams, data: LabeledImages, info: DatasetInfo
@@ -39,6 +36,7 @@ def starting_set(
         "noise": lambda: noise(data, info, setting.ipc, how.factor, how.decode, setting.seed),
         "random": lambda: _filled(random_rows(data, count, setting.seed)),
         "kmeans": lambda: _filled(representatives(project, setting, count)),
+        "released": lambda: _filled(representatives(project, setting, count)),
     }
 
     for rule in SELECTIONS:
@@ -52,8 +50,8 @@ def starting_set(
 
 def _selected(project: Project, setting: Setting, count: int, rule: str) -> Tensor:
     """Rows (K, count) that a selection rule picks in the features the clustering stage works in."""
-    embedder, pool = project.embedder(setting.seed), project.params.clustering().pool
-    return select(project.split("train"), count, rule, setting.seed, embedder, pool)
+    how = project.params.clustering(setting.method)
+    return select(project.split("train"), count, rule, setting.seed, project.embedder(setting.seed, how), how.pool)
 
 
 def _labelled(
@@ -67,7 +65,7 @@ def _labelled(
     """The set with the labels its method asks for."""
     if how.labels == "hard":
         return synthetic
-    train = TrainSettings(batch=128, augmentation=augmentation_for(info, how.network_augmentation))
+    train = TrainSettings(batch=128, augmentation=augmentation_for(info, how.network_augmentation), cutmix=how.cutmix)
     teacher, kernels = train_teacher(
         data, info, project.network, train, project.compute, epochs=how.teacher_epochs, seed=setting.seed
     )
@@ -78,9 +76,9 @@ def parameter_hash(project: Project, setting: Setting) -> str:
     """A hash of every parameter that shapes a distilled set, but for those of the experts it may follow."""
     p = project.used_params
     how = p.distillation(setting.method, setting.ipc).model_dump(exclude={"checkpoint_every_s"})
-    how = {k: v for k, v in how.items() if k not in LATER or v != DistillParams.model_fields[k].default}
     compute = p.compute.model_dump(exclude={"workers"})  # how many share the work does not shape the set
-    return digest(p.dataset, setting.name, how, p.clustering(), p.network, p.data, compute)
+    held_out, clustering = p.validation_per_class, p.clustering(setting.method)
+    return digest(p.dataset, setting.name, how, clustering, p.network, p.data, held_out, compute)
 
 
 def _experts(project: Project, how: DistillParams, info: DatasetInfo) -> Any:
@@ -105,7 +103,7 @@ def run_distillation(project: Project, setting: Setting) -> DistillResult:
     if project.delegated("distillation", setting):
         return read_result(project, setting)
     how = project.params.distillation(setting.method, setting.ipc)
-    data, info = project.seen(project.split("train"), how.whitening)
+    data, info = project.seen(project.split("train"), how)
     experts = _experts(project, how, info)
     start = starting_set(project, setting, how, data, info)
     hashes = {"parameter_hash": parameter_hash(project, setting), "data_hash": project.data_hash}
@@ -116,17 +114,19 @@ def run_distillation(project: Project, setting: Setting) -> DistillResult:
     if not parallel.first():
         return result
     result.synthetic = _labelled(project, setting, how, result.synthetic, data, info)
-    result.synthetic.info = describe(project, setting, info) | hashes
+    result.synthetic.info |= describe(project, setting, how) | hashes
     _write_distillation(project, setting, result)
     checkpoint.delete()
     project.note(f"distillation-{setting.name}", result.seconds, snapshots_s=result.clock)
     return result
 
 
-def describe(project: Project, setting: Setting, info: DatasetInfo) -> dict[str, Any]:
-    """What a set's file says of where it comes from, besides its hashes; ``info`` is of the images as it saw them."""
-    whitened = {} if info.bounded else {"whitening": info.whitening}
-    return whitened | {
+def describe(project: Project, setting: Setting, how: DistillParams) -> dict[str, Any]:
+    """What a set's file says of where it comes from, besides its hashes, and in which units its canvases are."""
+    _, info = project.seen(project.split("train").subset(torch.arange(1)), how.model_copy(update={"bounded": True}))
+    units = {"whitening": info.whitening} if info.whitening != "none" else {}
+    return units | {
+        "bounded": how.bounded,
         "dataset": info.name,
         "classes": list(info.classes),
         "mean": list(info.mean),
@@ -134,6 +134,8 @@ def describe(project: Project, setting: Setting, info: DatasetInfo) -> dict[str,
         "method": setting.method,
         "seed": setting.seed,
         "budget": project.params.budget,
+        "augmentation": how.augmentation,
+        "augmentation_mode": how.augmentation_mode,
     }
 
 
@@ -177,5 +179,4 @@ def read_set(project: Project, setting: Setting) -> SyntheticSet:
 
 def read_pictures(project: Project, setting: Setting) -> Tensor:
     """The stored canvases of one setting as pictures (K·ipc, C, H, W) in [0, 1]."""
-    found = read_set(project, setting)
-    return project.pictures(found.pictures(), found.whitening)
+    return project.pictures(read_set(project, setting))

@@ -34,14 +34,12 @@ def run_evaluation(
     that many processes share the networks to train.
     """
     project.require(setting.method, setting.ipc, setting.seed)
-    how, began = project.params.evaluation(setting.ipc), time.perf_counter()
+    how, began = project.params.evaluation(setting.method, setting.ipc), time.perf_counter()
     networks = list(networks or evaluated_networks(project, how))
     if project.delegated("evaluation", setting, f"--networks={json.dumps([n.model_dump() for n in networks])}"):
         return read_evaluation(project, setting)
     synthetic, snapshots = read_set(project, setting), _wanted_snapshots(project, setting, how)
-    test, info = project.seen(
-        test_split(project.params.dataset, project.params.data, project.root), synthetic.whitening
-    )
+    test, info = project.seen_with(test_split(project.params.dataset, project.params.data, project.root), synthetic)
     asked = [(network, "protocol") for network in networks] + [(networks[0], view) for view in how.views]
     rows, found = [], []
     for network, view in asked:
@@ -92,7 +90,7 @@ def _evaluated(
 
 def _wanted_snapshots(project: Project, setting: Setting, how: EvaluationParams) -> dict[int, Tensor]:
     """The snapshots that a curve is made of, none where none is asked for; read before any training."""
-    if how.curve_networks == 0 or project.params.data.validation_per_class == 0:
+    if how.curve_networks == 0 or project.params.validation_per_class == 0:
         return {}
     return read_snapshots(project, setting)
 
@@ -108,7 +106,7 @@ def _curve_rows(
     columns = ["iteration", "accuracy", "std", "networks"]
     if len(snapshots) < 2:
         return pd.DataFrame(columns=columns)
-    validation, info = project.seen(project.split("validation"), synthetic.whitening)
+    validation, info = project.seen_with(project.split("validation"), synthetic)
     chosen = network.name, network.options
     points = curve(synthetic, snapshots, validation, info, how, chosen, project.compute, seed=setting.seed)
     rows = [(iteration, e.mean, e.std, len(e.accuracies)) for iteration, e in points]
@@ -129,5 +127,5 @@ def _metrics(setting: Setting, done: Evaluation, how: EvaluationParams, syntheti
         "seed": setting.seed,
         "factor": synthetic.factor,
         "label_kind": "hard" if synthetic.soft_labels is None else "soft",
-        "stored_floats": synthetic.stored_floats,
+        "stored_floats": synthetic.stored_floats + (synthetic.learned_floats if how.learned_lr or how.replay else 0),
     }

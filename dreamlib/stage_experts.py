@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from dreamlib.experts import ExpertSettings, expert_folder, train_experts
+from dreamlib.params import DistillParams
 from dreamlib.project import Project
 from dreamlib.provenance import code_hash
 from dreamlib.sampling import class_pool
@@ -21,7 +22,7 @@ def run_experts(project: Project, seed: int = 0) -> list[Path]:
     settings, data = ExpertSettings(**how.model_dump(exclude={"images"})), project.split("train")
     rows = [class_pool(data, c, how.images, generator(seed, "expert-images", c)) for c in range(data.num_classes)]
     for whitening in whitenings_in_use(project):
-        seen, info = project.seen(data, whitening)
+        seen, info = project.seen(data, DistillParams(whitening=whitening, factor=1, bounded=whitening == "none"))
         made += train_experts(
             expert_folder(project.results / "experts", whitening), seen.subset(torch.cat(rows)), info, project.network,
             settings, project.compute, seed=seed, code_hash=code_hash("distillation", project.root),

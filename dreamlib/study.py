@@ -35,7 +35,7 @@ def run_method(project: Project, method: str, every_seed: bool = False) -> None:
     """
     for setting in study_settings(project, method):
         run_distillation(project, setting)
-        networks = evaluated_networks(project, project.params.evaluation(setting.ipc))
+        networks = evaluated_networks(project, project.params.evaluation(method, setting.ipc))
         first = setting.seed == project.params.seeds[0]
         run_evaluation(project, setting, networks if first or every_seed else networks[:1])
 

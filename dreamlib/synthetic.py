@@ -88,8 +88,8 @@ def tile(images: Tensor, factor: int, shrink: str = "area", *, whole: bool = Fal
 class SyntheticSet:
     """K·ipc stored canvases with labels; what a distillation run changes and what a user takes away.
 
-    ``canvases`` (K·ipc, C, H, W) in [0, 1] (without bounds when whitened) ordered by class, ``labels`` (K·ipc,). Under
-    the rule 'dct' they hold coefficients without bounds, of the ``frequencies`` (k,) that all images keep (FreD).
+    ``canvases`` (K·ipc, C, H, W) ordered by class, in [0, 1] if ``bounded``, else normalised or whitened pixels without
+    bounds; ``labels`` (K·ipc,). Under the rule 'dct' they hold coefficients without bounds, of the ``frequencies`` (k,) that all images keep (FreD).
     ``soft_labels``, when a method stores them, is (K·ipc·f², K) probabilities, one row per decoded image. ``extras``
     holds learned scalars such as a step size. ``info`` is the metadata written into the file.
     """
@@ -119,6 +119,20 @@ class SyntheticSet:
         return self.info.get("whitening", "none")
 
     @property
+    def bounded(self) -> bool:
+        """Whether canvases hold pixels in [0, 1]; otherwise they are normalised by the statistics of ``info``, or
+        whitened, and go to networks as they are.
+        """
+        return self.info.get("bounded", self.whitening == "none")
+
+    def as_pixels(self, images: Tensor) -> Tensor:
+        """Return images in the units of the canvases without their normalisation, where they have one; not clipped."""
+        if self.bounded or self.whitening != "none":
+            return images
+        mean, std = (torch.tensor(self.info[name], device=images.device).view(1, -1, 1, 1) for name in ("mean", "std"))
+        return images * std + mean
+
+    @property
     def factors(self) -> tuple[int, ...]:
         """The factor of each canvas of one class."""
         return formation(self.ipc, self.factor, self.rule)
@@ -130,9 +144,10 @@ class SyntheticSet:
 
     @property
     def stored_floats(self) -> int:
-        """Numbers the set stores: pixels, plus soft labels and learned scalars where there are any.
+        """Numbers the set stores: pixels, plus soft labels where there are any.
 
-        Under 'dct' coefficients in place of pixels, and the mask of kept frequencies, a bit for each.
+        Under 'dct' coefficients in place of pixels, and the mask of kept frequencies, a bit for each. ``learned_floats``
+        come on top under a protocol that uses them.
 
         >>> SyntheticSet(torch.zeros(10, 1, 28, 28), torch.arange(10), 10, factor=2).stored_floats
         7840
@@ -143,7 +158,12 @@ class SyntheticSet:
             _, channels, height, width = self.canvases.shape
             kept = len(self.canvases) * self.factor**2 * channels * len(self.frequencies)
             images = kept + frequency.mask_floats(height, width)
-        return images + soft + sum(t.numel() for t in self.extras.values())
+        return images + soft
+
+    @property
+    def learned_floats(self) -> int:
+        """Numbers learned beside images and labels, such as step sizes."""
+        return sum(t.numel() for t in self.extras.values())
 
     def rows_of_class(self, label: int) -> slice:
         """Where one class's canvases lie."""
@@ -241,14 +261,17 @@ class DecodedDataset(Dataset[tuple[Tensor, Tensor]]):
     """A distilled set as an ordinary map-style data set of (image, label) pairs.
 
     ``images`` (M, C, H, W) and ``labels``, (M,) class numbers or (M, K) probabilities for soft-label sets; ``set`` is
-    what they were decoded from. Images are normalised as the networks expect unless ``normalise=False``; those of a
-    whitened set (``set.whitening``) are what networks expect as they are stored, and come so either way.
+    what they were decoded from. Images are normalised as the networks expect. A set that is not ``bounded`` stores them
+    so, and gives the stored tensor. With ``normalise=False`` they are pixels, within [0, 1] only if ``set.bounded``;
+    whitened images (``set.whitening``) come as they are stored either way.
     """
 
     def __init__(self, source: SyntheticSet, normalise: bool = True) -> None:
         self.set = source
         images, hard = source.decode()
-        if normalise:
+        if not normalise:
+            images = source.as_pixels(images)
+        elif source.bounded:
             if "mean" not in source.info:
                 raise ValueError("the set carries no normalisation statistics; pass normalise=False")
             shape = (1, -1, 1, 1)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import count
 from typing import Any
 
 import torch
@@ -14,8 +15,9 @@ from dreamlib.augment import Augmentation, box_mask, cutmix, draw_cutmix
 from dreamlib.compute import Compute
 from dreamlib.kernels import Kernels, Weights, weights_of
 from dreamlib.networks import build
+from dreamlib.sampling import EndlessPass
 from dreamlib.seeding import generator
-from dreamlib.types import DatasetInfo
+from dreamlib.types import DatasetInfo, LabeledImages
 
 PREDICT_BATCH = 128  # bounds the memory of predictions and embeddings; results do not depend on it
 GPU_PREDICT_BATCHES = 8  # of them at once on a GPU, which idles on one
@@ -96,8 +98,11 @@ class Trainer:
             augmentation = self.settings.augmentation
             mirrored = replace(augmentation, ops=tuple(op for op in augmentation.ops if op == "flip"))
             self.settings = replace(self.settings, augmentation=mirrored, cutmix=0.0)
+        rate = schedule(self.settings.lr, epoch, epochs)
+        if schedule is tenth_lr and epoch and rate != schedule(self.settings.lr, epoch - 1, epochs):
+            self.optimizer.state.clear()  # DC makes a new optimiser where the rate drops, so momentum begins at zero
         for group in self.optimizer.param_groups:
-            group["lr"] = schedule(self.settings.lr, epoch, epochs)
+            group["lr"] = rate
 
     def train(
         self, images: Tensor, labels: Tensor, draw_rows: Callable[[], Tensor], steps: int, rng: torch.Generator
@@ -228,10 +233,10 @@ def decayed_lr(lr: float, epoch: int, epochs: int) -> float:
 def tenth_lr(lr: float, epoch: int, epochs: int) -> float:
     """The schedule of DC's evaluation and its successors': × 0.1 after epoch epochs // 2 + 1 (epochs count from 0).
 
-    Their code changes the rate at the end of that epoch, so the next is the first to feel it; it also trains one epoch
-    more than it says, which is left out here.
+    Their code changes the rate, and makes a new optimiser, at the end of that epoch, so the next is the first to feel
+    it. Its loops count to their number of epochs inclusively: 301 of them for '300'.
 
-    >>> [round(tenth_lr(0.01, e, 300), 6) for e in (0, 151, 152)]
+    >>> [round(tenth_lr(0.01, e, 301), 6) for e in (0, 151, 152)]
     [0.01, 0.01, 0.001]
     """
     return lr * (0.1 if epoch > epochs // 2 + 1 else 1.0)
@@ -274,6 +279,22 @@ def fit(
         if on_epoch:
             on_epoch()
     return float(mean)
+
+
+def train_on_real(
+    network: nn.Module, data: LabeledImages, info: DatasetInfo, kernels: Kernels, *, epochs: float, seed: int
+) -> None:
+    """Train ``network`` on real images for ``epochs`` passes, or a part of one, as IDC and DREAM train theirs.
+
+    SGD of .01 with momentum .9 and weight decay 5e-4 in batches of 128, colour and crop, CutMix with probability .5.
+    """
+    settings = TrainSettings(batch=128, augmentation=augmentation_for(info, "color_crop"), cutmix=0.5)
+    order = EndlessPass(len(data), settings.batch, seed, "real-pass")
+    steps = count()
+    Trainer(network, info, settings, kernels).train(
+        data.images, data.labels, lambda: order.at(next(steps)), max(1, round(epochs * order.batches)),
+        generator(seed, "train-on-real"),
+    )  # fmt: skip
 
 
 @torch.no_grad()

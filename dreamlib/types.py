@@ -1,6 +1,6 @@
 """The two records everything else passes around: labelled images and what is known of their data set."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -23,8 +23,8 @@ def _kept(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -
 class LabeledImages:
     """Images with their classes; the only form in which real data travels through the library.
 
-    ``images`` is (N, C, H, W) float32 in [0, 1], un-normalised (or whitened, see ``dreamlib.whitening``); ``labels`` is
-    (N,) int64 in [0, K).
+    ``images`` is (N, C, H, W) float32 in [0, 1], un-normalised, unless a method sees them normalised or whitened (see
+    ``Project.seen``); ``labels`` is (N,) int64 in [0, K).
 
     Raises ValueError when the two disagree in length or a label is outside [0, ``num_classes``).
 
@@ -68,9 +68,10 @@ class LabeledImages:
 class DatasetInfo:
     """What is known of a data set before a byte of it is read.
 
-    ``mean`` and ``std`` (one per channel) normalise [0, 1] pixels before a network sees them. ``flip`` says whether a
-    horizontal mirror image keeps its class (not for digits). ``size`` is the side H = W in pixels. ``whitening`` is
-    what the images went through before this: 'none' or 'zca' (see ``dreamlib.whitening``).
+    ``mean`` and ``std`` (one per channel) normalise [0, 1] pixels before a network sees them; ``dc_statistics`` is the
+    pair that DC and its successors use where it differs. ``flip`` says whether a horizontal mirror image keeps its class
+    (not for digits). ``size`` is the side H = W in pixels. ``whitening`` is what the images went through before this:
+    'none' or 'zca' (see ``dreamlib.whitening``). Pixels lie in [0, 1] if ``bounded``; normalised or whitened ones do not.
     """
 
     name: str
@@ -81,16 +82,17 @@ class DatasetInfo:
     std: tuple[float, ...]
     flip: bool = True
     whitening: str = "none"
-
-    @property
-    def bounded(self) -> bool:
-        """Whether pixels lie in [0, 1], so that canvases are kept there; whitened ones do not."""
-        return self.whitening == "none"
+    bounded: bool = True
+    dc_statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     @property
     def num_classes(self) -> int:
         """K, the number of classes."""
         return len(self.classes)
+
+    def unbounded(self) -> "DatasetInfo":
+        """Return the description of the same images after ``normalise``: nothing left to normalise, no bounds."""
+        return replace(self, mean=(0.0,) * self.channels, std=(1.0,) * self.channels, bounded=False)
 
     def normalise(self, images: Tensor) -> Tensor:
         """(N, C, H, W) pixels in [0, 1] → (x − mean) / std, differentiably.

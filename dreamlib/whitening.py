@@ -77,4 +77,4 @@ def whitened_info(info: DatasetInfo) -> DatasetInfo:
     >>> whitened_info(info).normalise(torch.ones(1, 1, 1, 1)).item(), whitened_info(info).bounded
     (1.0, False)
     """
-    return replace(info, mean=(0.0,) * info.channels, std=(1.0,) * info.channels, whitening="zca")
+    return replace(info.unbounded(), whitening="zca")

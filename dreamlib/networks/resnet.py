@@ -1,4 +1,19 @@
-"""Residual networks of the cross-architecture tables: torchvision's ResNet with a stem for small images."""
+"""Residual networks for small and large images: ResNet-18, and IDC's ResNet-10 and ResNetAP-10.
+
+The stem depends on the side of the images, as in IDC's released code (Kim et al., ICML 2022; DREAM uses the same
+networks). "AP" replaces every stride by a stride-1 convolution and average pooling.
+
+=========  ============================  =============================
+side       ResNet                        ResNetAP
+=========  ============================  =============================
+up to 64   3×3 convolution, no pooling   3×3 convolution, no pooling
+up to 128  3×3, max pooling of stride 2  3×3, average pooling by 2
+above 128  7×7 of stride 2, max pooling  7×7, average pooling by 4
+=========  ============================  =============================
+
+Four stages of torchvision's basic blocks follow. Each doubles the channels of the one before and, from the second
+stage on, halves the side. The features are the spatial mean of the last stage.
+"""
 
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -12,57 +27,130 @@ from dreamlib.networks._shared import FeatureNet, check_norm, need_side, set_nor
 from dreamlib.types import DatasetInfo
 
 
-@NETWORKS.register("resnet18")
 @dataclass(frozen=True)
-class ResNet18Family:
-    """ResNet-18 (He et al., CVPR 2016) with a 3×3 stem of stride 1, no max pooling, and ``norm`` instance or batch."""
+class _ResNetFamily:
+    """What the residual networks have in common: four stages of ``blocks`` basic blocks each."""
 
     norm: str = "instance"
-    blocks: ClassVar[tuple[int, ...]] = (2, 2, 2, 2)
+    blocks: ClassVar[int]
     average_pooled: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_norm(self.norm)
 
+    def first_width(self, info: DatasetInfo) -> int:
+        """Return the number of channels of the stem and the first stage."""
+        raise NotImplementedError
+
     def build(self, info: DatasetInfo) -> FeatureNet:
-        """The network for a data set's channels and classes."""
-        # Below 16 pixels the last stage sees one pixel, and the instance norm of one pixel is zero.
+        """Return the network for a data set's channels, side and classes.
+
+        Raise ValueError for images below 16 pixels (instance norm) or 8 pixels (batch norm).
+        """
+        # The last stage has an eighth of the side, and the instance norm of a single pixel is zero.
         remedy = "use norm='batch' (from 8 pixels) or the convnet" if self.norm == "instance" else "use the convnet"
         need_side("resnet", info, 16 if self.norm == "instance" else 8, remedy)
-        resnet = torchvision.models.resnet.ResNet(torchvision.models.resnet.BasicBlock, list(self.blocks))
-        stem = nn.Conv2d(info.channels, 64, 3, padding=1, bias=False)
-        nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")  # as torchvision does all the others
-        stages = [resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4]
-        if self.average_pooled:
-            for stage in stages[1:]:
+        width = self.first_width(info)
+        layers = _stem(info, width, self.average_pooled)
+        for number in range(4):
+            in_width, out_width = width << max(number - 1, 0), width << number
+            stage = _stage(in_width, out_width, self.blocks, stride=2 if number else 1)
+            if self.average_pooled and number:
                 _pool_instead_of_stride(stage[0])
-        layers = OrderedDict(conv1=stem, bn1=resnet.bn1, relu=resnet.relu)
-        layers |= {f"layer{number}": stage for number, stage in enumerate(stages, 1)}
-        body = set_norm(nn.Sequential(layers | {"pool": nn.AdaptiveAvgPool2d(1)}), self.norm)
-        return FeatureNet(body, 512, info.num_classes)
+            layers[f"layer{number + 1}"] = stage
+        layers["pool"] = nn.AdaptiveAvgPool2d(1)
+        body = nn.Sequential(layers)
+        for module in body.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        return FeatureNet(set_norm(body, self.norm), 8 * width, info.num_classes)
+
+
+@NETWORKS.register("resnet18")
+@dataclass(frozen=True)
+class ResNet18Family(_ResNetFamily):
+    """ResNet-18 (He et al., CVPR 2016), with a stem for the side of the images.
+
+    Options:
+        norm: "instance" or "batch".
+        width: channels of the first stage. 64 is He's network, which DC and its successors use for all data sets; IDC's
+            released code has 32 for CIFAR.
+    """
+
+    width: int = 64
+    blocks: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.width < 1:
+            raise ValueError(f"width={self.width} must be at least 1")
+
+    def first_width(self, info: DatasetInfo) -> int:
+        """Return ``width``, whatever the data set."""
+        return self.width
 
 
 @NETWORKS.register("resnet10")
 @dataclass(frozen=True)
-class ResNet10Family(ResNet18Family):
-    """ResNet-10: as ResNet-18 with one block a stage."""
+class ResNet10Family(_ResNetFamily):
+    """ResNet-10 of IDC and DREAM: one block a stage, and half the channels for CIFAR.
 
-    blocks: ClassVar[tuple[int, ...]] = (1, 1, 1, 1)
+    The stages have 32, 64, 128 and 256 channels for data sets whose name begins with "cifar", as in the released code,
+    and 64, 128, 256 and 512 for all others. The name decides, not the shape of the images: SVHN has CIFAR's shape and
+    the wide network.
+
+    Options:
+        norm: "instance" or "batch".
+
+    >>> import torch
+    >>> from dreamlib.networks import build
+    >>> info = DatasetInfo("cifar10", tuple("abcdefghij"), 3, 32, mean=(0.5,) * 3, std=(0.2,) * 3)
+    >>> sum(p.numel() for p in build("resnet10", info, torch.Generator().manual_seed(0)).parameters())
+    1228970
+    """
+
+    blocks: ClassVar[int] = 1
+
+    def first_width(self, info: DatasetInfo) -> int:
+        """Return 32 for CIFAR, 64 for other data sets."""
+        return 32 if info.name.startswith("cifar") else 64
 
 
 @NETWORKS.register("resnet10_ap")
 @dataclass(frozen=True)
 class ResNet10APFamily(ResNet10Family):
-    """ResNet-10 that halves its maps by average pooling instead of strides, so that no pixel's gradient is skipped.
+    """ResNetAP-10 of IDC and DREAM: ResNet-10 with average pooling instead of strides, so that no pixel is skipped.
 
-    After ResNetAP of DC and IDC: stride 1, then a pooling after the block's first ReLU and one in the shortcut.
+    It is the network for ImageNet subsets of 224 pixels. Width and options are those of ResNet-10.
     """
 
     average_pooled: ClassVar[bool] = True
 
 
+def _stem(info: DatasetInfo, width: int, average_pooled: bool) -> OrderedDict[str, nn.Module]:
+    """Return the layers before the first stage, by the side of the images (see the table above)."""
+    kernel, stride = (7, 2) if info.size > 128 else (3, 1)
+    pool: nn.Module = nn.MaxPool2d(3, stride=2, padding=1)
+    if average_pooled:  # the pooling does what the stride would have done, too
+        pool, stride = nn.AvgPool2d(2 * stride), 1
+    conv = nn.Conv2d(info.channels, width, kernel, stride=stride, padding=kernel // 2, bias=False)
+    layers: OrderedDict[str, nn.Module] = OrderedDict(conv1=conv, bn1=nn.BatchNorm2d(width), relu=nn.ReLU())
+    if info.size > 64:
+        layers["stem_pool"] = pool
+    return layers
+
+
+def _stage(in_width: int, width: int, blocks: int, stride: int) -> nn.Sequential:
+    """Return ``blocks`` basic blocks, the first of which changes the side and the number of channels."""
+    shortcut = None
+    if stride != 1:
+        shortcut = nn.Sequential(nn.Conv2d(in_width, width, 1, stride=stride, bias=False), nn.BatchNorm2d(width))
+    basic = torchvision.models.resnet.BasicBlock
+    return nn.Sequential(basic(in_width, width, stride, shortcut), *(basic(width, width) for _ in range(1, blocks)))
+
+
 def _pool_instead_of_stride(block: nn.Module) -> None:
-    """Change one of torchvision's strided basic blocks in place."""
+    """Replace both strides of a basic block, in place, by average pooling: after the first ReLU and in the shortcut."""
     block.conv1.stride = (1, 1)
     block.conv2 = nn.Sequential(nn.AvgPool2d(2), block.conv2)
     shortcut, norm = block.downsample

@@ -1,6 +1,6 @@
 """Distribution matching: make the synthetic images' mean feature the real images' (DM), also a term of DREAM+."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,16 +10,31 @@ from dreamlib.kernels import Weights, weights_of
 from dreamlib.objectives.base import OBJECTIVES, MatchState, Objective
 
 
-def mean_feature_distance(state: MatchState, weights: Weights, real: Tensor, synthetic: Tensor) -> Tensor:
-    """‖mean features(real) − mean features(synthetic)‖², differentiable in the synthetic images alone.
+def squared(a: Tensor, b: Tensor) -> Tensor:
+    """Return ‖a − b‖², the sum of squared differences.
+
+    >>> squared(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 2.0])).item()
+    4.0
+    """
+    return (a - b).square().sum()
+
+
+def mean_feature_distance(
+    state: MatchState,
+    weights: Weights,
+    real: Tensor,
+    synthetic: Tensor,
+    distance: Callable[[Tensor, Tensor], Tensor] = squared,
+) -> Tensor:
+    """Return distance(mean features(real), mean features(synthetic)), differentiable in the synthetic images alone.
 
     ``real`` (n, C, H, W) and ``synthetic`` (m, C, H, W) are prepared images, ``weights`` a network's detached ones.
-    This is DM's loss of one class, and what DREAM+ adds to gradient matching. Only first derivatives are asked for, so
-    the compiled features serve as they are.
+    Squared, this is DM's loss of one class; DREAM+ adds it to gradient matching, in the metric of the gradients. Only
+    first derivatives are asked for, so the compiled features serve as they are.
     """
     with torch.no_grad():
         target = _mean(state.kernels.features(weights, real))  # (D,)
-    return (_mean(state.kernels.features(weights, synthetic)) - target).square().sum()
+    return distance(target, _mean(state.kernels.features(weights, synthetic)))
 
 
 def _mean(features: Tensor) -> Tensor:

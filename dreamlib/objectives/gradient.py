@@ -9,22 +9,14 @@ from torch import Tensor, nn
 
 from dreamlib.kernels import KnownGradient, Weights, weights_of
 from dreamlib.objectives.base import OBJECTIVES, MatchState, Objective
-from dreamlib.objectives.distribution import detached, mean_feature_distance
+from dreamlib.objectives.distribution import detached, mean_feature_distance, squared
 from dreamlib.registry import Registry, unknown
 from dreamlib.types import DatasetInfo
 
 DISTANCES: Registry[Callable[[Tensor, Tensor], Tensor]] = Registry("distance")
 
 
-@DISTANCES.register("mse")
-def squared(real: Tensor, synthetic: Tensor) -> Tensor:
-    """Sum of squared differences, not normalised (IDC's 'mse').
-
-    >>> import torch
-    >>> squared(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 2.0])).item()
-    4.0
-    """
-    return (synthetic - real).square().sum()
+DISTANCES.register("mse")(squared)  # the sum of squared differences, not normalised (IDC's 'mse')
 
 
 @DISTANCES.register("l1")
@@ -70,8 +62,8 @@ class GradientMatching(Objective):
     """Σ over matched weights of distance(∂CE(real)/∂θ, ∂CE(synthetic)/∂θ), class by class (DC §3; IDC §4; DREAM §3).
 
     IDC and DREAM: 'mse' or 'l1' over 'conv' weights. DC and DSA: 'cosine' over 'conv_linear'. Real and synthetic images
-    of a class get the same augmentation draw. ``feature_weight`` adds that many times ‖mean features(real) − mean
-    features(synthetic)‖² (DREAM+).
+    of a class get the same augmentation draw. ``feature_weight`` adds that many times the same distance between the
+    mean features of the real and of the synthetic images (DREAM+).
     """
 
     distance: Literal["mse", "l1", "cosine"] = "mse"
@@ -104,7 +96,7 @@ class GradientMatching(Objective):
             loss = kernels.match(distance, ours, state.targets(label, len(ours)), matched, fixed, target)
             if self.feature_weight:
                 weights = detached(weights_of(state.network))
-                loss = loss + self.feature_weight * mean_feature_distance(state, weights, real, ours)
+                loss = loss + self.feature_weight * mean_feature_distance(state, weights, real, ours, distance)
             yield label, loss
 
     def _together(self, state: MatchState, real: Tensor, matched: Weights, fixed: Weights) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dreamlib.experts import Experts, expert_folder
 from dreamlib.kernels import Weights
 from dreamlib.objectives.base import OBJECTIVES, MatchState, Objective
-from dreamlib.objectives.inner import InnerSGD
+from dreamlib.objectives.inner import InnerTraining
 from dreamlib.objectives.soft_labels import labels_of
 from dreamlib.params import find_root
 from dreamlib.synthetic import SyntheticSet
@@ -33,11 +33,11 @@ def squared_distance(a: Weights, b: Weights) -> Tensor:
 class TrajectoryMatching(Objective):
     """‖θ_N − θ*‖² / ‖θ_0 − θ*‖² (MTT, Cazenavette et al., CVPR 2022).
 
-    θ_0 is a random expert's weights after t ≤ ``max_start`` epochs, θ* the same expert's ``expert_epochs`` later, θ_N
+    θ_0 is a random expert's weights after t < ``max_start`` epochs, θ* the same expert's ``expert_epochs`` later, θ_N
     where ``synthetic_steps`` steps of SGD on the decoded images lead from θ_0. Each step takes ``batch`` of them (0:
     all), shuffled anew every pass, one augmentation an image. The step size is learned, from ``step_size``. ``experts``
     is the folder of trajectories, relative to the project (``dreamlib.experts`` makes them; those of whitened images
-    have a folder below it). ``recompute`` bounds memory (see ``InnerSGD``). The network of the loop gives its structure
+    have a folder below it). ``recompute`` bounds memory (see ``InnerTraining``). The network of the loop gives its structure
     only: ``train_on: none``.
 
     Raises ValueError, naming the option, for a value out of range; ExpertError when the experts are missing or short.
@@ -57,7 +57,7 @@ class TrajectoryMatching(Objective):
     recompute: bool = True
 
     def __post_init__(self) -> None:
-        for name, least in (("synthetic_steps", 1), ("expert_epochs", 1), ("max_start", 0), ("batch", 0)):
+        for name, least in (("synthetic_steps", 1), ("expert_epochs", 1), ("max_start", 1), ("batch", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"options.{name} = {getattr(self, name)} must be at least {least}")
         if not self.step_size > 0:
@@ -81,7 +81,7 @@ class TrajectoryMatching(Objective):
                 "start from a larger options.step_size"
             )
         start, goal = self._ends(state)
-        sgd = InnerSGD(state.network, self.recompute)
+        sgd = InnerTraining(state.network, self.recompute)
         reached = sgd.run(start, self._batches(state), [rate] * self.synthetic_steps)
         yield -1, squared_distance(reached, goal) / squared_distance(start, goal)
 
@@ -91,10 +91,10 @@ class TrajectoryMatching(Objective):
             self._check_reach(expert_epochs)
 
     def _check_reach(self, epochs: int) -> None:
-        if self.max_start + self.expert_epochs > epochs:
+        if self.max_start - 1 + self.expert_epochs > epochs:
             raise ValueError(
-                f"options.max_start = {self.max_start} + expert_epochs = {self.expert_epochs} reach beyond the "
-                f"{epochs} epochs of the experts: choose max_start ≤ {epochs - self.expert_epochs}, or train the "
+                f"options.max_start = {self.max_start} and expert_epochs = {self.expert_epochs} reach beyond the "
+                f"{epochs} epochs of the experts: choose max_start ≤ {epochs - self.expert_epochs + 1}, or train the "
                 "experts longer"
             )
 
@@ -109,7 +109,7 @@ class TrajectoryMatching(Objective):
         self._check_reach(experts.epochs)
         rng = state.rng("trajectory")
         expert = int(torch.randint(len(experts.paths), (), generator=rng))
-        epoch = int(torch.randint(self.max_start + 1, (), generator=rng))
+        epoch = int(torch.randint(self.max_start, (), generator=rng))
         device = state.synthetic.canvases.device
         return experts.weights(expert, epoch, device), experts.weights(expert, epoch + self.expert_epochs, device)
 
