@@ -138,7 +138,8 @@ class Trainer:
             x = self.kernels.compute.cast(x)
         if b is a:
             b = a.clone()  # one tensor in two places would be compiled apart
-        weights, share = weights_of(self.network), torch.tensor(lam, device=x.device)
+        weights = weights_of(self.network)
+        share = torch.tensor(lam, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
         if self.kernels.pure:
             gradients, loss = self.kernels.training_gradient(weights, x, a, b, share)
             for name, parameter in self.network.named_parameters():

@@ -13,7 +13,7 @@ from dreamlib.types import DatasetInfo
 @NETWORKS.register("densenet")
 @dataclass(frozen=True)
 class DenseNetFamily:
-    """DenseNet-121 (Huang et al., CVPR 2017) of growth 12 with a 3×3 stem of stride 1 and no max pooling.
+    """DenseNet-121 (Huang et al., CVPR 2017) of growth 12 with a 3×3 stem of stride 1 and neither norm nor pooling.
 
     ``blocks`` are the layers of the four dense blocks, ``norm`` is instance or batch. No dropout.
     """
@@ -36,6 +36,6 @@ class DenseNetFamily:
         layers = dense.features
         stem = nn.Conv2d(info.channels, width, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(stem.weight)  # as torchvision does all the others
-        layers.conv0, layers.pool0 = stem, nn.Identity()
+        layers.conv0, layers.norm0, layers.relu0, layers.pool0 = stem, *(nn.Identity() for _ in range(3))
         body = nn.Sequential(set_norm(layers, self.norm), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
         return FeatureNet(body, dense.classifier.in_features, info.num_classes)

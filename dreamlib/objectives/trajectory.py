@@ -121,7 +121,7 @@ class TrajectoryMatching(Objective):
         for _ in range(self.synthetic_steps):
             if not queue:
                 queue = list(torch.randperm(len(images), generator=rng).split(self.batch or len(images)))
-            rows = queue.pop(0)
+            rows = queue.pop()  # the last chunk first, as in the released code
             draw = state.augmentation.draw(len(rows), tuple(images.shape[1:]), rng)
             rows = rows.to(images.device)
             batches.append((state.prepare(images[rows], draw), labels[rows]))

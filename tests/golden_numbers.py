@@ -1,0 +1,83 @@
+"""What the tests against the released code's numbers share; tests/golden/README.md says what each number is."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from dreamlib.augment import Augmentation
+from dreamlib.compute import Compute
+from dreamlib.kernels import Kernels
+from dreamlib.networks import build
+from dreamlib.objectives import MatchState, Objective
+from dreamlib.sampling import Sampler
+from dreamlib.synthetic import SyntheticSet
+from dreamlib.types import DatasetInfo, LabeledImages
+
+FOLDER = Path(__file__).parent / "golden"
+FLOAT64 = Compute(torch.device("cpu"), torch.float64)
+
+
+def golden(topic: str, prefix: str = "") -> dict[str, Tensor]:
+    """Return the tensors of a topic whose names begin with ``prefix``, by the rest of their names."""
+    found = load_file(FOLDER / f"{topic}.safetensors")
+    return {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
+
+
+def assert_near(found: Tensor, wanted: Tensor, tolerance: float) -> None:
+    """Compare by the largest absolute difference; NaN and another shape fail."""
+    torch.testing.assert_close(found.detach(), wanted, rtol=0, atol=tolerance, check_dtype=False)
+
+
+def assert_near_relative(found: Tensor, wanted: Tensor, tolerance: float) -> None:
+    """The same, with the tolerance in units of the largest absolute value of ``wanted``."""
+    assert_near(found, wanted, tolerance * float(wanted.abs().max()))
+
+
+def plain_info(images: Tensor, classes: int) -> DatasetInfo:
+    """A data set of (N, C, H, W) images that networks see as they are."""
+    _, channels, side, _ = images.shape
+    names = tuple(str(label) for label in range(classes))
+    return DatasetInfo("golden", names, channels, side, (0.0,) * channels, (1.0,) * channels)
+
+
+def convnet(weights: dict[str, Tensor], info: DatasetInfo) -> nn.Module:
+    """A ConvNet-3 in float64 with the released code's weights; without ``linear.*`` the last layer stays as built."""
+    network = build("convnet", info, torch.Generator(), {"width": len(weights["conv1.weight"])}).double()
+    own = {}
+    for name, value in weights.items():
+        layer, kind = name.split(".")
+        own[f"classifier.{kind}" if layer == "linear" else f"blocks.{int(layer[-1]) - 1}.{layer[:-1]}.{kind}"] = value
+    unknown = network.load_state_dict(own, strict=False).unexpected_keys
+    assert not unknown, unknown
+    return network
+
+
+class WholeClasses(Sampler):
+    """All real images of a class at every iteration; classes without images are allowed."""
+
+    def __post_init__(self) -> None:
+        """Check nothing."""
+
+    def rows(self, label: int, iteration: int) -> Tensor:
+        return self.data.of_class(label)
+
+
+def matching_state(
+    objective: Objective,
+    network: nn.Module,
+    info: DatasetInfo,
+    canvases: Tensor,
+    real: LabeledImages,
+    classes: tuple[int, ...] = (),
+) -> MatchState:
+    """A state at iteration 0 without augmentation; ``canvases`` (K·ipc, C, H, W) becomes a leaf, at factor 1."""
+    labels = torch.arange(info.num_classes).repeat_interleave(len(canvases) // info.num_classes)
+    synthetic = SyntheticSet(canvases.clone().requires_grad_(), labels, info.num_classes)
+    learned = objective.learned(synthetic)
+    synthetic.extras = {name: value.clone().requires_grad_() for name, value in learned.items()}
+    return MatchState(
+        synthetic=synthetic, network=network, kernels=Kernels(network, FLOAT64), sampler=WholeClasses(real, 128, 0),
+        info=info, augmentation=Augmentation.parse("none"), seed=0, iteration=0, synthetic_batch=128, classes=classes,
+    )  # fmt: skip
