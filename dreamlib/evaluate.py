@@ -100,10 +100,10 @@ def evaluate(
     """Train ``repeats`` fresh networks on the decoded set; accuracy on ``against`` after the last epoch.
 
     Network i starts from the seed derived from (seed, i) alone, so every set meets the same initial networks. Nothing
-    is chosen on ``against``: it is looked at once, after training. Soft labels are used where the set stores them. A set
-    of the rule 'bound' is decoded as 'single', by its factor alone, as in IDC's code.
-    On a CPU ``how.at_once`` networks train side by side (``dreamlib.threads``).
-    Workers (``dreamlib.parallel``) take turns at the networks; every one of them gets all accuracies.
+    is chosen on ``against``: it is looked at once, after training. Soft labels are used where the set stores them. A
+    set of the rule 'bound' is decoded as 'single', by its factor alone, as in IDC's code. On a CPU ``how.at_once``
+    networks train side by side (``dreamlib.threads``). Workers (``dreamlib.parallel``) take turns at the networks;
+    every one of them gets all accuracies.
     """
     repeats, epochs = repeats or how.repeats, epochs or how.epochs
     placed = synthetic.to(compute.device)

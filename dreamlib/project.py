@@ -265,8 +265,8 @@ def _check_effects(method: str, how: DistillParams) -> None:
         )
     if how.pretrain_epochs and how.train_on != "real":
         raise ParameterError(
-            f"{where}: pretrain_epochs = {how.pretrain_epochs:g} has no effect with train_on: {how.train_on}; set it to "
-            "0, or train_on: real"
+            f"{where}: pretrain_epochs = {how.pretrain_epochs:g} has no effect with train_on: {how.train_on}; set it "
+            "to 0, or train_on: real"
         )
 
 

@@ -125,7 +125,8 @@ class RandomSampler(Sampler):
 
 @dataclass
 class KeptSampler(Sampler):
-    """A sampler that chooses for each new network and every ``interval`` inner iterations, and keeps its choice between.
+    """A sampler that chooses for each new network and every ``interval`` inner iterations, and keeps its choice
+    between.
 
     ``pool`` bounds how many random images of a class it chooses from (0: all, as DREAM's released code); on a CPU
     features of at most ``at_once`` classes are held at a time. ``classes`` are those it chooses for: all, or a worker's

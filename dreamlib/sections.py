@@ -87,22 +87,22 @@ class DistillParams(Strict):
     """One distillation, whole: what is matched, from where, against which images, for how long.
 
     DREAM and IDC differ in ``init`` and ``sampler`` alone. ``image_lr`` is multiplied by ipc/10 · (side/32)² when
-    ``image_lr_rule`` is 'scaled' (side/28 for MNIST; IDC and DREAM), used as it is when 'fixed'. Canvases hold pixels in
-    [0, 1] and are clamped after each outer iteration when ``bounded`` (IDC, DREAM); otherwise they hold normalised
+    ``image_lr_rule`` is 'scaled' (side/28 for MNIST; IDC and DREAM), used as it is when 'fixed'. Canvases hold pixels
+    in [0, 1] and are clamped after each outer iteration when ``bounded`` (IDC, DREAM); otherwise they hold normalised
     pixels that are never clamped, and ``image_lr`` is a step in those units (DC, DSA, DM, MTT, DD, FRePo).
-    ``statistics`` 'dc' normalises by DC's mean and standard deviation where they differ from IDC's. ``image_update`` says
-    when pixels step: 'per_class', after every class on one shared momentum buffer (the released code); 'collapsed',
-    once an iteration with the plain step that equals it to momentum^K where an objective has a loss for each of K
-    classes; 'batched', once with momentum. ``learned_lr`` is the step size of whatever an objective learns besides
-    pixels. ``cluster_features`` is the space real batches are chosen in: the 'current' network's features (DREAM), the
-    same averaged over space ('pooled'), those of one untrained network kept for the run ('random'), or 'pixels';
-    ``warm_start`` goes on from the last clustering's centres.
-    ``decode`` 'dct' keeps factor² images a canvas as their strongest frequencies (FreD; see ``dreamlib.frequency``):
-    ``image_lr`` is then the step size on orthonormal coefficients, and ``shrink`` plays no part.
-    ``image_lr_schedule`` 'cosine' lets the step size on pixels fall to zero at the last iteration, 'cosine_to_tenth' to a
-    tenth (FRePo), 'halved' halves it after every tenth of the run (DD). ``pretrain_epochs`` passes over the real images,
-    or a part of one, train each network before its first matching. ``whitening`` 'zca' is MTT's: real images whitened by
-    the statistics of the training images, evaluation on test images whitened alike (``dreamlib.whitening``). On a CPU, up to ``at_once`` classes, a number that divides the
+    ``statistics`` 'dc' normalises by DC's mean and standard deviation where they differ from IDC's. ``image_update``
+    says when pixels step: 'per_class', after every class on one shared momentum buffer (the released code);
+    'collapsed', once an iteration with the plain step that equals it to momentum^K where an objective has a loss for
+    each of K classes; 'batched', once with momentum. ``learned_lr`` is the step size of whatever an objective learns
+    besides pixels. ``cluster_features`` is the space real batches are chosen in: the 'current' network's features
+    (DREAM), the same averaged over space ('pooled'), those of one untrained network kept for the run ('random'), or
+    'pixels'; ``warm_start`` goes on from the last clustering's centres. ``decode`` 'dct' keeps factor² images a canvas
+    as their strongest frequencies (FreD; see ``dreamlib.frequency``): ``image_lr`` is then the step size on orthonormal
+    coefficients, and ``shrink`` plays no part. ``image_lr_schedule`` 'cosine' lets the step size on pixels fall to zero
+    at the last iteration, 'cosine_to_tenth' to a tenth (FRePo), 'halved' halves it after every tenth of the run (DD).
+    ``pretrain_epochs`` passes over the real images, or a part of one, train each network before its first matching.
+    ``whitening`` 'zca' is MTT's: real images whitened by the statistics of the training images, evaluation on test
+    images whitened alike (``dreamlib.whitening``). On a CPU, up to ``at_once`` classes, a number that divides the
     threads, are clustered and matched side by side, and a network that trains on real images does so beside the
     matching: less time, more memory, another rounding. That needs an objective with a loss for each class, and no
     ``image_update`` 'per_class'.
@@ -181,9 +181,10 @@ _DC = {"epochs": 301, "batch": 256, "augmentation": "none", "cutmix": 0.0, "deca
 _DSA = {"epochs": 1001, "batch": 256, "decay": "tenth", **_SIAMESE}
 # Keys of an evaluation that do not describe how a network is trained: they hold whatever the protocol is.
 OF_EVERY_PROTOCOL = ("networks", "repeats", "at_once", "views", "curve_networks", "curve_epochs")
-# What each published evaluation sets apart from IDC's, whose values are the defaults of EvaluationParams. The loops of DC
-# and its successors count to ``epochs`` inclusively, hence 301 and 1001. 'dd' trains as the unrolled objective did. 'ridge'
-# is this project's: the last layer is fitted as the objective 'ridge' fits it, for which the best sets are made.
+# What each published evaluation sets apart from IDC's, whose values are the defaults of EvaluationParams. The loops of
+# DC and its successors count to ``epochs`` inclusively, hence 301 and 1001. 'dd' trains as the unrolled objective did.
+# 'ridge' is this project's: the last layer is fitted as the objective 'ridge' fits it, for which the best sets are
+# made.
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "idc": {},
     "dc": _DC,

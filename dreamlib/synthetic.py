@@ -89,9 +89,9 @@ class SyntheticSet:
     """K·ipc stored canvases with labels; what a distillation run changes and what a user takes away.
 
     ``canvases`` (K·ipc, C, H, W) ordered by class, in [0, 1] if ``bounded``, else normalised or whitened pixels without
-    bounds; ``labels`` (K·ipc,). Under the rule 'dct' they hold coefficients without bounds, of the ``frequencies`` (k,) that all images keep (FreD).
-    ``soft_labels``, when a method stores them, is (K·ipc·f², K) probabilities, one row per decoded image. ``extras``
-    holds learned scalars such as a step size. ``info`` is the metadata written into the file.
+    bounds; ``labels`` (K·ipc,). Under the rule 'dct' they hold coefficients without bounds, of the ``frequencies`` (k,)
+    that all images keep (FreD). ``soft_labels``, when a method stores them, is (K·ipc·f², K) probabilities, one row per
+    decoded image. ``extras`` holds learned scalars such as a step size. ``info`` is the metadata written into the file.
     """
 
     canvases: Tensor
@@ -146,8 +146,8 @@ class SyntheticSet:
     def stored_floats(self) -> int:
         """Numbers the set stores: pixels, plus soft labels where there are any.
 
-        Under 'dct' coefficients in place of pixels, and the mask of kept frequencies, a bit for each. ``learned_floats``
-        come on top under a protocol that uses them.
+        Under 'dct' coefficients in place of pixels, and the mask of kept frequencies, a bit for each.
+        ``learned_floats`` come on top under a protocol that uses them.
 
         >>> SyntheticSet(torch.zeros(10, 1, 28, 28), torch.arange(10), 10, factor=2).stored_floats
         7840

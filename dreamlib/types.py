@@ -69,9 +69,10 @@ class DatasetInfo:
     """What is known of a data set before a byte of it is read.
 
     ``mean`` and ``std`` (one per channel) normalise [0, 1] pixels before a network sees them; ``dc_statistics`` is the
-    pair that DC and its successors use where it differs. ``flip`` says whether a horizontal mirror image keeps its class
-    (not for digits). ``size`` is the side H = W in pixels. ``whitening`` is what the images went through before this:
-    'none' or 'zca' (see ``dreamlib.whitening``). Pixels lie in [0, 1] if ``bounded``; normalised or whitened ones do not.
+    pair that DC and its successors use where it differs. ``flip`` says whether a horizontal mirror image keeps its
+    class (not for digits). ``size`` is the side H = W in pixels. ``whitening`` is what the images went through before
+    this: 'none' or 'zca' (see ``dreamlib.whitening``). Pixels lie in [0, 1] if ``bounded``; normalised or whitened ones
+    do not.
     """
 
     name: str

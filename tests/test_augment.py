@@ -94,7 +94,7 @@ def test_cutout_zeroes_the_clipped_square():
     assert torch.equal(got, want.expand(2, 3, 6, 6))
 
 
-@pytest.mark.parametrize("mode", ["idc", "dsa"])
+@pytest.mark.parametrize("mode", ["idc", "dc"])  # one op for all images, and an op for each
 @pytest.mark.parametrize("channels", [1, 3])
 def test_one_draw_per_image_equals_the_loop(mode, channels):
     augmentation, x = Augmentation.parse(ALL, mode), pixels(64, channels, 16, 14)
@@ -130,24 +130,31 @@ def test_order_is_mirror_colour_geometry_cutout():
     ).float().mean() >= 8 * 8 / 256 / 4  # at worst a quarter of the square shows
 
 
-def test_which_ops_happen():
-    n = 6000
-    idc = Augmentation.parse(ALL).draw(n, (3, 32, 32), rng()).active
-    assert idc["color"].all()
-    assert idc["cutout"].all()
-    assert idc["flip"].float().mean().item() == pytest.approx(0.5, abs=0.03)
-    assert (sum(idc[op].int() for op in GEOMETRIC) == 1).all()
-    for op in GEOMETRIC:
-        assert idc[op].float().mean().item() == pytest.approx(1 / 3, abs=0.03)
-    dsa = Augmentation.parse(ALL, "dsa").draw(n, (3, 32, 32), rng()).active
-    assert (sum(dsa[op].int() for op in OPS if op != "flip") <= 1).all()
-    for op in OPS:
-        share = 1 / 12 if op == "flip" else 1 / 6  # the mirror still tosses its coin
-        assert dsa[op].float().mean().item() == pytest.approx(share, abs=0.02)
-    assert not (dsa["flip"] & (dsa["color"] | dsa["cutout"] | dsa["crop"])).any()
-    two = Augmentation.parse("color_crop_cutout").draw(10, (3, 32, 32), rng()).active
-    assert two["crop"].all()
-    assert "rotate" not in two
+def share(happened):
+    return happened.float().mean().item()
+
+
+@pytest.mark.parametrize(("mode", "batches"), [("idc", 3000), ("idc_per_image", 1), ("dsa", 3000), ("dc", 1)])
+def test_which_ops_happen(mode, batches):
+    """The shares are the same whether a batch or each of its images makes the choice."""
+    augmentation, generator = Augmentation.parse(ALL, mode), rng()
+    draws = [augmentation.draw(6000 // batches, (3, 32, 32), generator).active for _ in range(batches)]
+    active = {op: torch.cat([draw[op] for draw in draws]) for op in OPS}
+    if mode in ("idc", "idc_per_image"):
+        assert active["color"].all() and active["cutout"].all()
+        assert share(active["flip"]) == pytest.approx(0.5, abs=0.03)
+        assert (sum(active[op].int() for op in GEOMETRIC) == 1).all()
+        for op in GEOMETRIC:
+            assert share(active[op]) == pytest.approx(1 / 3, abs=0.03)
+        return
+    assert (sum(active[op].int() for op in OPS) <= 1).all()
+    for op in OPS:  # the mirror still tosses its coin
+        assert share(active[op]) == pytest.approx(1 / 12 if op == "flip" else 1 / 6, abs=0.02)
+
+
+def test_a_geometric_op_without_rivals_always_happens():
+    active = Augmentation.parse("color_crop_cutout").draw(10, (3, 32, 32), rng()).active
+    assert active["crop"].all() and "rotate" not in active
 
 
 def test_strengths_fill_their_ranges():

@@ -3,6 +3,7 @@
 import json
 import re
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ def released_ops(info, text):
 def drops(how):
     """The epochs at which the rate changes, and the factors by which it does."""
     rates = [SCHEDULES[how.decay](1.0, epoch, how.epochs) for epoch in range(how.epochs)]
-    found = [(e, b / a) for e, (a, b) in enumerate(zip(rates, rates[1:], strict=False), start=1) if a != b]
+    found = [(e, b / a) for e, (a, b) in enumerate(pairwise(rates), start=1) if a != b]
     return [epoch for epoch, _ in found], [round(ratio, 6) for _, ratio in found]
 
 
@@ -104,7 +105,8 @@ def ours_of_idc(method, dataset, ipc, factor):
 def released_of_idc(row):
     info = dataset_info(row["dataset"])
     inits = {"mix": "random", "random": "random", "kmean": "kmeans", "mix of k-means picks": "kmeans"}
-    found = {key: value for key, value in row.items() if key not in {*TEXT, "evaluation", "method", "dataset", "ipc", "factor"}}
+    asked = {*TEXT, "evaluation", "method", "dataset", "ipc", "factor"}
+    found = {key: value for key, value in row.items() if key not in asked}
     found |= {f"evaluation.{key}": value for key, value in row["evaluation"].items()}
     found["init"] = inits[found["init"]]
     # n_data images are as many steps of a batch as `network_steps` says: the two are one setting here.
@@ -184,8 +186,8 @@ def released_of_dc(method, dataset):
     judged = {**told_of["dc"]["evaluation"], **own["evaluation"]}
     mode = "idc"
     if method == "dc" and dataset == "mnist":
-        judged |= {"epochs_run": told_of["dc"]["evaluation"]["mnist"]["epochs"] + 1, "augmentation": "crop_scale_rotate"}
-        mode = "dc"
+        epochs_run = told_of["dc"]["evaluation"]["mnist"]["epochs"] + 1
+        judged, mode = judged | {"epochs_run": epochs_run, "augmentation": "crop_scale_rotate"}, "dc"
     elif method != "dc":
         mode = "dsa"
     augmentation = "none" if method == "dc" else "color_crop_cutout_flip_scale_rotate"
@@ -231,7 +233,8 @@ def test_dc_dsa_and_dm(method, ipc, dataset):
 
 
 def test_dm_at_many_images_per_class():
-    assert paper("cifar10").distillation("dm", 100).image_lr == SETTINGS["dc_dsa_dm"]["dm"]["image_lr"]["cifar10 ipc 100 and more"]
+    released = SETTINGS["dc_dsa_dm"]["dm"]["image_lr"]
+    assert paper("cifar10").distillation("dm", 100).image_lr == released["cifar10 ipc 100 and more"]
 
 
 MTT_ROWS = [(dataset, int(ipc)) for dataset in ("cifar10", "cifar100") for ipc in SETTINGS["mtt"]["table"][dataset]]

@@ -1,13 +1,22 @@
-"""Unrolled SGD against torch.optim, its derivatives against finite differences, bounded memory against unbounded."""
+"""Unrolled training against torch.optim, its derivatives against finite differences; its replay against numpy."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from test_objectives_contract import losses_and_gradients, make_state
+from test_objectives_trajectory import Linear
 
 from dreamlib import objectives
 from dreamlib.augment import Augmentation
-from dreamlib.objectives.inner import InnerSGD, parameters_of
+from dreamlib.compute import Compute
+from dreamlib.evaluate import evaluate
+from dreamlib.objectives.inner import InnerTraining, parameters_of
+from dreamlib.objectives.unrolled import replay
+from dreamlib.params import EvaluationParams
+from dreamlib.synthetic import SyntheticSet
 
 SMALL = {"steps": 2, "passes": 2, "step_size": 0.3, "real_batch": 24}
 
@@ -26,28 +35,33 @@ def unrolled_state(toy_info, toy_data, tiny, float64):
     return make
 
 
+@pytest.mark.parametrize(("optimizer", "tolerance"), [("sgd", 1e-13), ("adam", 1e-6)])  # Adam's ε lies elsewhere
 @pytest.mark.parametrize("recompute", [True, False])
-def test_steps_are_those_of_torch_sgd(recompute, tiny, rng):
+def test_steps_are_those_of_torch(recompute, optimizer, tolerance, tiny, rng):
     network = tiny(double=True)
     x, rates = torch.randn(4, 6, 1, 8, 8, generator=rng(), dtype=torch.float64), torch.tensor([0.1, 0.5, 0.2, 0.9])
     y, soft = torch.tensor([0, 1, 2, 0, 1, 2]), torch.rand(6, 3, generator=rng(1), dtype=torch.float64).softmax(1)
-    sgd, weights = InnerSGD(network, recompute), parameters_of(network)
-    weights = {name: value.clone() for name, value in weights.items()}
-    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    training = InnerTraining(network, recompute, optimizer)
+    carried = training.start({name: value.clone() for name, value in parameters_of(network).items()})
+    theirs = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[optimizer](network.parameters(), lr=1.0)
     for step, lr in enumerate(rates.double().requires_grad_()):
         labels = soft if step % 2 else y
-        weights = sgd.step(weights, x[step], labels, lr)
-        optimizer.param_groups[0]["lr"] = float(lr.detach())
-        optimizer.zero_grad()
+        carried = training.step(carried, x[step], labels, lr)
+        theirs.param_groups[0]["lr"] = float(lr.detach())
+        theirs.zero_grad()
         F.cross_entropy(network(x[step]), labels).backward()
-        optimizer.step()
+        theirs.step()
+        weights = training.weights(carried)
+        assert list(weights) == [name for name, _ in network.named_parameters()]
         for name, p in network.named_parameters():
-            torch.testing.assert_close(weights[name], p, rtol=0, atol=1e-13)
+            torch.testing.assert_close(weights[name], p, rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("recompute", [True, False])
-def test_hyper_gradients_are_those_of_finite_differences(recompute, unrolled_state, rng):
-    objective, state = unrolled_state(recompute=recompute, learn_labels=True, augmentation="color_crop_cutout")
+def test_hyper_gradients_are_those_of_finite_differences(recompute, optimizer, unrolled_state, rng):
+    more = {"learn_labels": True, "augment_real": True, "optimizer": optimizer}
+    objective, state = unrolled_state(recompute=recompute, augmentation="color_crop_cutout", **more)
     _, gradients = losses_and_gradients(objective, state)
     leaves = {"canvases": state.synthetic.canvases, **state.synthetic.extras}
     assert set(leaves) == {"canvases", "step_sizes", "label_logits"}
@@ -142,8 +156,85 @@ def test_rates_stay_positive_and_are_given_away_as_used(unrolled_state):
     assert 0 < given.extras["step_sizes"][0] < 1e-20
     torch.testing.assert_close(given.extras["step_sizes"][1:], torch.full((3,), 0.3, dtype=torch.float64))
     assert set(given.extras) == {"step_sizes"}
+    assert given.info["unrolled"] == {"steps": 2, "passes": 2, "optimizer": "sgd", "step_size": 0.3}
     torch.testing.assert_close(given.soft_labels.max(1).values, torch.full((24,), 0.9, dtype=torch.float64))
-    assert given.stored_floats == 6 * 64 + 24 * 3 + 4
+    assert (given.stored_floats, given.learned_floats) == (6 * 64 + 24 * 3, 4)
+
+
+def test_rates_may_stay_as_they_are(unrolled_state):
+    (losses, gradients), (fixed, fewer) = (
+        losses_and_gradients(*unrolled_state(learn_rates=learned)) for learned in (True, False)
+    )
+    assert set(gradients) - set(fewer) == {"step_sizes"}
+    torch.testing.assert_close(fixed[0][1], losses[0][1], rtol=1e-12, atol=0)
+    torch.testing.assert_close(fewer["canvases"], gradients["canvases"])
+    objective, state = unrolled_state(learn_rates=False)
+    assert objective.finish(state.synthetic).extras == {}
+
+
+def test_real_images_are_augmented_one_by_one_where_asked(unrolled_state):
+    objective, state = unrolled_state(augmentation="color", augment_real=True) (seen, labels), (plain, same) =
+    (replace(objective, augment_real=a)._real(state) for a in (True, False)) assert torch.equal(labels, same) centred =
+    [x - x.mean((1, 2, 3), keepdim=True) for x in (seen, plain)]  # what color leaves of a grey image: contrast contrast
+    = (centred[0] / centred[1]).flatten(1) torch.testing.assert_close(contrast, contrast[:, :1].expand(-1, 64)) assert
+    len(contrast[:, 0].unique()) == len(contrast) and 0.5 <= contrast.min() and contrast.max() <= 1.5
+
+
+# ---- replay ---------------------------------------------------------------------------------------------------------
+
+
+def unrolled_set(rng, info=None, **about):
+    """Six canvases of three classes in float64, unrolled by two passes of two steps at rates of their own."""
+    canvases = torch.randn(6, 1, 8, 8, generator=rng(3), dtype=torch.float64)
+    about = {"steps": 2, "passes": 2, "optimizer": "sgd", "step_size": 0.25} | about
+    info = {"unrolled": about, "augmentation": "none", "augmentation_mode": "idc", "bounded": False} | (info or {})
+    rates = torch.tensor([0.3, 0.1, 0.2, 0.05], dtype=torch.float64)
+    return SyntheticSet(canvases, torch.arange(3).repeat_interleave(2), 3, extras={"step_sizes": rates}, info=info)
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_a_replay_is_softmax_regression_written_out(learned, rng, toy_info, float64):
+    synthetic, network = unrolled_set(rng), Linear(64, 3)
+    synthetic.extras = synthetic.extras if learned else {}
+    x, w = synthetic.canvases.flatten(1).numpy(), np.zeros((3, 64))
+    for step, rate in enumerate([0.3, 0.1, 0.2, 0.05] if learned else [0.25] * 4):
+        mine = x[step % 2 :: 2]  # one image of each class a step, all in a pass
+        odds = np.exp(mine @ w.T)
+        w = w - rate * (odds / odds.sum(1, keepdims=True) - np.eye(3)).T @ mine / 3
+    replay(network, synthetic, toy_info().unbounded(), float64, rng())
+    np.testing.assert_allclose(network.weight.detach().numpy(), w, rtol=1e-12)
+
+
+def test_a_replay_with_adam_is_torchs(rng, toy_info, tiny, float64):
+    synthetic, ours = unrolled_set(rng, optimizer="adam", step_size=0.01), tiny(double=True)
+    theirs, synthetic.extras = tiny(double=True), {}
+    optimizer = torch.optim.Adam(theirs.parameters(), lr=0.01)
+    for step in range(4):
+        optimizer.zero_grad()
+        F.cross_entropy(theirs(synthetic.canvases[step % 2 :: 2]), torch.arange(3)).backward()
+        optimizer.step()
+    replay(ours, synthetic, toy_info().unbounded(), float64, rng())
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+def test_the_protocol_dd_replays_and_takes_nothing_else(rng, toy_info, toy_data, float64):
+    """Epochs, rate and augmentation play no part; the set's own augmentation does, by a draw for each network."""
+    info, against, synthetic = toy_info().unbounded(), toy_data(per_class=40), unrolled_set(rng)
+
+    def accuracies(synthetic, **how):
+        how = EvaluationParams(protocol="dd", repeats=3, **how)
+        return evaluate(
+            synthetic, against, info, how, ("convnet", {"width": 8}), float64, seed=0, split="validation"
+        ).accuracies
+
+    found = accuracies(synthetic)
+    assert found == accuracies(synthetic, epochs=7, lr=0.9, batch=1, augmentation="none", cutmix=0.0)
+    assert found != accuracies(unrolled_set(rng, {"augmentation": "color_crop_cutout"}))
+    faster = replace(synthetic, extras={"step_sizes": 10 * synthetic.extras["step_sizes"]})
+    assert found != accuracies(faster)
+    with pytest.raises(ValueError, match="protocol 'dd' replays .* such as idc"):
+        accuracies(replace(synthetic, info={}))
 
 
 def test_pixels_and_rates_learn(unrolled_state):

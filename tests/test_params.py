@@ -9,6 +9,7 @@ from ruamel.yaml import YAML
 from dreamlib.params import ParameterError, digest, find_root, read_params
 
 ROOT = Path(__file__).parents[1]
+IDC_EVALUATION = "flip_color_crop_scale_rotate"
 LONGEST = 900  # characters; a line that lists all known keys is long, one that prints whole sections is too long
 
 
@@ -96,7 +97,7 @@ QUICK = "budgets.quick.distillation"
     [
         ("dataste", "digits", "dataset"),
         ("compute.precison", "float32", "precision"),
-        ("data.validation_per_clas", 3, "validation_per_class"),
+        ("budgets.quick.validation_per_clas", 3, "validation_per_class"),
         ("network.nmae", "convnet", "name"),
         (f"{QUICK}.image_rl", 0.1, "image_lr"),
         ("budgets.quick.evaluation.epoch", 3, "epochs"),
@@ -131,7 +132,7 @@ def test_an_unknown_key_is_named_with_its_nearest_match(reading, path, value, ne
         ("seeds", [-1], "greater than or equal to 0, got -1"),
         ("compute.threads", -2, "greater than or equal to 0, got -2"),
         ("compute.precision", "float16", "'auto', 'float32', 'bfloat16' or 'float64', got 'float16'"),
-        ("data.validation_per_class", -1, "greater than or equal to 0, got -1"),
+        ("budgets.quick.validation_per_class", -1, "greater than or equal to 0, got -1"),
     ],
 )
 def test_out_of_range_names_the_key_the_value_and_the_limit(reading, path, value, said):
@@ -169,6 +170,9 @@ def test_momentum_one_never_reaches_the_division_by_one_minus_momentum(reading):
         ("budgets.quick", 3),
         ("method.dream", "idc"),
         ("method.dream.quick", 3),
+        ("method.dream.evaluation", 3),
+        ("method.dream.by_factor", 3),
+        ("method.dream.quick.by_dataset", 3),
         ("budgets.quick.by_dataset", 3),
         ("network.options", "width"),
         (f"{QUICK}.image_lr", {"ten": 0.1}),
@@ -242,21 +246,82 @@ def test_a_mapping_that_starts_too_high_says_what_to_add(reading):
 
 
 def test_later_layers_win_in_the_order_that_is_documented(reading):
-    """budget < its block for the data set < the method's own block < the method's block named after the budget."""
+    """budget < its data set's block < the method's block < its data set's block < the method's block of the budget."""
     base = {"budgets": {"quick": {"distillation": {}}, "paper": {"distillation": {}}}, "method": {"m": {}},
             "methods": ["m"], "dataset": "digits", "budget": "quick"}  # fmt: skip
     layers = [
         ("budgets.quick.distillation.interval", 2),
-        ("budgets.quick.by_dataset.digits.distillation.interval", 3),
-        ("method.m.interval", 4),
-        ("method.m.quick.interval", 5),
+        ("budgets.quick.by_factor", {1: {"distillation": {"interval": 3}}, 2: {"distillation": {"interval": 99}}}),
+        ("budgets.quick.by_dataset.digits.distillation.interval", 4),
+        ("budgets.quick.by_dataset.digits.by_factor", {1: {"distillation": {"interval": 5}}}),
+        ("method.m.interval", 6),
+        ("method.m.by_factor", {1: {"interval": 7}, 2: {"interval": 99}}),
+        ("method.m.by_dataset.digits.interval", 8),
+        ("method.m.quick.interval", 9),
+        ("method.m.quick.by_factor", {1: {"interval": 10}}),
+        ("method.m.quick.by_dataset.digits.interval", 11),
     ]
-    elsewhere = {"budgets.paper.distillation.interval": 90, "method.m.paper.interval": 91,
-                 "budgets.quick.by_dataset.mnist.distillation.interval": 92}  # fmt: skip
+    elsewhere = {"budgets.paper.distillation.interval": 90, "method.m.paper.interval": 91, "method.m.factor": 1,
+                 "budgets.quick.by_dataset.mnist.distillation.interval": 92,
+                 "method.m.by_dataset.mnist.interval": 93}  # fmt: skip
     assert reading({**base, **elsewhere}).distillation("m", 1).interval == 10  # the default
-    for depth, (_, value) in enumerate(layers, start=1):
+    for depth in range(1, len(layers) + 1):
         params = reading({**base, **elsewhere, **dict(layers[:depth])})
-        assert params.distillation("m", 1).interval == value
+        assert params.distillation("m", 1).interval == depth + 1
+
+
+def test_a_factors_entry_holds_for_it_and_those_above_up_to_the_next(reading):
+    by_factor = {2: {"distillation": {"interval": 20}, "evaluation": {"batch": 20}}, 4: {"evaluation": {"batch": 40}}}
+    found = []
+    for factor in (1, 2, 3, 4):
+        params = reading({f"{QUICK}.factor": {1: 7, 10: factor}, "budgets.quick.by_factor": by_factor})
+        found.append((params.distillation("idc", 10).interval, params.evaluation("idc", 10).batch))
+    assert found == [(10, 64), (20, 20), (20, 20), (10, 40)]
+
+
+def test_a_method_may_have_an_evaluation_and_a_clustering_of_its_own(reading):
+    params = reading({
+        "method.dream.evaluation": {"protocol": "dc", "batch": 99},
+        "method.dream.clustering": {"features": "trained"},
+        "method.dream.quick": {"evaluation": {"epochs": 5}, "clustering": {"epochs": 0.5}, "interval": 3},
+        "method.dream.by_dataset.fashion_mnist.evaluation.batch": 33,
+        "budgets.quick.evaluation.repeats": 7,
+    })  # fmt: skip
+    usual, own = params.evaluation("idc", 10), params.evaluation("dream", 10)
+    assert (usual.protocol, usual.epochs, usual.batch, usual.augmentation) == ("idc", 60, 64, IDC_EVALUATION)
+    assert (own.protocol, own.epochs, own.batch, own.augmentation) == ("dc", 5, 33, "none")
+    assert usual.repeats == own.repeats == 7, "no protocol says how many networks"
+    assert params.clustering() == params.clustering("idc") != params.clustering("dream")
+    assert (params.clustering("dream").features, params.clustering("dream").epochs) == ("trained", 0.5)
+    assert params.distillation("dream", 10).interval == 3, "sections are no keys of the distillation"
+
+
+def test_a_layer_with_another_protocol_begins_with_its_values(reading):
+    """Epochs of the budget are the budget's protocol's; a layer with the same protocol keeps them."""
+    quick = {"protocol": "dsa", "epochs": 9}
+    found = {}
+    for protocol in ("dsa", "dm"):
+        params = reading({"budgets.quick.evaluation": quick, "method.dream.evaluation.protocol": protocol})
+        found[protocol] = params.evaluation("dream", 1).epochs
+    assert found == {"dsa": 9, "dm": 1001}
+
+
+def test_the_released_start_brings_its_clustering_and_its_shrinking(reading):
+    params = reading({"method.dream.init": "released", "budgets.quick.clustering.pool": 5}, budget="quick")
+    assert params.distillation("dream", 1).shrink == "nearest" and params.distillation("idc", 1).shrink == "area"
+    how = params.clustering("dream")
+    assert (how.features, how.pick, how.pool, how.max_iterations) == ("random_unnormalised", "released", 0, 100)
+    assert params.clustering("idc").pool == params.clustering().pool == 5
+
+
+def test_images_are_held_out_as_the_budget_and_its_data_set_say(reading):
+    changes = {"budgets.quick.validation_per_class": 500, "budgets.quick.by_dataset.digits.validation_per_class": 20}
+    changes |= {"budgets.quick.by_dataset.mnist.distillation.factor": 1}
+    found = {d: reading(changes, dataset=d).validation_per_class for d in ("fashion_mnist", "mnist", "digits")}
+    assert found == {"fashion_mnist": 500, "mnist": 500, "digits": 20}
+    assert reading(changes, budget="paper").validation_per_class == 0
+    none = {**changes, "budgets.quick.by_dataset.digits.validation_per_class": 0}
+    assert reading(none, dataset="digits").validation_per_class == 0
 
 
 def test_options_merge_key_by_key(reading):
@@ -271,40 +336,78 @@ def test_options_merge_key_by_key(reading):
 # ---- the published setting ------------------------------------------------------------------------------------------
 
 
+PUBLISHED = {  # data set → metric, base of the step size, CIFAR has four times the steps of the others
+    "fashion_mnist": ("l1", 1e-4, 1),
+    "mnist": ("l1", 1e-4, 1),
+    "svhn": ("mse", 5e-3, 1),
+    "cifar10": ("mse", 5e-3, 4),
+    "cifar100": ("mse", 5e-3, 4),
+}
+
+
 @pytest.mark.parametrize("ipc", [1, 10, 50])
-@pytest.mark.parametrize(
-    ("dataset", "distance", "lr", "steps"),
-    [("fashion_mnist", "l1", 1e-4, 4), ("mnist", "l1", 1e-4, None),
-     ("svhn", "mse", 5e-3, 16), ("cifar10", "mse", 5e-3, 16)],
-)  # fmt: skip
-def test_the_paper_budget_is_the_papers(own, ipc, dataset, distance, lr, steps):
-    """METHODS.md, section 1."""
-    params = own(budget="paper", dataset=dataset, ipc=[ipc], methods=["idc", "dream"])
-    for method, init, sampler in (("idc", "random", "random"), ("dream", "kmeans", "representative")):
+@pytest.mark.parametrize("factor", [1, 2])
+@pytest.mark.parametrize("dataset", PUBLISHED)
+def test_the_paper_budget_is_the_papers(own, ipc, factor, dataset):
+    """METHODS.md, section 1; its special cases are MNIST above factor 1, and SVHN's evaluation at ipc 1."""
+    distance, lr, times = PUBLISHED[dataset]
+    params = own({"budgets.paper.distillation.factor": factor},
+                 budget="paper", dataset=dataset, ipc=[ipc], methods=["idc", "dream"])  # fmt: skip
+    special = dataset == "mnist" and factor == 2
+    for method, init, sampler, batch in (("idc", "random", "random", 64), ("dream", "kmeans", "representative", 128)):
         how = params.distillation(method, ipc)
-        assert (how.init, how.sampler) == (init, sampler)
-        assert (how.outer_iterations, how.inner_iterations, how.factor) == (2000, 100, 2)
-        assert (how.real_batch, how.interval, how.per_cluster, how.pool, how.synthetic_batch) == (128, 10, 1, 0, 128)
+        assert (how.init, how.sampler, how.bounded) == (init, sampler, True)
+        assert (how.outer_iterations, how.inner_iterations, how.factor) == (2000, 100, factor)
+        assert (how.real_batch, how.interval, how.per_cluster, how.pool, how.synthetic_batch) == (batch, 10, 1, 0, 128)
         assert (how.objective, how.options.get("layers", "conv")) == ("gradient", "conv")
         assert how.options["distance"] == distance
         assert (how.image_optimizer, how.image_momentum) == ("sgd", 0.5)
         assert how.image_update == "collapsed"  # equals the released per_class to 2⁻ᴷ (tests/test_distill.py)
         assert (how.image_lr, how.image_lr_rule) == (lr, "scaled")
-        assert steps is None or how.network_steps == steps
-        assert (how.train_on, how.network_batch, how.network_lr) == ("real", 128, 0.01)
-        assert (how.network_momentum, how.network_weight_decay, how.cutmix) == (0.9, 5e-4, 0.5)
-        assert (how.augmentation, how.augmentation_mode) == ("color_crop_cutout", "idc")
-    judged = params.evaluation(ipc)
+        assert (how.train_on, how.network_batch, how.network_steps) == ("real", batch, 512 * times // batch)
+        assert (how.network_lr, how.network_momentum, how.network_weight_decay) == (0.01, 0.9, 5e-4)
+        assert (how.network_augmentation, how.cutmix) == ("color_crop", 0.0 if special else 0.5)
+        assert how.augmentation == ("color_crop" if special else "color_crop_cutout")
+        assert how.augmentation_mode == "idc"
+    judged = params.evaluation("dream", ipc)
+    assert judged == params.evaluation("idc", ipc)
     assert (judged.epochs, judged.lr, judged.momentum, judged.weight_decay) == (1000, 0.01, 0.9, 5e-4)
-    assert (judged.batch, judged.cutmix, judged.augmentation) == (64, 0.5, "flip_color_crop_scale_rotate")
+    whole = dataset == "svhn" and (ipc, factor) == (1, 1)
+    assert (judged.batch, judged.cutmix) == (64, 0.0 if special or whole else 0.5)
+    ops = {*judged.augmentation.split("_")} - {"flip"}  # digits have no mirror images, whatever is listed
+    assert ops == {"color", "crop", "scale", "rotate"} | ({"cutout"} if whole else set())
 
 
-@pytest.mark.parametrize("budget", list(values()["budgets"]))
-def test_idc_and_dream_differ_in_start_and_sampler_alone(own, budget):
-    params = own(budget=budget, methods=["idc", "dream"], ipc=[1, 10, 50])
+@pytest.mark.parametrize(
+    ("method", "protocol", "epochs"), [("dc", "dc", 301), ("dsa", "dsa", 1001), ("dm", "dm", 1001), ("mtt", "mtt",
+    1001)]
+)
+@pytest.mark.parametrize("dataset", PUBLISHED)
+def test_families_on_normalised_pixels_have_their_own_evaluation(own, dataset, method, protocol, epochs):
+    """METHODS.md, section 2."""
+    params = own(budget="paper", dataset=dataset, ipc=[1, 10, 50], methods=[method])
     for ipc in (1, 10, 50):
-        idc, dream = (params.distillation(method, ipc).model_dump() for method in ("idc", "dream"))
-        assert {key for key in idc if idc[key] != dream[key]} == {"init", "sampler"}
+        how, judged = params.distillation(method, ipc), params.evaluation(method, ipc)
+        assert (how.bounded, how.image_lr_rule, how.statistics, how.factor) == (False, "fixed", "dc", 1)
+        assert judged.protocol == protocol
+        digits = method == "dc" and dataset == "mnist"
+        assert judged.epochs == (1001 if digits else epochs)
+        assert judged.augmentation_mode == ("dc" if digits else "idc" if method == "dc" else "dsa")
+    if method in ("dc", "dsa"):  # passes over the set, of which a batch holds 256 images, after each matching but the
+    last
+        passes, classes = {1: 1, 10: 50, 50: 10}, 100 if dataset == "cifar100" else 10 for ipc, inner in {1: 1, 10: 10,
+        50: 50}.items():
+            how = params.distillation(method, ipc)
+            assert how.inner_iterations == inner
+            assert inner == 1 or how.network_steps == passes[ipc] * -(-classes * ipc // 256)
+
+
+def test_dream_differs_from_idc_of_the_same_batch_in_start_and_sampler_alone(own):
+    for budget in values()["budgets"]:
+        params = own(budget=budget, methods=["idc_same_batch", "dream"], ipc=[1, 10, 50])
+        for ipc in (1, 10, 50):
+            idc, dream = (params.distillation(method, ipc).model_dump() for method in params.methods)
+            assert {key for key in idc if idc[key] != dream[key]} == {"init", "sampler"}
 
 
 @pytest.mark.parametrize("method", ["dc", "dsa", "dm"])

@@ -12,8 +12,10 @@ from dreamlib.sampling import (
     SAMPLERS,
     BoundarySampler,
     CenterSampler,
+    EndlessPass,
     KeptSampler,
     RandomSampler,
+    ReleasedSampler,
     RepresentativeSampler,
 )
 from dreamlib.seeding import generator
@@ -40,6 +42,33 @@ def batches(sampler, iteration, embed=pixels, predict=guesses):
     return [sampler.rows(label, iteration) for label in range(sampler.data.num_classes)]
 
 
+# ---- passes without end ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "batch", "batches"), [(12, 4, 3), (11, 4, 2), (3, 8, 1), (5, 1, 5)])
+def test_each_pass_is_a_permutation_without_its_incomplete_last_batch(count, batch, batches):
+    order = EndlessPass(count, batch, 0, "test")
+    assert order.batches == batches
+    passes = [torch.cat([order.at(number * batches + step) for step in range(batches)]) for number in range(8)]
+    for rows in passes:
+        assert len(rows) == len(rows.unique()) == batches * min(batch, count)
+        assert 0 <= rows.min() and rows.max() < count
+    assert len({tuple(rows.tolist()) for rows in passes}) > 1
+    if count % batch:
+        assert len(torch.cat(passes).unique()) == count, "no row is left out of every pass"
+
+
+def test_any_step_of_a_pass_can_be_asked_for_at_any_time(global_generators_untouched):
+    steps = [EndlessPass(11, 3, 5, "test", 2).at(step).tolist() for step in range(12)]
+    order = EndlessPass(11, 3, 5, "test", 2)
+    assert [order.at(step).tolist() for step in reversed(range(12))] == steps[::-1]
+    for other in (EndlessPass(11, 3, 6, "test", 2), EndlessPass(11, 3, 5, "other", 2), EndlessPass(11, 3, 5, "test")):
+        assert [other.at(step).tolist() for step in range(12)] != steps
+
+
+# ---- batches --------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("name", SAMPLERS.names())
 @pytest.mark.parametrize("batch", [1, 6, 12])
 def test_rows_are_of_the_class_and_never_twice(name, batch, toy_data, global_generators_untouched):
@@ -47,7 +76,8 @@ def test_rows_are_of_the_class_and_never_twice(name, batch, toy_data, global_gen
     sampler = SAMPLERS[name](data, batch, seed=3)
     for iteration in range(12):
         for label, rows in enumerate(batches(sampler, iteration, drift(iteration))):
-            assert len(rows) == len(set(rows.tolist())) == batch
+            assert len(rows) == batch
+            assert len(rows.unique()) == batch or name == "released", "only there a row may come twice"
             assert data.labels[rows].tolist() == [label] * batch
 
 
@@ -57,7 +87,7 @@ def test_a_small_class_gives_all_it_has(name):
     data = LabeledImages(torch.rand(11, 1, 8, 8, generator=torch.Generator().manual_seed(0)), labels, 2)
     small, large = batches(SAMPLERS[name](data, 5, seed=0), 0)
     assert sorted(small.tolist()) == [0, 3, 7]
-    assert len(set(large.tolist())) == 5
+    assert len(large) == 5
 
 
 @pytest.mark.parametrize("name", SAMPLERS.names())
@@ -76,14 +106,15 @@ def test_the_seed_decides(name, toy_data):
     assert not torch.equal(draw(0), draw(1))
 
 
-def test_random_batches_differ_by_iteration_and_class_and_cover_everything(toy_data):
-    data = toy_data(per_class=12)
+def test_random_batches_are_passes_over_each_class_in_orders_of_its_own(toy_data):
+    data = toy_data(per_class=13)
     sampler = RandomSampler(data, 6, seed=0)
-    drawn = [sampler.rows(0, iteration) for iteration in range(400)]
-    assert len({tuple(rows.tolist()) for rows in drawn}) > 390
-    hits = torch.bincount(torch.cat(drawn), minlength=36)[data.of_class(0)]
-    assert bool(((hits - 200).abs() < 50).all())  # binomial(400, 1/2): 5 standard deviations
-    places = [[data.of_class(c).tolist().index(int(row)) for row in sampler.rows(c, 0)] for c in (0, 1)]
+    drawn = [[sampler.rows(label, iteration) for iteration in range(40)] for label in range(3)]
+    for label, batches in enumerate(drawn):
+        for first, second in zip(batches[::2], batches[1::2], strict=True):
+            assert len(torch.cat([first, second]).unique()) == 12  # of 13, and another one is left out each time
+        assert torch.equal(torch.cat(batches).unique(), data.of_class(label))
+    places = [[data.of_class(c).tolist().index(row) for row in drawn[c][0].tolist()] for c in (0, 1)]
     assert places[0] != places[1]
 
 
@@ -177,6 +208,17 @@ def test_clusters_exactly_every_interval(interval, toy_data):
             when.append(iteration)
             assert calls[before:] == [12, 12, 12]  # one class at a time, all of it
     assert when == list(range(0, 25, interval))
+
+
+@pytest.mark.parametrize("kind", [RepresentativeSampler, ReleasedSampler, CenterSampler])
+def test_a_new_network_is_clustered_anew_whatever_the_interval(kind, toy_data):
+    """Networks that serve 7 iterations at an interval of 4: chosen at their iterations 0 and 4, in their features."""
+    sampler, when, seen = kind(toy_data(per_class=12), 6, seed=0, interval=4), [], []
+    for iteration in range(21):
+        calls = len(seen)
+        sampler.prepare(iteration, lambda images: (seen.append(images), pixels(images))[1], guesses, iteration % 7)
+        when += [iteration] if len(seen) > calls else []
+    assert when == [0, 4, 7, 11, 14, 18]
 
 
 def test_batches_stand_still_in_between(toy_data):

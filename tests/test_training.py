@@ -24,6 +24,7 @@ from dreamlib.training import (
     fit_last_layer,
     last_linear,
     predict,
+    train_on_real,
 )
 
 PLAIN = TrainSettings(batch=8, lr=0.05, momentum=0.9, weight_decay=5e-4)
@@ -219,6 +220,26 @@ def test_fit_finishes_on_mirror_images_alone(toys, monkeypatch, epochs, finish, 
     fit(network, data.images, data.labels, info, how, kernels, epochs=epochs, seed=0, finish=finish)
     usual, last = (("flip", "color", "crop"), 0.5, 0.1), (("flip",), 0.0, 0.1)
     assert seen == [usual] * first + [last] * (epochs - first)
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(2.0, 4), (0.5, 1), (0.01, 1)])
+def test_training_on_real_images_is_passes_of_color_crop_and_cutmix(toys, monkeypatch, epochs, steps):
+    """300 images: two batches of 128 a pass, no image twice in one, and at least one step."""
+    info, data, network, kernels = toys(per_class=100)
+    shown, original = [], Trainer.step
+
+    def spy(self, images, labels, rng):
+        shown.append((images, self.settings))
+        return original(self, images, labels, rng)
+
+    monkeypatch.setattr(Trainer, "step", spy)
+    train_on_real(network, data, info, kernels, epochs=epochs, seed=0)
+    assert [len(images) for images, _ in shown] == [128] * steps
+    for pair in zip(shown[::2], shown[1::2], strict=False):
+        assert len(torch.cat([images for images, _ in pair]).unique(dim=0)) == 256
+    how = shown[0][1]
+    assert (how.lr, how.momentum, how.weight_decay, how.cutmix) == (0.01, 0.9, 5e-4, 0.5)
+    assert how.augmentation == Augmentation.parse("color_crop")
 
 
 def test_fit_learns_digits(digits, tiny):

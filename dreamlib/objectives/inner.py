@@ -1,6 +1,7 @@
 """Training inside an objective: unrolled steps of SGD or Adam that the loss after them can be differentiated through.
 
-Shared by trajectory matching (MTT), back-propagation through training (DD, RaT-BPTT) and the evaluation that replays it.
+Shared by trajectory matching (MTT), back-propagation through training (DD, RaT-BPTT) and the evaluation that replays
+it.
 """
 
 from collections.abc import Sequence

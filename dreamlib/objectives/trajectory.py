@@ -37,8 +37,8 @@ class TrajectoryMatching(Objective):
     where ``synthetic_steps`` steps of SGD on the decoded images lead from θ_0. Each step takes ``batch`` of them (0:
     all), shuffled anew every pass, one augmentation an image. The step size is learned, from ``step_size``. ``experts``
     is the folder of trajectories, relative to the project (``dreamlib.experts`` makes them; those of whitened images
-    have a folder below it). ``recompute`` bounds memory (see ``InnerTraining``). The network of the loop gives its structure
-    only: ``train_on: none``.
+    have a folder below it). ``recompute`` bounds memory (see ``InnerTraining``). The network of the loop gives its
+    structure only: ``train_on: none``.
 
     Raises ValueError, naming the option, for a value out of range; ExpertError when the experts are missing or short.
 

@@ -37,7 +37,8 @@ def batches(
     synthetic: SyntheticSet, steps: int, chosen: range, augmentation: Augmentation, info: DatasetInfo, compute: Compute,
     rng: torch.Generator,
 ) -> list[tuple[Tensor, Tensor]]:  # fmt: skip
-    """Return what the ``chosen`` steps of an unrolled training take: prepared images, one augmentation each, and labels.
+    """Return what the ``chosen`` steps of an unrolled training take: prepared images, one augmentation each, and
+    labels.
 
     A pass of ``steps`` steps goes once through the decoded images (see ``parts``).
     """
@@ -62,8 +63,8 @@ def replay(
     how = synthetic.info.get(UNROLLED)
     if how is None:
         raise ValueError(
-            "protocol 'dd' replays the training a set was unrolled through, and this set has none: use another protocol, "
-            "such as idc"
+            "protocol 'dd' replays the training a set was unrolled through, and this set has none: use another "
+            "protocol, such as idc"
         )
     augmentation = augmentation_for(info, *(synthetic.info[name] for name in ("augmentation", "augmentation_mode")))
     chosen, training = range(how["steps"] * how["passes"]), InnerTraining(network, False, how["optimizer"])
@@ -90,10 +91,10 @@ class UnrolledTraining(Objective):
     """CE of real images after training on the distilled set, differentiated through its steps (DD, Wang et al. 2018).
 
     One pass is ``steps`` steps that share the decoded images out (see ``parts``; ``synthetic_batch`` plays no role);
-    there are ``passes``. ``optimizer`` is 'sgd' or 'adam'. Every step has a rate of its own, ``step_size`` at first, that
-    is learned if ``learn_rates``. ``window`` W is the truncated variant: train for a random number T of steps,
-    W ≤ T ≤ steps · passes, and differentiate through the last W only (RaT-BPTT, Feng et al. 2024). ``real_batch`` images
-    of all classes measure the result, augmented one by one if ``augment_real``; 0 takes the sampler's batch of every
+    there are ``passes``. ``optimizer`` is 'sgd' or 'adam'. Every step has a rate of its own, ``step_size`` at first,
+    that is learned if ``learn_rates``. ``window`` W is the truncated variant: train for a random number T of steps, W ≤
+    T ≤ steps · passes, and differentiate through the last W only (RaT-BPTT, Feng et al. 2024). ``real_batch`` images of
+    all classes measure the result, augmented one by one if ``augment_real``; 0 takes the sampler's batch of every
     class. ``learn_labels`` learns the labels too, from ``label_confidence`` in the class. ``recompute`` bounds memory
     (see ``InnerTraining``). DD takes a fresh network at each iteration: ``inner_iterations: 1``.
 
