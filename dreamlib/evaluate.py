@@ -1,7 +1,7 @@
 """How good is a set: train fresh networks on it and count; the only module that reads the test split."""
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dreamlib import datasets, parallel
 from dreamlib.compute import Compute
+from dreamlib.files import read_json, write_json
 from dreamlib.kernels import Kernels
 from dreamlib.networks import build
 from dreamlib.objectives.unrolled import replay
@@ -30,6 +31,37 @@ from dreamlib.training import (
     predict,
 )
 from dreamlib.types import DatasetInfo, LabeledImages
+
+
+class PartialResults:
+    """What an evaluation has found so far, by network; in a file, so that one cut short keeps it, where there is one.
+
+    >>> kept = PartialResults()
+    >>> kept.add(0, [0.8])
+    >>> 0 in kept, 1 in kept, kept[0]
+    (True, False, [0.8])
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self._found: dict[str, list[float]] = read_json(path) if path and path.is_file() else {}
+
+    def __contains__(self, index: int) -> bool:
+        return str(index) in self._found
+
+    def __getitem__(self, index: int) -> list[float]:
+        return self._found[str(index)]
+
+    def add(self, index: int, accuracies: list[float]) -> None:
+        """Keep a network's accuracies: as trained, then with its last layer fitted anew where that was done."""
+        self._found[str(index)] = accuracies
+        if self.path:
+            write_json(self.path, self._found)
+
+    def delete(self) -> None:
+        """Remove the file: the results are part of a larger one."""
+        if self.path:
+            self.path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -73,13 +105,16 @@ def seen_as(view: str, synthetic: SyntheticSet, how: EvaluationParams) -> tuple[
     """The set and the protocol of one view, so that what the evaluator adds is not taken for the set's own.
 
     'protocol' is both as they are; 'plain' trains without augmentation and CutMix; 'hard_labels' on class numbers, in
-    place of stored soft labels and without label smoothing. Compare a view with the same view of real images at random
+    place of stored soft labels and without label smoothing; 'idc' by IDC's protocol untouched, whatever the set's own
+    is. Compare a view with the same view of real images at random
     (cf. label- and augmentation-robust scores).
     """
     if view == "plain":
         return synthetic, how.model_copy(update={"augmentation": "none", "cutmix": 0.0})
     if view == "hard_labels":
         return replace(synthetic, soft_labels=None), how.model_copy(update={"label_smoothing": 0.0})
+    if view == "idc":
+        return synthetic, EvaluationParams(protocol="idc", repeats=how.repeats, at_once=how.at_once)
     return synthetic, how
 
 
@@ -96,6 +131,7 @@ def evaluate(
     repeats: int | None = None,
     epochs: int | None = None,
     label: str = "evaluate",
+    kept: PartialResults | None = None,
 ) -> Evaluation:
     """Train ``repeats`` fresh networks on the decoded set; accuracy on ``against`` after the last epoch.
 
@@ -103,7 +139,7 @@ def evaluate(
     is chosen on ``against``: it is looked at once, after training. Soft labels are used where the set stores them. A
     set of the rule 'bound' is decoded as 'single', by its factor alone, as in IDC's code. On a CPU ``how.at_once``
     networks train side by side (``dreamlib.threads``). Workers (``dreamlib.parallel``) take turns at the networks;
-    every one of them gets all accuracies.
+    every one of them gets all accuracies. Networks whose results are ``kept`` are not trained again.
     """
     repeats, epochs = repeats or how.repeats, epochs or how.epochs
     placed = synthetic.to(compute.device)
@@ -113,7 +149,7 @@ def evaluate(
     labels = hard if placed.soft_labels is None else placed.soft_labels
     against, settings = against.to(compute.device), train_settings(info, how, synthetic)
     name, options = network
-    results, before, kernels = [], [], kernels_for(network, info, compute)
+    kernels, kept = kernels_for(network, info, compute), kept or PartialResults()
     mine = parallel.my_share(range(repeats))
 
     def train(one: tuple[nn.Module, int, Kernels], stepped: Callable[[], object]) -> None:
@@ -132,18 +168,36 @@ def evaluate(
     with progress(len(mine) * epochs, label, unit="epoch") as bar:
         if compute.compile:
             bar.set_postfix_str("the first epoch may compile, which takes longer")
-        for at_once, of_each in shares(len(mine), threads, how.at_once):
-            seeds = [derive(seed, "evaluation", index) for index in mine[len(results) :][:at_once]]
+        for group, of_each in groups(mine, threads, how.at_once):
+            if all(index in kept for index in group):
+                continue
+            seeds = [derive(seed, "evaluation", index) for index in group]
             models = [compute.place(build(name, info, generator(own, "network"), options)) for own in seeds]
-            theirs = [kernels if at_once == 1 else kernels.of_a_thread() for _ in models]
+            theirs = [kernels if len(group) == 1 else kernels.of_a_thread() for _ in models]
             side_by_side(train, list(zip(models, seeds, theirs, strict=True)), of_each, on_step=bar.update)
-            for model in models:
+            for index, model in zip(group, models, strict=True):
+                found = [accuracy(predict(model, against.images, info, kernels), against.labels)]
                 if how.last_layer == "ridge":
-                    before.append(accuracy(predict(model, against.images, info, kernels), against.labels))
                     fit_last_layer(model, images, labels, info, kernels, how.last_layer_penalty)
-                results.append(accuracy(predict(model, against.images, info, kernels), against.labels))
-                bar.set_postfix(accuracy=f"{results[-1]:.4f}")
+                    found.append(accuracy(predict(model, against.images, info, kernels), against.labels))
+                kept.add(index, found)
+                bar.set_postfix(accuracy=f"{found[-1]:.4f}")
+    found = [kept[index] for index in mine]
+    before = [as_trained for as_trained, *fitted in found if fitted]
+    results = [accuracies[-1] for accuracies in found]
     return Evaluation(tuple(parallel.gather(results)), split, epochs, tuple(parallel.gather(before)))
+
+
+def groups(indices: Sequence[int], threads: int, most: int) -> Iterator[tuple[Sequence[int], int]]:
+    """Yield the networks that train side by side, up to ``most``, and the CPU threads of each.
+
+    >>> list(groups([0, 1, 2], threads=2, most=2))
+    [([0, 1], 1), ([2], 2)]
+    """
+    start = 0
+    for at_once, of_each in shares(len(indices), threads, most):
+        yield indices[start : start + at_once], of_each
+        start += at_once
 
 
 def curve(

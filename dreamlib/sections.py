@@ -203,11 +203,11 @@ class EvaluationParams(Strict):
     the first listed is the one whose accuracy stands for the set. ``decay``: 'fifths' is × 0.2 at 2/3 and 5/6 of the
     epochs (IDC), 'tenth' × 0.1 after half of them with momentum anew (DC, DSA, DM, MTT), 'none' a constant rate.
     ``replay`` trains as the set was unrolled, by its own steps and learned rates (DD, RaT-BPTT): epochs, batches,
-    augmentation and rates of the protocol then play no part. ``label_smoothing`` is
-    the share of every label that is spread over all classes; the last ``finish`` of the epochs, a share too, go without
-    CutMix and have mirror images as their only augmentation. ``last_layer``: 'trained' as all others, or 'ridge', then
-    fitted anew by ridge regression on the set's features with ``last_layer_penalty``, as the objective 'ridge' assumes;
-    the accuracy before is kept beside it. ``views`` asks the same set again: 'plain' without augmentation,
+    augmentation and rates of the protocol then play no part. ``label_smoothing`` is the share of every label that is
+    spread over all classes; the last ``finish`` of the epochs, a share too, go without CutMix and have mirror images as
+    their only augmentation. ``last_layer``: 'trained' as all others, or 'ridge', then fitted anew by ridge regression
+    on the set's features with ``last_layer_penalty``, as the objective 'ridge' assumes; the accuracy before is kept
+    beside it. ``views`` asks the same set again: 'plain' without augmentation, 'idc' by IDC's protocol untouched,
     'hard_labels' without the soft labels it stores and without smoothing. ``curve_epochs`` is the shorter protocol
     behind accuracy-against-iterations curves, on the validation split. On a CPU, up to ``at_once`` networks train side
     by side, each on its share of the threads: less time, and another rounding.
@@ -220,7 +220,7 @@ class EvaluationParams(Strict):
     networks: NetworkList = []
     repeats: Positive = 3
     at_once: Positive = 1
-    views: list[Literal["plain", "hard_labels"]] = []
+    views: list[Literal["plain", "hard_labels", "idc"]] = []
     decay: Literal["fifths", "tenth", "none"] = "fifths"
     epochs: Positive = 1000
     batch: Positive = 64

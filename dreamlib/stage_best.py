@@ -22,18 +22,17 @@ from dreamlib.synthetic import BEST, SyntheticSet
 from dreamlib.tables import between, markdown, percent
 
 BEGIN, END = "<!-- best sets: written by `python -m dreamlib.stage_best readme` -->", "<!-- end of best sets -->"
-COLUMNS = ["ipc", "method", "test accuracy (%)", "factor", "stored floats", "iterations", "networks × seeds"]
-COLUMNS += ["seconds", "source"]
-BESIDE = {"hard_labels": "labels unsmoothed", "as_trained": "last layer as trained"}  # what a row says of the same sets
+COLUMNS = ["ipc", "method", "test accuracy (%)", "evaluation", "factor", "stored floats", "networks × seeds", "source"]
+OWN = "own evaluation"  # marks a row that does not compare with the published ones
 
 
 def gather(project: Project, ipc: int) -> dict[str, Any]:
     """Keep the first seed's set of a study of one method, with the accuracies of all its seeds; returns the numbers.
 
     Writes results/best/<dataset>-ipc<ipc>.safetensors, .png (its contact sheet) and .json. The first seed's set stands
-    for the method whatever it scored. Where the evaluation has the view 'hard_labels' (without label smoothing), or
-    fits the last layer anew, the accuracy without it is kept beside the protocol's. Raises ValueError for a study of
-    several methods.
+    for the method whatever it scored. The accuracies by IDC's protocol untouched, which compare with published ones,
+    are kept under 'idc': those of the view 'idc', or of the protocol where it is IDC's. Raises ValueError for a study
+    of several methods.
     """
     p = project.params
     if len(p.methods) != 1:
@@ -41,11 +40,7 @@ def gather(project: Project, ipc: int) -> dict[str, Any]:
     settings = [Setting(p.methods[0], ipc, seed) for seed in p.seeds]
     found = [read_json(project.file("evaluation", setting, ".json")) for setting in settings]
     accuracies = [accuracy for each in found for accuracy in each["accuracies"]]
-    views = [view for each in found for view in each["views"]]
-    beside = {
-        "hard_labels": [a for view in views if view["view"] == "hard_labels" for a in view["accuracies"]],
-        "as_trained": [a for each in found for a in each["views"][0].get("as_trained", [])],
-    }
+    by_idc = [_by_idc(each) for each in found]
     path = project.root / BEST / f"{p.dataset}-ipc{ipc}.safetensors"
     synthetic = SyntheticSet.open(project.file("sets", settings[0], ".safetensors"))
     synthetic.save(path)
@@ -61,11 +56,20 @@ def gather(project: Project, ipc: int) -> dict[str, Any]:
         "study": project.study,
         "iterations": read_json(project.file("distillation", settings[0], ".json"))["iterations"],
     }
-    for name, others in beside.items():
-        if others:
-            numbers[name] = {"accuracy": statistics.fmean(others), "std": _std(others)}
+    if asked := [accuracies for accuracies in by_idc if accuracies]:
+        every = [accuracy for accuracies in asked for accuracy in accuracies]
+        numbers["idc"] = {"accuracy": statistics.fmean(every), "std": _std(every), "accuracies": every}
+        numbers["idc"] |= {"networks": len(asked[0]), "seeds": len(asked)}
     write_json(path.with_suffix(".json"), numbers)
     return numbers
+
+
+def _by_idc(evaluated: dict[str, Any]) -> list[float]:
+    """The accuracies of one set by IDC's protocol untouched; empty where it was not evaluated so."""
+    for view in evaluated["views"]:
+        if view["view"] == "idc" or (view["view"] == "protocol" and evaluated["protocol"] == "idc"):
+            return view["accuracies"]
+    return []
 
 
 def best_sets(root: Path, dataset: str) -> pd.DataFrame:
@@ -73,17 +77,7 @@ def best_sets(root: Path, dataset: str) -> pd.DataFrame:
     rows = []
     for path in (root / BEST).glob(f"{dataset}-ipc*.json"):
         rows.append(read_json(path) | {"ipc": int(path.stem.rpartition("-ipc")[2])})
-        rows[-1]["seconds"] = _seconds(root, rows[-1])
     return pd.DataFrame(rows).sort_values("ipc", ignore_index=True) if rows else pd.DataFrame()
-
-
-def _seconds(root: Path, best: dict[str, Any]) -> float:
-    """What distilling the kept set took, by the record of the machine that made it; nan without one."""
-    path = root / BEST / "record.json"
-    record = read_json(path) if path.is_file() else {}
-    name = Setting(best["method"], best["ipc"], best["seeds"][0]).name
-    entry = record.get(f"{best['study']}/distillation-{name}")
-    return sum(entry["seconds"].values()) if entry else float("nan")
 
 
 def _std(accuracies: list[float]) -> float:
@@ -91,36 +85,59 @@ def _std(accuracies: list[float]) -> float:
 
 
 def record_table(root: Path, dataset: str) -> pd.DataFrame:
-    """Ours and the published accuracies for every ipc of the data set, best first within an ipc.
+    """Our best sets and the published accuracies of a data set, for every ipc, best first.
 
-    Ours carry iterations, networks, protocol and seconds; of the published, what notebooks/published.csv has. All of
-    it hard labels and equal storage unless a row says otherwise.
+    All by IDC's protocol or the papers' own, the last layer as trained; hard labels and equal storage. Our sets under
+    their own evaluation follow at the end of their ipc, marked. Published figures that we know from other papers only
+    are left out: see ``unverified_table``.
     """
-    published = pd.read_csv(root / "notebooks" / "published.csv")
-    published = published[published.dataset == dataset]
+    published = _published(root, dataset)
     rows = [
-        (r.accuracy, {"ipc": r.ipc, "method": r.method}
-         | {"test accuracy (%)": f"{r.accuracy:.1f}" + ("" if math.isnan(r.std) else f" ± {r.std:.1f}")}
-         | {"factor": r.factor, "source": r.source})
-        for r in published.itertuples()
-    ]  # fmt: skip
-    for r in best_sets(root, dataset).itertuples():
-        soft = "" if r.label_kind == "hard" else ", soft labels"
-        others = ((told, getattr(r, name, None)) for name, told in BESIDE.items())
-        beside = "".join(
-            f"; {told} {percent(other['accuracy'], other['std'])}" for told, other in others if isinstance(other, dict)
+        (
+            (r.ipc, 0, -r.accuracy),
+            {"ipc": r.ipc, "method": r.method, "test accuracy (%)": _published_percent(r), "factor": r.factor}
+            | {"evaluation": "as published", "source": r.source},
         )
-        rows.append(
-            (100 * r.accuracy, {"ipc": r.ipc, "method": f"here: {r.method}{soft}"}
-             | {"test accuracy (%)": percent(r.accuracy, r.std)}
-             | {"factor": f"{r.factor} (frequencies)" if r.decode == "dct" else r.factor}
-             | {"stored floats": f"{r.stored_floats:,}"}
-             | {"iterations": f"{r.iterations:,}", "networks × seeds": f"{r.networks} × {len(r.seeds)}"}
-             | {"seconds": "–" if math.isnan(r.seconds) else f"{r.seconds:,.0f}"}
-             | {"source": f"results/best, {r.protocol}, {r.epochs} epochs; the kept set {_kept(r):.1f}{beside}"})
-        )  # fmt: skip
-    ordered = [row for _, row in sorted(rows, key=lambda pair: (pair[1]["ipc"], -pair[0]))]
+        for r in published[published.verified].itertuples()
+    ]
+    for r in best_sets(root, dataset).itertuples():
+        ours = {
+            "ipc": r.ipc,
+            "method": f"here: {r.method}" + ("" if r.label_kind == "hard" else ", soft labels"),
+            "factor": f"{r.factor} (frequencies)" if r.decode == "dct" else r.factor,
+            "stored floats": f"{r.stored_floats:,}",
+            "source": "results/best",
+        }
+        if isinstance(idc := getattr(r, "idc", None), dict):
+            told = {"test accuracy (%)": percent(idc["accuracy"], idc["std"]), "evaluation": "idc, 1000 epochs"}
+            told["networks × seeds"] = f"{idc['networks']} × {idc['seeds']}"
+            rows.append(((r.ipc, 0, -100 * idc["accuracy"]), ours | told))
+        if r.protocol != "idc":
+            told = {
+                "test accuracy (%)": percent(r.accuracy, r.std),
+                "evaluation": f"{OWN}: {r.protocol}, {r.epochs} epochs",
+            }
+            told["networks × seeds"] = f"{r.networks} × {len(r.seeds)}"
+            rows.append(((r.ipc, 1, -100 * r.accuracy), ours | told))
+    ordered = [row for _, row in sorted(rows, key=lambda pair: pair[0])]
     return pd.DataFrame(ordered, columns=COLUMNS).astype(object).fillna("–").set_index("ipc")
+
+
+def unverified_table(root: Path, dataset: str) -> pd.DataFrame:
+    """Published accuracies (%) that we could not check against their source, one row a method, one column an ipc."""
+    published = _published(root, dataset)
+    chosen = published[~published.verified]
+    chosen = chosen.assign(accuracy=[_published_percent(row) for row in chosen.itertuples()])
+    return chosen.pivot(index=["method", "source"], columns="ipc", values="accuracy").fillna("–")
+
+
+def _published(root: Path, dataset: str) -> pd.DataFrame:
+    published = pd.read_csv(root / "notebooks" / "published.csv", true_values=["yes"], false_values=["no"])
+    return published[published.dataset == dataset]
+
+
+def _published_percent(row: Any) -> str:
+    return f"{row.accuracy:.1f}" + ("" if math.isnan(row.std) else f" ± {row.std:.1f}")
 
 
 def record_sentence(root: Path, dataset: str) -> str:
@@ -128,22 +145,26 @@ def record_sentence(root: Path, dataset: str) -> str:
     ours = best_sets(root, dataset)
     if ours.empty:
         return f"No best set of {dataset} is kept in results/best yet, so the table shows the published numbers alone."
-    listed = ", ".join(
-        f"ipc {r.ipc}: {percent(r.accuracy, r.std)} % (the kept one {_kept(r):.1f} %)" for r in ours.itertuples()
+    listed = []
+    for r in ours.itertuples():
+        found = r.idc if isinstance(getattr(r, "idc", None), dict) else None
+        if found:
+            listed.append(f"ipc {r.ipc}: {percent(found['accuracy'], found['std'])} %")
+    found = ", ".join(listed) or "nothing yet: they were not evaluated by it"
+    return (
+        f'By IDC\'s protocol, the last layer as trained, the best sets this project keeps (`dreamlib.load("{dataset}", '
+        f'ipc=…)`) reach {found}. Rows marked "{OWN}" follow another protocol and do not compare with published ones.'
     )
-    return f'Sets made as the best this project keeps (`dreamlib.load("{dataset}", ipc=…)`) reach {listed}.'
-
-
-def _kept(best: Any) -> float:
-    """The mean accuracy (%) of the set that is kept, the first seed's."""
-    return 100 * statistics.fmean(best.accuracies[: best.networks])
 
 
 def readme_text(root: Path) -> str:
     """README.md with the table of the best sets, Fashion-MNIST's, between its markers."""
     table = record_table(root, "fashion_mnist").reset_index()
     text = (root / "README.md").read_text()
-    return between(text, BEGIN, END, lambda: markdown(table.columns, table.values))
+    unverified = unverified_table(root, "fashion_mnist").reset_index()
+    shown = markdown(table.columns, table.values)
+    shown += "\nNot verified by us (figures we know from other papers only):\n\n"
+    return between(text, BEGIN, END, lambda: shown + markdown(unverified.columns, unverified.values))
 
 
 def main(arguments: list[str] | None = None) -> int:

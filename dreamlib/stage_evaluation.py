@@ -1,5 +1,6 @@
 """The evaluation stage: from sets to accuracies."""
 
+import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -9,13 +10,13 @@ import pandas as pd
 from torch import Tensor
 
 from dreamlib import parallel
-from dreamlib.evaluate import Evaluation, curve, evaluate, seen_as, test_split
+from dreamlib.evaluate import Evaluation, PartialResults, curve, evaluate, seen_as, test_split
 from dreamlib.files import read_json, write_atomically, write_json
-from dreamlib.params import EvaluationParams, NetworkParams
+from dreamlib.params import EvaluationParams, NetworkParams, digest
 from dreamlib.project import Project, Setting
+from dreamlib.provenance import code_hash
 from dreamlib.stage_distillation import read_set, read_snapshots
 from dreamlib.synthetic import SyntheticSet
-from dreamlib.types import DatasetInfo, LabeledImages
 
 
 def evaluated_networks(project: Project, how: EvaluationParams) -> list[NetworkParams]:
@@ -41,13 +42,24 @@ def run_evaluation(
     synthetic, snapshots = read_set(project, setting), _wanted_snapshots(project, setting, how)
     test, info = project.seen_with(test_split(project.params.dataset, project.params.data, project.root), synthetic)
     asked = [(network, "protocol") for network in networks] + [(networks[0], view) for view in how.views]
-    rows, found = [], []
+    rows, found, partial = [], [], []
     for network, view in asked:
         hard = synthetic.soft_labels is None and not how.label_smoothing
         same = view == "hard_labels" and hard  # the protocol has said it already
-        found.append(found[0] if same else _evaluated(project, setting, synthetic, how, test, info, network, view))
+        seen, protocol = seen_as(view, synthetic, how)
+        if not same:
+            partial.append(_partial(project, setting, seen, protocol, network))
+        found.append(
+            found[0]
+            if same
+            else evaluate(
+                seen, test, info, protocol, (network.name, network.options), project.compute, seed=setting.seed,
+                split="test", label=f"{setting.name}, {network.name}, {view}", kept=partial[-1],
+            )
+        )  # fmt: skip
         rows.append(
-            {"network": network.label, "view": view, "accuracies": list(found[-1].accuracies)}
+            {"network": network.label, "view": view, "protocol": protocol.protocol, "epochs": found[-1].epochs}
+            | {"accuracies": list(found[-1].accuracies)}
             | {"accuracy": found[-1].mean, "std": found[-1].std}
             | ({"as_trained": list(found[-1].as_trained)} if found[-1].as_trained else {})
         )
@@ -58,6 +70,8 @@ def run_evaluation(
     metrics = _metrics(setting, found[0], how, synthetic) | {"views": rows, "network": networks[0].label}
     write_json(project.file("evaluation", setting, ".json"), metrics)
     write_atomically(project.file("curves", setting, ".csv"), points.to_csv(index=False).encode())
+    for each in partial:
+        each.delete()
     seconds = {"evaluation": evaluated, "curve": time.perf_counter() - began - evaluated}
     project.note(f"evaluation-{setting.name}", seconds)
     return found[0], points
@@ -71,21 +85,16 @@ def read_evaluation(project: Project, setting: Setting) -> tuple[Evaluation, pd.
     return Evaluation(tuple(found["accuracies"]), found["split"], found["epochs"], as_trained), points
 
 
-def _evaluated(
-    project: Project,
-    setting: Setting,
-    synthetic: SyntheticSet,
-    how: EvaluationParams,
-    test: LabeledImages,
-    info: DatasetInfo,
-    network: NetworkParams,
-    view: str,
-) -> Evaluation:
-    seen, protocol = seen_as(view, synthetic, how)
-    return evaluate(
-        seen, test, info, protocol, (network.name, network.options), project.compute,
-        seed=setting.seed, split="test", label=f"{setting.name}, {network.name}, {view}",
-    )  # fmt: skip
+def _partial(
+    project: Project, setting: Setting, synthetic: SyntheticSet, how: EvaluationParams, network: NetworkParams
+) -> PartialResults:
+    """Where an evaluation keeps what it has found until it is whole: named after everything that shapes its results."""
+    what = hashlib.sha256(synthetic.canvases.numpy().tobytes()).hexdigest(), synthetic.soft_labels is None
+    compute = project.used_params.compute
+    code = code_hash(project.stage("evaluation"), project.root)
+    key = digest(what, how, network, setting.seed, project.data_hash, compute, code)
+    name = f"{setting.name}-{key}" + (f"-{parallel.rank()}" if parallel.world() > 1 else "")
+    return PartialResults(project.root / ".dream" / "evaluations" / f"{name}.json")
 
 
 def _wanted_snapshots(project: Project, setting: Setting, how: EvaluationParams) -> dict[int, Tensor]:

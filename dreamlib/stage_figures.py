@@ -97,8 +97,13 @@ def headline(project: Project, table: pd.DataFrame) -> str:
     return f"Test accuracy in percent on {p.dataset}, budget `{p.budget}`, best first. " + "; ".join(sentences) + "."
 
 
-def published_table(project: Project) -> pd.DataFrame:
-    """Published accuracies (%) for the data set and the ipc in use, from notebooks/published.csv; may be empty."""
-    every = pd.read_csv(project.root / "notebooks" / "published.csv")
-    chosen = every[(every.dataset == project.params.dataset) & every.ipc.isin(project.params.ipc)]
+def published_table(project: Project, verified: bool = True) -> pd.DataFrame:
+    """Published accuracies (%) for the data set and the ipc in use, from notebooks/published.csv; may be empty.
+
+    ``verified``: those checked against their source; otherwise those known from other papers only.
+    """
+    path = project.root / "notebooks" / "published.csv"
+    every = pd.read_csv(path, true_values=["yes"], false_values=["no"])
+    here = (every.dataset == project.params.dataset) & every.ipc.isin(project.params.ipc)
+    chosen = every[here & (every.verified == verified)]
     return chosen.pivot_table(index=["method", "source"], columns="ipc", values="accuracy", sort=False)
