@@ -183,7 +183,7 @@ def paper_run(ipc: int) -> dict[str, Any] | None:
 
 def paper_text(runs: list[dict[str, Any]], evaluations: dict[str, Any]) -> str:
     """How far the runs of the paper's length have come, and how good their canvases were on the way, in Markdown."""
-    told = []
+    told = [] if runs else ["No run towards the paper's length has been made under these settings yet.\n"]
     for run in runs:
         found = evaluations.get(str(run["ipc"]))
         done = "all" if run["iterations"] == run["total"] else f"{run['iterations']:,} of"

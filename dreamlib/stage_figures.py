@@ -54,8 +54,8 @@ def write_summary(project: Project) -> pd.DataFrame:
     return table
 
 
-def summary_markdown(table: pd.DataFrame) -> str:
-    """The summary as a Markdown table in percent, as the README shows it."""
+def summary_markdown(table: pd.DataFrame, kept: pd.DataFrame | None = None) -> str:
+    """The summary as a Markdown table in percent, as the README shows it; rows of ``kept_best`` follow at the end."""
     columns = (
         "ipc", "method", "test accuracy (%)", "networks × seeds", "protocol", "labels", "factor", "training images",
         "stored floats", "iterations",
@@ -64,11 +64,34 @@ def summary_markdown(table: pd.DataFrame) -> str:
         [
             r.ipc, r.method, percent(r.accuracy, r.std), f"{r.networks // r.seeds} × {r.seeds}",
             f"{r.protocol}, {r.epochs} epochs", r.label_kind, r.factor, r.training_images, f"{r.stored_floats:,}",
-            r.iterations,
+            f"{r.iterations:,}",
         ]
-        for r in table.itertuples()
+        for part in (table, kept)
+        if part is not None
+        for r in part.itertuples()
     ]  # fmt: skip
     return markdown(columns, rows)
+
+
+def kept_best(project: Project) -> pd.DataFrame:
+    """The project's best sets at the ipc in use, as committed in results/best: rows for ``summary_markdown``.
+
+    Their accuracy is that by IDC's protocol, or by their own where they have not met IDC's. Empty where none is kept.
+    """
+    rows = []
+    for ipc in project.params.ipc:
+        path = project.root / "results" / "best" / f"{project.params.dataset}-ipc{ipc}.json"
+        if not path.is_file():
+            continue
+        best = read_json(path)
+        own = {"accuracy": best["accuracy"], "std": best["std"], "networks": best["networks"]}
+        own |= {"seeds": len(best["seeds"]), "protocol": best["protocol"], "epochs": best["epochs"]}
+        shown = best["idc"] | {"protocol": "idc", "epochs": 1000} if "idc" in best else own
+        images = ipc * project.info.num_classes * best["factor"] ** 2
+        fixed = {key: best[key] for key in ("factor", "stored_floats", "label_kind", "iterations")}
+        fixed |= {"ipc": ipc, "method": f"kept best set ({best['method']})", "training_images": images}
+        rows.append(shown | fixed | {"networks": shown["networks"] * shown["seeds"]})
+    return pd.DataFrame(rows)
 
 
 def curves(project: Project) -> pd.DataFrame:
