@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-HOLDS, PARTLY, NOT = "holds", "holds partly", "does not hold here"
+HOLDS, PARTLY, NOT = "holds", "holds partly", "not seen at this budget"
 
 
 def judge(gains: Sequence[float]) -> str:
@@ -19,7 +19,7 @@ def judge(gains: Sequence[float]) -> str:
     seeds all gain once in eight times: a verdict from three seeds is no more than that.
 
     >>> judge([0.01, 0.02, 0.01]), judge([0.04, -0.01, 0.02]), judge([0.03, -0.02, 0.01])
-    ('holds', 'holds partly', 'does not hold here')
+    ('holds', 'holds partly', 'not seen at this budget')
     """
     if min(gains) > 0:
         return HOLDS
@@ -30,8 +30,8 @@ def judge(gains: Sequence[float]) -> str:
 def together(verdicts: Sequence[str]) -> str:
     """One verdict of several parts: it holds when all hold, does not when none holds even partly.
 
-    >>> together(["holds", "holds"]), together(["holds", "does not hold here"]), together(["does not hold here"])
-    ('holds', 'holds partly', 'does not hold here')
+    >>> together(["holds", "holds"]), together(["holds", "not seen at this budget"])
+    ('holds', 'holds partly')
     """
     if all(v == HOLDS for v in verdicts):
         return HOLDS
@@ -96,7 +96,7 @@ def judge_share(share: float, low: float, high: float) -> str:
     """The verdict on "in fewer iterations": it holds when the whole interval lies below 1.
 
     >>> judge_share(0.3, 0.1, 0.8), judge_share(0.9, 0.4, 1.2), judge_share(1.2, 0.9, float("inf"))
-    ('holds', 'holds partly', 'does not hold here')
+    ('holds', 'holds partly', 'not seen at this budget')
     """
     if high < 1:
         return HOLDS

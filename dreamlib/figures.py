@@ -20,6 +20,7 @@ COLORS = {
     "random": "#999999",
     "kmeans": "#E69F00",
     "idc": "#0072B2",
+    "idc_same_batch": "#0072B2",
     "dream": "#D55E00",
 }
 _SPARE = ("#009E73", "#CC79A7", "#56B4E9", "#F0E442", "#000000")

@@ -19,6 +19,7 @@ from dreamlib.stage_methods import plug_in_pairs, views
 from dreamlib.tables import percent
 
 MEASURES = ["distance", "norm", "norm_std", "variance", "nearest_distance", "clusters_hit"]
+BASELINE = "idc_same_batch"  # IDC with DREAM's real batch and network steps
 REFERENCE = "both"  # the ablation's entry that is DREAM
 # What leads from DREAM to the best sets: every entry of the study `levers` with the one it differs from in one thing.
 LEVERS = {
@@ -39,13 +40,14 @@ class Claims:
     factor: Project
     levers: Project
     methods: Project
+    training: Project
     record: dict[str, Any]
 
     @classmethod
     def open(cls, root: Path | None = None) -> "Claims":
         """All of them around the current directory; nothing of the data is read."""
         root = root or find_root()
-        names = (STUDY, "claims_ablation", "claims_factor", "levers", "methods")
+        names = (STUDY, "claims_ablation", "claims_factor", "levers", "methods", "claims_training")
         path = root / "results" / FOLDER / "record.json"
         return cls(*(Project(root, read_params(root, n), n) for n in names), read_json(path) if path.is_file() else {})
 
@@ -73,6 +75,19 @@ def points(gains: Sequence[float]) -> str:
     """
     mean = sum(gains) / len(gains)
     return f"{100 * mean:+.1f} points ({100 * min(gains):+.1f} to {100 * max(gains):+.1f})"
+
+
+def training_table(claims: Claims) -> pd.DataFrame:
+    """Test accuracy with the networks trained between matchings as released, and as this project did before."""
+    ipc, rows = claims.training.params.ipc[0], {}
+    for method in (BASELINE, "dream"):
+        released, cut = by_seed(claims.curves, ipc)[method], by_seed(claims.training, ipc)[f"{method}_cut"]
+        rows[method] = {
+            "color_crop, as released (%)": percent(released.mean(), released.std()),
+            "flip_color_crop_cutout, as before (%)": percent(cut.mean(), cut.std()),
+            "difference (paired by seed)": points(list(released - cut)),
+        }
+    return pd.DataFrame(rows).T.rename_axis("method")
 
 
 # ---- why --------------------------------------------------------------------------------------------------------
@@ -131,7 +146,7 @@ def curve_points(claims: Claims) -> pd.DataFrame:
     """Accuracy along the way of IDC and DREAM: ipc, method, iteration, seconds, mean and deviation over seeds."""
     rows = []
     for ipc in claims.curves.params.ipc:
-        for method in ("idc", "dream"):
+        for method in (BASELINE, "dream"):
             curve, seconds = curve_of(claims.curves, method, ipc), seconds_at(claims, method, ipc)
             rows += [
                 {"ipc": ipc, "method": method, "iteration": i, "seconds": seconds.get(i, float("nan"))}
@@ -145,7 +160,7 @@ def share_table(claims: Claims) -> pd.DataFrame:
     """For each ipc: IDC's final accuracy, and the share of its iterations and seconds DREAM takes to as much."""
     rows = []
     for ipc in claims.curves.params.ipc:
-        idc, dream = (curve_of(claims.curves, m, ipc) for m in ("idc", "dream"))
+        idc, dream = (curve_of(claims.curves, m, ipc) for m in (BASELINE, "dream"))
         share, low, high = share_of_iterations(idc, dream)
         last = idc.columns.max()
         rows.append(
@@ -159,10 +174,10 @@ def share_table(claims: Claims) -> pd.DataFrame:
 
 
 def _share_of_seconds(claims: Claims, ipc: int) -> float:
-    slow, fast = (seconds_at(claims, m, ipc) for m in ("idc", "dream"))
+    slow, fast = (seconds_at(claims, m, ipc) for m in (BASELINE, "dream"))
     if not slow or not fast:
         return float("nan")
-    idc, dream = (curve_of(claims.curves, m, ipc).mean() for m in ("idc", "dream"))
+    idc, dream = (curve_of(claims.curves, m, ipc).mean() for m in (BASELINE, "dream"))
     reached = first_reaching({fast[i]: a for i, a in dream.items()}, idc[max(slow)])
     return reached / slow[max(slow)]
 
@@ -227,7 +242,7 @@ def transfer_gains(claims: Claims) -> dict[tuple[int, str], list[float]]:
         asked = {n: by_seed(claims.curves, ipc, n) for n in networks[1:]}
         if "plain" in set(rows.view):
             asked[f"{networks[0]}, no augmentation"] = by_seed(claims.curves, ipc, view="plain")
-        found |= {(ipc, name): list(t["dream"] - t["idc"]) for name, t in asked.items()}
+        found |= {(ipc, name): list(t["dream"] - t[BASELINE]) for name, t in asked.items()}
     return found
 
 
