@@ -14,7 +14,7 @@ from dreamlib.compute import Compute
 from dreamlib.files import read_json, write_json
 from dreamlib.kernels import Kernels
 from dreamlib.networks import build
-from dreamlib.objectives.unrolled import replay
+from dreamlib.objectives.unrolled import UNROLLED, replay
 from dreamlib.params import DataParams, EvaluationParams
 from dreamlib.progress import progress
 from dreamlib.seeding import derive, generator
@@ -156,6 +156,8 @@ def evaluate(
         model, own, its_kernels = one
         if how.replay:
             replay(model, placed, info, compute, generator(own, "replay"))
+            for _ in range(epochs):
+                stepped()
             return
         fit(
             model, images, labels, info, settings, its_kernels,
@@ -164,7 +166,7 @@ def evaluate(
 
     threads = torch.get_num_threads() if compute.device.type == "cpu" else 1
     if how.replay:
-        epochs = 1
+        epochs = placed.info.get(UNROLLED, {}).get("passes", 1)
     with progress(len(mine) * epochs, label, unit="epoch") as bar:
         if compute.compile:
             bar.set_postfix_str("the first epoch may compile, which takes longer")
