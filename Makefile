@@ -72,3 +72,4 @@ record: setup    ## maintainers: keep this run's times in results/record.json an
 	$(BIN)/python -m dreamlib.record write
 	$(BIN)/dvc repro figures
 	$(BIN)/python -m dreamlib.record readme
+	$(BIN)/python -m dreamlib.stage_results

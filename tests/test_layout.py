@@ -27,7 +27,7 @@ RANKS = {
     11: "run worker",  # the launcher, and one of several processes of a stage
     12: "study stage_batches stage_cost stage_best",  # many settings in one process
     13: "stage_claims",
-    14: "stage_verdicts",
+    14: "stage_verdicts stage_results",
 }
 RANK = {name: rank for rank, names in RANKS.items() for name in names.split()}
 
