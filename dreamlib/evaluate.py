@@ -104,10 +104,10 @@ def train_settings(info: DatasetInfo, how: EvaluationParams, synthetic: Syntheti
 def seen_as(view: str, synthetic: SyntheticSet, how: EvaluationParams) -> tuple[SyntheticSet, EvaluationParams]:
     """The set and the protocol of one view, so that what the evaluator adds is not taken for the set's own.
 
-    'protocol' is both as they are; 'plain' trains without augmentation and CutMix; 'hard_labels' on class numbers, in
-    place of stored soft labels and without label smoothing; 'idc' by IDC's protocol untouched, whatever the set's own
-    is. Compare a view with the same view of real images at random
-    (cf. label- and augmentation-robust scores).
+    'protocol' is both as they are; 'plain' trains without augmentation and CutMix (a replay keeps the set's own);
+    'hard_labels' on class numbers, in place of stored soft labels and without label smoothing; 'idc' by IDC's protocol
+    untouched, whatever the set's own is. Compare a view with the same view of real images at random (cf. label- and
+    augmentation-robust scores).
     """
     if view == "plain":
         return synthetic, how.model_copy(update={"augmentation": "none", "cutmix": 0.0})
@@ -137,13 +137,14 @@ def evaluate(
 
     Network i starts from the seed derived from (seed, i) alone, so every set meets the same initial networks. Nothing
     is chosen on ``against``: it is looked at once, after training. Soft labels are used where the set stores them. A
-    set of the rule 'bound' is decoded as 'single', by its factor alone, as in IDC's code. On a CPU ``how.at_once``
-    networks train side by side (``dreamlib.threads``). Workers (``dreamlib.parallel``) take turns at the networks;
-    every one of them gets all accuracies. Networks whose results are ``kept`` are not trained again.
+    set of the rule 'bound' is decoded as 'single', by its factor alone, as in IDC's code, unless it stores labels for
+    its images. On a CPU ``how.at_once`` networks train side by side (``dreamlib.threads``). Workers
+    (``dreamlib.parallel``) take turns at the networks; every one of them gets all accuracies. Networks whose results
+    are ``kept`` are not trained again.
     """
     repeats, epochs = repeats or how.repeats, epochs or how.epochs
     placed = synthetic.to(compute.device)
-    if placed.rule == "bound":
+    if placed.rule == "bound" and placed.soft_labels is None:
         placed = replace(placed, rule="single")
     images, hard = placed.decode()
     labels = hard if placed.soft_labels is None else placed.soft_labels

@@ -16,12 +16,12 @@ from dreamlib.sections import (
     RELEASED_CLUSTERING,
     BatchesParams,
     Budget,
-    BudgetSections,
     ClaimsParams,
     ClusteringParams,
     ComputeParams,
     CostParams,
     DataParams,
+    DatasetSections,
     DistillParams,
     EvaluationParams,
     ExpertParams,
@@ -105,7 +105,7 @@ class Params(Strict):
     def validation_per_class(self) -> int:
         """Training images of each class held out under the chosen budget and data set; 0 for none."""
         budget = self._of(self.budgets, "budget", self.budget)
-        special = budget.by_dataset.get(self.dataset, BudgetSections()).validation_per_class
+        special = budget.by_dataset.get(self.dataset, DatasetSections()).validation_per_class
         return (budget.validation_per_class or 0) if special is None else special
 
     def _layers(self, section: str, method: str | None = None, factor: int | None = None) -> list[dict[str, Any]]:
@@ -116,12 +116,11 @@ class Params(Strict):
             layers += self._method_layers(self._of(self.method, "method", method), section, factor, f"method.{method}")
         return layers
 
-    def _budget_layers(self, block: BudgetSections, section: str, factor: int | None) -> Iterator[dict[str, Any]]:
-        yield getattr(block, section)
-        if (chosen := _not_above(block.by_factor, factor)) is not None:
-            yield from self._budget_layers(chosen, section, factor)
-        if isinstance(block, Budget) and self.dataset in block.by_dataset:
-            yield from self._budget_layers(block.by_dataset[self.dataset], section, factor)
+    def _budget_layers(self, budget: Budget, section: str, factor: int | None) -> Iterator[dict[str, Any]]:
+        special = budget.by_dataset.get(self.dataset, DatasetSections())
+        for block in (budget, special, _not_above(special.by_factor, factor)):
+            if block is not None:
+                yield getattr(block, section)
 
     def _method_layers(self, block: Any, section: str, factor: int | None, path: str) -> Iterator[dict[str, Any]]:
         """The layers a method's block has for a section: its keys are those of ``distillation``, but for sections."""
@@ -132,6 +131,10 @@ class Params(Strict):
         elif section in block:
             yield dict(_mapping(block[section], f"{path}.{section}"))
         by_factor = _mapping(block.get("by_factor", {}), f"{path}.by_factor")
+        if not all(isinstance(key, int) for key in by_factor):
+            raise ParameterError(
+                f"params.yaml: {path}.by_factor must map whole numbers to sections, got {dict(by_factor)}"
+            )
         if (chosen := _not_above(by_factor, factor)) is not None:
             yield from self._method_layers(chosen, section, factor, f"{path}.by_factor")
         by_dataset = _mapping(block.get("by_dataset", {}), f"{path}.by_dataset")

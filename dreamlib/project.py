@@ -1,5 +1,6 @@
 """The project at hand: its root, validated parameters, the data they name, and one point of the DVC matrix."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -231,6 +232,10 @@ def check_names(params: Params) -> None:
         for name in budget.by_dataset:
             if name not in DATASETS:
                 raise unknown("data set (under by_dataset)", name, DATASETS.names())
+    for method, block in params.method.items():
+        for name in _datasets_named(block, params.budgets):
+            if name not in DATASETS:
+                raise unknown(f"data set (under method.{method})", name, DATASETS.names())
     if params.network.name not in NETWORKS:
         raise unknown("network", params.network.name, NETWORKS.names())
     for method in params.methods:
@@ -249,6 +254,12 @@ def check_names(params: Params) -> None:
     Augmentation.parse(params.experts().augmentation, params.experts().mode)
 
 
+def _datasets_named(block: Mapping[str, Any], budgets: Iterable[str]) -> set[str]:
+    """The data sets a method's block has overrides for."""
+    blocks = [block, *(block[budget] for budget in budgets if isinstance(block.get(budget), Mapping))]
+    return {str(name) for each in blocks for name in each.get("by_dataset") or {}}
+
+
 def _check_effects(method: str, how: DistillParams) -> None:
     """Refuse parameters that would be without effect; raises ParameterError, or as ``make_objective`` does."""
     objective, where = make_objective(how.objective, how.options), f"params.yaml: method {method}"
@@ -262,6 +273,11 @@ def _check_effects(method: str, how: DistillParams) -> None:
         raise ParameterError(
             f"{where}: labels: {how.labels} would replace the labels that options.learn_labels learns; set labels: "
             "hard, or learn_labels: false"
+        )
+    if how.sampler == "released" and not how.bounded:
+        raise ParameterError(
+            f"{where}: sampler: released clusters un-normalised images, which bounded: false does not have; set "
+            "bounded: true, or sampler: representative"
         )
     if how.pretrain_epochs and how.train_on != "real":
         raise ParameterError(

@@ -298,7 +298,7 @@ class BudgetSections(Strict):
     """What a budget, or its block for a data set, may set; the keys inside are checked where they are used.
 
     ``validation_per_class`` training images of each class are held out, on which settings are chosen; 0 trains on all
-    images and draws no curves. ``by_factor`` holds sections for a factor and those above it, up to the next entry.
+    images and draws no curves.
     """
 
     validation_per_class: Natural | None = None
@@ -306,10 +306,18 @@ class BudgetSections(Strict):
     distillation: dict[str, Any] = {}
     experts: dict[str, Any] = {}
     evaluation: dict[str, Any] = {}
-    by_factor: dict[int, "BudgetSections"] = {}
+
+
+class DatasetSections(BudgetSections):
+    """A budget's overrides for a data set.
+
+    ``by_factor`` holds sections for a factor and those above it, up to the next entry.
+    """
+
+    by_factor: dict[int, BudgetSections] = {}
 
 
 class Budget(BudgetSections):
     """A named budget: how much work each stage does, and overrides for single data sets."""
 
-    by_dataset: dict[str, BudgetSections] = {}
+    by_dataset: dict[str, DatasetSections] = {}

@@ -164,7 +164,7 @@ def readme_text(root: Path) -> str:
     unverified = unverified_table(root, "fashion_mnist").reset_index()
     shown = markdown(table.columns, table.values)
     shown += "\nNot verified by us (figures we know from other papers only):\n\n"
-    return between(text, BEGIN, END, lambda: shown + markdown(unverified.columns, unverified.values))
+    return between(text, BEGIN, END, lambda: shown + markdown(map(str, unverified.columns), unverified.values))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -89,7 +89,9 @@ def _partial(
     project: Project, setting: Setting, synthetic: SyntheticSet, how: EvaluationParams, network: NetworkParams
 ) -> PartialResults:
     """Where an evaluation keeps what it has found until it is whole: named after everything that shapes its results."""
-    what = hashlib.sha256(synthetic.canvases.numpy().tobytes()).hexdigest(), synthetic.soft_labels is None
+    stored = [synthetic.canvases, *synthetic.extras.values()]
+    stored += [] if synthetic.soft_labels is None else [synthetic.soft_labels]
+    what = [hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest() for tensor in stored], synthetic.info
     compute = project.used_params.compute
     code = code_hash(project.stage("evaluation"), project.root)
     key = digest(what, how, network, setting.seed, project.data_hash, compute, code)

@@ -38,11 +38,11 @@ SMALL = {
     "checkpoint_every_s": 1e-9,
 }
 VARIANTS = {
-    "adam": {"image_optimizer": "adam"},
+    "adam": {"image_optimizer": "adam", "image_lr_schedule": "halved"},
     "per_class dream": {"image_update": "per_class", "sampler": "representative", "pool": 9},
     "boundary": {"sampler": "boundary"},
     "fixed features": {"sampler": "representative", "cluster_features": "random", "pool": 9},
-    "batched dsa": {"image_update": "batched", "augmentation_mode": "dsa", "pretrain_steps": 2},
+    "batched dsa": {"image_update": "batched", "augmentation_mode": "dsa", "pretrain_epochs": 0.5},
     "warm pooled": {"sampler": "representative", "interval": 2, "warm_start": True, "cluster_features": "pooled"},
     "collapsed": {"image_update": "collapsed", "train_on": "synthetic"},
     "frequencies": {"decode": "dct", "image_optimizer": "adam"},
@@ -153,7 +153,7 @@ def test_the_fast_path_repeats_and_resumes_to_the_bit(tmp_path):
 
 
 SIDE_BY_SIDE = {
-    "dream": {"sampler": "representative", "pool": 9, "pretrain_steps": 2},
+    "dream": {"sampler": "representative", "pool": 9, "pretrain_epochs": 0.5},
     "statistics": {"network": ("convnet", {"width": 8, "depth": 1, "norm": "batch"})},  # training changes buffers
     "synthetic": {"image_update": "collapsed", "train_on": "synthetic"},  # trained after matching, not beside it
     "uncertain": {"sampler": "boundary", "pool": 9, "interval": 2},
@@ -505,7 +505,7 @@ def test_idc_and_dream_meet_where_the_batch_is_the_whole_class():
 @pytest.mark.parametrize("how", ["current", "random", "pixels"])
 def test_batches_are_chosen_in_the_features_asked_for(how):
     """Pixels as they are; one untrained network for the whole run; or the network as it is by then."""
-    run, seen = distiller(sampler="representative", interval=4, cluster_features=how), []
+    run, seen = distiller(sampler="representative", interval=10, cluster_features=how), []
     choose, images = run.sampler.choose, run.data.images[:5]
 
     def watched(label, members, rng, embed, predict):
@@ -518,6 +518,60 @@ def test_batches_are_chosen_in_the_features_asked_for(how):
     assert len(seen) == 3  # once an outer iteration of 4, each with a network of its own
     assert torch.equal(seen[0], seen[1]) == (how != "current")
     assert torch.equal(seen[0], images.flatten(1)) == (how == "pixels")
+
+
+@pytest.mark.parametrize("sampler", ["representative", "released"])
+def test_the_released_sampler_sees_images_without_their_normalisation(sampler):
+    run, seen = distiller(sampler=sampler), []
+    images, choose = run.data.images[:5], run.sampler.choose
+
+    def watched(label, members, rng, embed, predict):
+        shown = images if sampler == "released" else (images - 0.4) / 0.25
+        seen.append((embed(images), run.model.eval().features(shown)))
+        return choose(label, members, rng, embed, predict)
+
+    run.sampler.choose = watched
+    run.step()
+    for got, want in seen:
+        torch.testing.assert_close(got, want.detach(), rtol=1e-5, atol=1e-6)
+
+
+def shown_to_networks(run):
+    """Iteration → the real images of each step of its network's training, as row numbers."""
+    shown, train = {}, distill.Trainer.train
+
+    def watched(self, images, labels, draw_rows, steps, rng):
+        def drawn():
+            shown.setdefault(run.iteration, []).append(draw_rows())
+            return shown[run.iteration][-1]
+
+        train(self, images, labels, drawn, steps, rng)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distill.Trainer, "train", watched)
+        run.run()
+    return shown
+
+
+def test_networks_see_the_real_images_in_one_endless_pass():
+    """Four batches of 9 are a pass of the 36 images, and two iterations; the last of a network trains nothing."""
+    shown = shown_to_networks(distiller(network_batch=9))
+    assert sorted(shown) == [0, 1, 2, 4, 5, 6, 8, 9, 10]
+    passes = [torch.cat(shown[i] + shown[i + 1]) for i in (0, 4, 8)]
+    assert all(rows.sort().values.tolist() == list(range(36)) for rows in passes)
+    assert not torch.equal(passes[0], passes[1])
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1.0, 4), (0.5, 2), (0.01, 1)])
+def test_networks_are_trained_before_their_first_matching(epochs, steps):
+    """On a pass of their own, or a part of one, and on the endless one after it."""
+    shown, without = (shown_to_networks(distiller(network_batch=9, pretrain_epochs=e)) for e in (epochs, 0))
+    first, later = (torch.cat(shown[i][:steps]) for i in (0, 4))
+    assert len(first) == len(first.unique()) == 9 * steps
+    assert not torch.equal(first, later)
+    for iteration in without:
+        own = shown[iteration][steps if iteration % 4 == 0 else 0 :]
+        assert torch.equal(torch.stack(own), torch.stack(without[iteration]))
 
 
 def test_the_clock_runs_with_the_snapshots():
@@ -672,7 +726,7 @@ def test_what_is_learned_besides_pixels_steps_at_its_own_rate_and_is_resumed(tmp
     changes = {"objective": "toy", "learned_lr": 0.01, "image_update": "collapsed"}
     result = distiller(**changes).run()
     assert result.synthetic.extras["rate"].item() == pytest.approx(1 - 12 * 0.01 * 3, rel=1e-5)
-    assert result.synthetic.stored_floats == 6 * 64 + 1
+    assert (result.synthetic.stored_floats, result.synthetic.learned_floats) == (6 * 64, 1)
     with pytest.raises(Killed):
         distiller(**changes).run(KilledAfter(tmp_path, "key", 5))
     resumed = distiller(**changes).run(Checkpoint(tmp_path, "key"))

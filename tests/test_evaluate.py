@@ -198,14 +198,16 @@ def test_an_evaluation_is_what_a_plain_loop_gives(soft, decay, synthetic, toy_in
 
 @pytest.mark.parametrize("soft", [False, True])
 def test_a_set_of_the_rule_bound_is_evaluated_as_single(soft, synthetic, toy_info, toy_data, monkeypatch):
-    """40 canvases a class at factor 3 decode to 124 images for matching, and to 9 each here, unless each has a
-    label.""" labels, asked = torch.arange(3).repeat_interleave(40), [] given = torch.full((3 * 124, 3), 1 / 3) if soft
-    else None bound = SyntheticSet(synthetic.canvases[labels], labels, 3, 3, "bound", soft_labels=given)
+    """40 canvases at factor 3 are 124 images in matching, and 360 here, unless each of the 124 has a label."""
+    labels, asked = torch.arange(3).repeat_interleave(40), []
+    given = torch.full((3 * 124, 3), 1 / 3) if soft else None
+    bound = SyntheticSet(synthetic.canvases[labels], labels, 3, 3, "bound", soft_labels=given)
     monkeypatch.setattr(evaluation, "fit", lambda _, images, labels, *given, **named: asked.append((images, labels)))
     evaluate(bound, toy_data(), toy_info(), EvaluationParams(repeats=1), NETWORK, Compute(), seed=0, split="v")
-    ((images, labels),) = asked assert bound.decoded_per_class == 124 and bound.rule == "bound" assert
-    torch.equal(images, (bound if soft else replace(bound, rule="single")).decode()[0]) assert len(images) ==
-    len(labels) == 3 * (124 if soft else 360)
+    ((images, labels),) = asked
+    assert bound.decoded_per_class == 124 and bound.rule == "bound"
+    assert torch.equal(images, (bound if soft else replace(bound, rule="single")).decode()[0])
+    assert len(images) == len(labels) == 3 * (124 if soft else 360)
 
 
 @pytest.mark.parametrize("at_once", [1, 2])
@@ -318,7 +320,7 @@ def test_a_key_of_any_layer_wins_over_the_protocol(reading):
         ({"protocol": ["dc"]}, "protocol must be one name, got ['dc']; choose from dc, dd, dm"),
         ({"augmentation": "flip_colour"}, "did you mean 'color'?"),
         ({"networks": {"name": "mlp", "option": {}}}, "did you mean 'options'?"),
-        ({"views": ["plane"]}, "'plain' or 'hard_labels', got 'plane'"),
+        ({"views": ["plane"]}, "views.0: Input should be 'plain', 'hard_labels'"),
         ({"views": "plain"}, "valid list, got 'plain'"),
         ({"decay": "tenths"}, "'fifths', 'tenth' or 'none', got 'tenths'"),
         ({"networks": ["mlp", "convnett"]}, "did you mean 'convnet'?"),

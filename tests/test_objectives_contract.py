@@ -21,10 +21,11 @@ SMALL = {  # options that make a setting small; the rest is default
     "gradient": [{}, {"feature_weight": 0.1}, {"distance": "cosine", "layers": "conv_linear"}],
     "distribution": [{}],
     "ridge": [{}],
-    "trajectory": [{"synthetic_steps": 3, "max_start": 1, "step_size": 0.05}],
+    "trajectory": [{"synthetic_steps": 3, "max_start": 2, "step_size": 0.05}],
     "unrolled": [
         {"steps": 2, "passes": 2, "real_batch": 32},
         {"steps": 1, "passes": 3, "window": 2, "real_batch": 0, "learn_labels": True},
+        {"passes": 1, "real_batch": 32, "optimizer": "adam", "learn_rates": False, "augment_real": True, "steps": 2},
     ],
 }
 CASES = [pytest.param(name, small, id=f"{name}-{i}") for name in SMALL for i, small in enumerate(SMALL[name])]

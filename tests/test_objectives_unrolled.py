@@ -11,7 +11,6 @@ from test_objectives_trajectory import Linear
 
 from dreamlib import objectives
 from dreamlib.augment import Augmentation
-from dreamlib.compute import Compute
 from dreamlib.evaluate import evaluate
 from dreamlib.objectives.inner import InnerTraining, parameters_of
 from dreamlib.objectives.unrolled import replay
@@ -35,16 +34,17 @@ def unrolled_state(toy_info, toy_data, tiny, float64):
     return make
 
 
-@pytest.mark.parametrize(("optimizer", "tolerance"), [("sgd", 1e-13), ("adam", 1e-6)])  # Adam's ε lies elsewhere
+@pytest.mark.parametrize(("optimizer", "scale", "tolerance"), [("sgd", 1, 1e-13), ("adam", 0.01, 1e-6)])
 @pytest.mark.parametrize("recompute", [True, False])
-def test_steps_are_those_of_torch(recompute, optimizer, tolerance, tiny, rng):
+def test_steps_are_those_of_torch(recompute, optimizer, scale, tolerance, tiny, rng):
+    """Adam's ε is under the root here and beside it there, which matters where a gradient is of its size."""
     network = tiny(double=True)
     x, rates = torch.randn(4, 6, 1, 8, 8, generator=rng(), dtype=torch.float64), torch.tensor([0.1, 0.5, 0.2, 0.9])
     y, soft = torch.tensor([0, 1, 2, 0, 1, 2]), torch.rand(6, 3, generator=rng(1), dtype=torch.float64).softmax(1)
     training = InnerTraining(network, recompute, optimizer)
     carried = training.start({name: value.clone() for name, value in parameters_of(network).items()})
     theirs = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[optimizer](network.parameters(), lr=1.0)
-    for step, lr in enumerate(rates.double().requires_grad_()):
+    for step, lr in enumerate((scale * rates).double().requires_grad_()):
         labels = soft if step % 2 else y
         carried = training.step(carried, x[step], labels, lr)
         theirs.param_groups[0]["lr"] = float(lr.detach())
@@ -57,10 +57,11 @@ def test_steps_are_those_of_torch(recompute, optimizer, tolerance, tiny, rng):
             torch.testing.assert_close(weights[name], p, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize(("optimizer", "shift"), [("sgd", 1e-5), ("adam", 1e-7)])
 @pytest.mark.parametrize("recompute", [True, False])
-def test_hyper_gradients_are_those_of_finite_differences(recompute, optimizer, unrolled_state, rng):
-    more = {"learn_labels": True, "augment_real": True, "optimizer": optimizer}
+def test_hyper_gradients_are_those_of_finite_differences(recompute, optimizer, shift, unrolled_state, rng):
+    """Adam's steps are sharp turns where a gradient changes its sign: only small differences see the slope."""
+    more = {"learn_labels": True, "augment_real": True, "optimizer": optimizer, "step_size": 0.03}
     objective, state = unrolled_state(recompute=recompute, augmentation="color_crop_cutout", **more)
     _, gradients = losses_and_gradients(objective, state)
     leaves = {"canvases": state.synthetic.canvases, **state.synthetic.extras}
@@ -77,9 +78,9 @@ def test_hyper_gradients_are_those_of_finite_differences(recompute, optimizer, u
         one = torch.zeros_like(leaf).flatten()
         one[-3] = 1.0  # one number alone, and all in a random direction
         for direction in (one.view_as(leaf), torch.randn(leaf.shape, generator=rng(seed), dtype=torch.float64)):
-            numeric = (loss_at(leaf, direction, 1e-5) - loss_at(leaf, direction, -1e-5)) / 2e-5
+            numeric = (loss_at(leaf, direction, shift) - loss_at(leaf, direction, -shift)) / (2 * shift)
             assert numeric != 0
-            assert float((gradients[name] * direction).sum()) == pytest.approx(numeric, rel=1e-6)
+            assert float((gradients[name] * direction).sum()) == pytest.approx(numeric, rel=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -173,11 +174,14 @@ def test_rates_may_stay_as_they_are(unrolled_state):
 
 
 def test_real_images_are_augmented_one_by_one_where_asked(unrolled_state):
-    objective, state = unrolled_state(augmentation="color", augment_real=True) (seen, labels), (plain, same) =
-    (replace(objective, augment_real=a)._real(state) for a in (True, False)) assert torch.equal(labels, same) centred =
-    [x - x.mean((1, 2, 3), keepdim=True) for x in (seen, plain)]  # what color leaves of a grey image: contrast contrast
-    = (centred[0] / centred[1]).flatten(1) torch.testing.assert_close(contrast, contrast[:, :1].expand(-1, 64)) assert
-    len(contrast[:, 0].unique()) == len(contrast) and 0.5 <= contrast.min() and contrast.max() <= 1.5
+    objective, state = unrolled_state(augmentation="color", augment_real=True)
+    (seen, labels), (plain, same) = (replace(objective, augment_real=a)._real(state) for a in (True, False))
+    assert torch.equal(labels, same)
+    # What color does to a grey image about its mean is a contrast, one in [0.5, 1.5] for the whole image.
+    centred = [x - x.mean((1, 2, 3), keepdim=True) for x in (seen, plain)]
+    contrast = (centred[0] / centred[1]).flatten(1)
+    torch.testing.assert_close(contrast, contrast[:, :1].expand(-1, 64))
+    assert len(contrast[:, 0].unique()) == len(contrast) and ((contrast > 0.5) & (contrast < 1.5)).all()
 
 
 # ---- replay ---------------------------------------------------------------------------------------------------------
@@ -233,7 +237,7 @@ def test_the_protocol_dd_replays_and_takes_nothing_else(rng, toy_info, toy_data,
     assert found != accuracies(unrolled_set(rng, {"augmentation": "color_crop_cutout"}))
     faster = replace(synthetic, extras={"step_sizes": 10 * synthetic.extras["step_sizes"]})
     assert found != accuracies(faster)
-    with pytest.raises(ValueError, match="protocol 'dd' replays .* such as idc"):
+    with pytest.raises(ValueError, match=r"protocol 'dd' replays .* such as idc"):
         accuracies(replace(synthetic, info={}))
 
 

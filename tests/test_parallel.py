@@ -207,7 +207,6 @@ def root(tmp_path_factory):
     create("digits").fetch(folder / "data")
     params = yaml.load(ROOT / "params.yaml")
     params.update(dataset="digits", ipc=[1], methods=["dream"], seeds=[0])
-    params["data"]["validation_per_class"] = 20
     params["network"]["options"] = {"width": 8}
     params["compute"].update(compile=False, precision="float32", threads=2, device="cpu", workers=2)
     quick = params["budgets"]["quick"]

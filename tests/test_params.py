@@ -172,6 +172,7 @@ def test_momentum_one_never_reaches_the_division_by_one_minus_momentum(reading):
         ("method.dream.quick", 3),
         ("method.dream.evaluation", 3),
         ("method.dream.by_factor", 3),
+        ("method.dream.by_factor", {"two": {"interval": 3}}),
         ("method.dream.quick.by_dataset", 3),
         ("budgets.quick.by_dataset", 3),
         ("network.options", "width"),
@@ -246,20 +247,25 @@ def test_a_mapping_that_starts_too_high_says_what_to_add(reading):
 
 
 def test_later_layers_win_in_the_order_that_is_documented(reading):
-    """budget < its data set's block < the method's block < its data set's block < the method's block of the budget."""
+    """budget < its block for the data set < the method's own keys < the method's block named after the budget.
+
+    In each block the entry of the factor follows its own keys, and the data set's follows that.
+    """
     base = {"budgets": {"quick": {"distillation": {}}, "paper": {"distillation": {}}}, "method": {"m": {}},
             "methods": ["m"], "dataset": "digits", "budget": "quick"}  # fmt: skip
     layers = [
         ("budgets.quick.distillation.interval", 2),
-        ("budgets.quick.by_factor", {1: {"distillation": {"interval": 3}}, 2: {"distillation": {"interval": 99}}}),
-        ("budgets.quick.by_dataset.digits.distillation.interval", 4),
-        ("budgets.quick.by_dataset.digits.by_factor", {1: {"distillation": {"interval": 5}}}),
-        ("method.m.interval", 6),
-        ("method.m.by_factor", {1: {"interval": 7}, 2: {"interval": 99}}),
-        ("method.m.by_dataset.digits.interval", 8),
-        ("method.m.quick.interval", 9),
-        ("method.m.quick.by_factor", {1: {"interval": 10}}),
-        ("method.m.quick.by_dataset.digits.interval", 11),
+        ("budgets.quick.by_dataset.digits.distillation.interval", 3),
+        (
+            "budgets.quick.by_dataset.digits.by_factor",
+            {1: {"distillation": {"interval": 4}}, 2: {"distillation": {"interval": 99}}},
+        ),
+        ("method.m.interval", 5),
+        ("method.m.by_factor", {1: {"interval": 6}, 2: {"interval": 99}}),
+        ("method.m.by_dataset.digits.interval", 7),
+        ("method.m.quick.interval", 8),
+        ("method.m.quick.by_factor", {1: {"interval": 9}}),
+        ("method.m.quick.by_dataset.digits.interval", 10),
     ]
     elsewhere = {"budgets.paper.distillation.interval": 90, "method.m.paper.interval": 91, "method.m.factor": 1,
                  "budgets.quick.by_dataset.mnist.distillation.interval": 92,
@@ -271,10 +277,11 @@ def test_later_layers_win_in_the_order_that_is_documented(reading):
 
 
 def test_a_factors_entry_holds_for_it_and_those_above_up_to_the_next(reading):
+    here = "budgets.quick.by_dataset.fashion_mnist"
     by_factor = {2: {"distillation": {"interval": 20}, "evaluation": {"batch": 20}}, 4: {"evaluation": {"batch": 40}}}
     found = []
     for factor in (1, 2, 3, 4):
-        params = reading({f"{QUICK}.factor": {1: 7, 10: factor}, "budgets.quick.by_factor": by_factor})
+        params = reading({f"{QUICK}.factor": {1: 7, 10: factor}, f"{here}.by_factor": by_factor})
         found.append((params.distillation("idc", 10).interval, params.evaluation("idc", 10).batch))
     assert found == [(10, 64), (20, 20), (20, 20), (10, 40)]
 
@@ -333,81 +340,15 @@ def test_options_merge_key_by_key(reading):
     assert params.distillation("idc", 1).options == {"distance": "l1", "layers": "conv"}
 
 
-# ---- the published setting ------------------------------------------------------------------------------------------
+# ---- the project's own methods; tests/test_golden_settings.py has the published ones --------------------------------
 
 
-PUBLISHED = {  # data set → metric, base of the step size, CIFAR has four times the steps of the others
-    "fashion_mnist": ("l1", 1e-4, 1),
-    "mnist": ("l1", 1e-4, 1),
-    "svhn": ("mse", 5e-3, 1),
-    "cifar10": ("mse", 5e-3, 4),
-    "cifar100": ("mse", 5e-3, 4),
-}
-
-
-@pytest.mark.parametrize("ipc", [1, 10, 50])
-@pytest.mark.parametrize("factor", [1, 2])
-@pytest.mark.parametrize("dataset", PUBLISHED)
-def test_the_paper_budget_is_the_papers(own, ipc, factor, dataset):
-    """METHODS.md, section 1; its special cases are MNIST above factor 1, and SVHN's evaluation at ipc 1."""
-    distance, lr, times = PUBLISHED[dataset]
-    params = own({"budgets.paper.distillation.factor": factor},
-                 budget="paper", dataset=dataset, ipc=[ipc], methods=["idc", "dream"])  # fmt: skip
-    special = dataset == "mnist" and factor == 2
-    for method, init, sampler, batch in (("idc", "random", "random", 64), ("dream", "kmeans", "representative", 128)):
-        how = params.distillation(method, ipc)
-        assert (how.init, how.sampler, how.bounded) == (init, sampler, True)
-        assert (how.outer_iterations, how.inner_iterations, how.factor) == (2000, 100, factor)
-        assert (how.real_batch, how.interval, how.per_cluster, how.pool, how.synthetic_batch) == (batch, 10, 1, 0, 128)
-        assert (how.objective, how.options.get("layers", "conv")) == ("gradient", "conv")
-        assert how.options["distance"] == distance
-        assert (how.image_optimizer, how.image_momentum) == ("sgd", 0.5)
-        assert how.image_update == "collapsed"  # equals the released per_class to 2⁻ᴷ (tests/test_distill.py)
-        assert (how.image_lr, how.image_lr_rule) == (lr, "scaled")
-        assert (how.train_on, how.network_batch, how.network_steps) == ("real", batch, 512 * times // batch)
-        assert (how.network_lr, how.network_momentum, how.network_weight_decay) == (0.01, 0.9, 5e-4)
-        assert (how.network_augmentation, how.cutmix) == ("color_crop", 0.0 if special else 0.5)
-        assert how.augmentation == ("color_crop" if special else "color_crop_cutout")
-        assert how.augmentation_mode == "idc"
-    judged = params.evaluation("dream", ipc)
-    assert judged == params.evaluation("idc", ipc)
-    assert (judged.epochs, judged.lr, judged.momentum, judged.weight_decay) == (1000, 0.01, 0.9, 5e-4)
-    whole = dataset == "svhn" and (ipc, factor) == (1, 1)
-    assert (judged.batch, judged.cutmix) == (64, 0.0 if special or whole else 0.5)
-    ops = {*judged.augmentation.split("_")} - {"flip"}  # digits have no mirror images, whatever is listed
-    assert ops == {"color", "crop", "scale", "rotate"} | ({"cutout"} if whole else set())
-
-
-@pytest.mark.parametrize(
-    ("method", "protocol", "epochs"), [("dc", "dc", 301), ("dsa", "dsa", 1001), ("dm", "dm", 1001), ("mtt", "mtt",
-    1001)]
-)
-@pytest.mark.parametrize("dataset", PUBLISHED)
-def test_families_on_normalised_pixels_have_their_own_evaluation(own, dataset, method, protocol, epochs):
-    """METHODS.md, section 2."""
-    params = own(budget="paper", dataset=dataset, ipc=[1, 10, 50], methods=[method])
+@pytest.mark.parametrize("budget", list(values()["budgets"]))
+def test_dream_differs_from_idc_of_the_same_batch_in_start_and_sampler_alone(own, budget):
+    params = own(budget=budget, methods=["idc_same_batch", "dream"], ipc=[1, 10, 50])
     for ipc in (1, 10, 50):
-        how, judged = params.distillation(method, ipc), params.evaluation(method, ipc)
-        assert (how.bounded, how.image_lr_rule, how.statistics, how.factor) == (False, "fixed", "dc", 1)
-        assert judged.protocol == protocol
-        digits = method == "dc" and dataset == "mnist"
-        assert judged.epochs == (1001 if digits else epochs)
-        assert judged.augmentation_mode == ("dc" if digits else "idc" if method == "dc" else "dsa")
-    if method in ("dc", "dsa"):  # passes over the set, of which a batch holds 256 images, after each matching but the
-    last
-        passes, classes = {1: 1, 10: 50, 50: 10}, 100 if dataset == "cifar100" else 10 for ipc, inner in {1: 1, 10: 10,
-        50: 50}.items():
-            how = params.distillation(method, ipc)
-            assert how.inner_iterations == inner
-            assert inner == 1 or how.network_steps == passes[ipc] * -(-classes * ipc // 256)
-
-
-def test_dream_differs_from_idc_of_the_same_batch_in_start_and_sampler_alone(own):
-    for budget in values()["budgets"]:
-        params = own(budget=budget, methods=["idc_same_batch", "dream"], ipc=[1, 10, 50])
-        for ipc in (1, 10, 50):
-            idc, dream = (params.distillation(method, ipc).model_dump() for method in params.methods)
-            assert {key for key in idc if idc[key] != dream[key]} == {"init", "sampler"}
+        idc, dream = (params.distillation(method, ipc).model_dump() for method in params.methods)
+        assert {key for key in idc if idc[key] != dream[key]} == {"init", "sampler"}
 
 
 @pytest.mark.parametrize("method", ["dc", "dsa", "dm"])

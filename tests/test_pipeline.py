@@ -114,12 +114,13 @@ def test_the_studys_report_depends_on_every_method_of_the_study_and_on_no_other(
 @pytest.mark.parametrize("stage", COMPUTING)
 def test_a_stage_declares_the_sections_it_reads(stage):
     declared = set(STAGES[stage]["params"])
-    always = {"dataset", "compute", "data", "network", "budget", "budgets.${budget}.by_dataset"}
+    always = {"dataset", "compute", "data", "network", "budget"}
+    always |= {"budgets.${budget}.by_dataset", "budgets.${budget}.validation_per_class"}
     making = {"budgets.${budget}.clustering", "budgets.${budget}.distillation"}
     own = {
         "clustering": making | {"methods", "method"},
         "distillation": making | {"method.${item.method}"},
-        "evaluation": {"budgets.${budget}.evaluation"},
+        "evaluation": {"budgets.${budget}.evaluation", "method.${item.method}"},  # a method has a protocol of its own
     }
     assert declared == always | own[stage]
 
@@ -193,8 +194,8 @@ def project(tmp_path_factory):
     yaml = YAML()
     params = yaml.load(ROOT / "params.yaml")
     params.update(dataset="digits", ipc=[1], methods=["random", "dream", "ridge"], seeds=[0])
-    params["method"]["ridge"].update(decode="dct", quick={"real_batch": 16, "inner_iterations": 3, "image_lr": 0.1})
-    params["data"]["validation_per_class"] = 20
+    short = {"real_batch": 16, "inner_iterations": 3, "image_lr": 0.1}
+    params["method"]["ridge"].update(decode="dct", bounded=True, quick=short)
     params["network"]["options"] = {"width": 16}
     params["compute"].update(compile=False, precision="float32", threads=1)
     quick = params["budgets"]["quick"]
@@ -292,7 +293,8 @@ MISTAKES = [
     (lambda p: p["compute"].update(device="gpu"), "compute.device"),
     (lambda p: p["network"].update(name="convnett"), "did you mean 'convnet'"),
     (lambda p: p["method"]["dream"].update(sampler="representativ"), "did you mean 'representative'"),
-    (lambda p: p["data"].update(validation_per_class=100000), "validation_per_class"),
+    (lambda p: p["budgets"]["quick"]["by_dataset"]["digits"].update(validation_per_class=100000), "at most"),
+    (lambda p: p["method"]["dream"].update(by_dataset={"digit": {"factor": 1}}), "did you mean 'digits'"),
     (lambda p: p["budgets"]["quick"]["experts"].update(augmentation="flipp_crop"), "did you mean 'flip'"),
     (lambda p: p["method"]["dream"].update(augmentation="colour"), "did you mean 'color'"),
     (lambda p: p["method"]["dream"].update(network_augmentation="rotat"), "did you mean 'rotate'"),
@@ -307,10 +309,10 @@ MISTAKES = [
     (lambda p: p["network"].update(name="mlp", options={}), "set options.layers: conv_linear"),
     (lambda p: listed(p, "dd", sampler="representative"), "or options.real_batch: 0, which takes its batches"),
     (lambda p: listed(p, "mtt", sampler="representative"), "set sampler: random"),
-    (lambda p: listed(p, "dm", pretrain_steps=3), "pretrain_steps = 3 has no effect with train_on: none"),
+    (lambda p: listed(p, "dm", pretrain_epochs=3), "pretrain_epochs = 3 has no effect with train_on: none"),
     (lambda p: listed(p, "dd_kd", labels="assigned"), "set labels: hard, or learn_labels: false"),
     (lambda p: listed(p, "dd_kd", options={"label_confidence": 0.1}), "must lie between 1/10 and 1"),
-    (lambda p: listed(p, "mtt", options={"max_start": 3}), "choose max_start ≤ 2, or train the experts longer"),
+    (lambda p: listed(p, "mtt", options={"max_start": 4}), "choose max_start ≤ 3, or train the experts longer"),
 ]
 
 
@@ -338,7 +340,8 @@ def test_images_of_ones_own_and_methods_without_clusters_go_through_the_pipeline
 
     def change(p):
         p.update(dataset="folder", methods=["random", "idc"])
-        p["data"].update(validation_per_class=2, options={"path": str(tmp_path), "size": 8, "channels": 1})
+        p["data"].update(options={"path": str(tmp_path), "size": 8, "channels": 1})
+        p["budgets"]["quick"]["by_dataset"]["folder"] = {"validation_per_class": 2}
         p["budgets"]["quick"]["distillation"].update(real_batch=4, outer_iterations=1, inner_iterations=1)
         p["budgets"]["quick"]["evaluation"].update(repeats=1, epochs=1)
 

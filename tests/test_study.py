@@ -6,16 +6,21 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from ruamel.yaml import YAML
 from safetensors import safe_open
+from torch.nn import functional as F
 
 from dreamlib import stage_experts, study
 from dreamlib.datasets import create
 from dreamlib.files import read_json
-from dreamlib.networks import NETWORKS
+from dreamlib.initialize import cluster_class
+from dreamlib.networks import NETWORKS, build
 from dreamlib.objectives import OBJECTIVES
 from dreamlib.params import ParameterError, find_root, read_params
 from dreamlib.project import Project, Setting, check_names
+from dreamlib.seeding import generator
+from dreamlib.stage_clustering import representatives
 from dreamlib.stage_distillation import run_distillation
 from dreamlib.stage_evaluation import run_evaluation
 from dreamlib.synthetic import SyntheticSet
@@ -30,10 +35,10 @@ TINY = {
     "seeds": [0, 1],
     "budget": "tiny",
     "compute": {"compile": False, "precision": "float32", "threads": 1},
-    "data": {"validation_per_class": 20},
     "method": {"kmeans_kd": {"teacher_epochs": 1}},
     "budgets": {
         "tiny": {
+            "validation_per_class": 20,
             "clustering": {"features": "random", "pool": 40},
             "distillation": {
                 "outer_iterations": 1, "inner_iterations": 2, "real_batch": 8, "pool": 40, "image_optimizer": "adam",
@@ -48,7 +53,7 @@ TINY = {
     },
 }  # fmt: skip
 MTT = {
-    "options": {"experts": "results/small/experts", "synthetic_steps": 1, "expert_epochs": 1, "max_start": 0},
+    "options": {"experts": "results/small/experts", "synthetic_steps": 1, "expert_epochs": 1, "max_start": 1},
     "outer_iterations": 2,
     "image_lr": 0.05,
 }
@@ -61,10 +66,10 @@ SMALL = {
     "seeds": [0],
     "budget": "small",
     "compute": {"device": "cpu", "compile": False, "precision": "float32", "threads": 1},
-    "data": {"validation_per_class": 20},
     "method": {"mtt": {"small": MTT}},
     "budgets": {
         "small": {
+            "validation_per_class": 20,
             "evaluation": {"protocol": "mtt", "networks": ["mlp"], "repeats": 1, "epochs": 2, "curve_networks": 0},
             "experts": EXPERTS,
         }
@@ -123,7 +128,7 @@ def test_a_study_has_nothing_of_another_network_or_data_set(root):
     write(root, study)
     found = read_params(root, "small")
     assert found.network.options == {"width": 8} and found.data.options == {}
-    assert found.data.validation_per_class == params["data"]["validation_per_class"]
+    assert found.data.directory == params["data"]["directory"]
     write(root, {"seeds": [7]})  # the same data and network: theirs are kept
     found = read_params(root, "small")
     assert found.network.options == {"depth": 2} and found.data.options == {"path": "elsewhere"}
@@ -186,8 +191,8 @@ def evaluating(root):
     """The study of one set of real images, distilled already, with keys of its evaluation; again for other keys."""
 
     def opened(**how):
-        how = {"repeats": 1, "curve_networks": 0} | how
-        write(root, SMALL | {"methods": ["random"], "budgets": {"small": {"evaluation": how}}})
+        how = {"validation_per_class": 20, "evaluation": {"repeats": 1, "curve_networks": 0} | how}
+        write(root, SMALL | {"methods": ["random"], "budgets": {"small": how}})
         project = Project.open(root, study="small")
         if not project.file("sets", RANDOM, ".safetensors").is_file():
             run_distillation(project, RANDOM)
@@ -229,6 +234,40 @@ def test_snapshots_are_read_for_a_curve_alone_and_before_any_training(evaluating
     with pytest.raises(FileNotFoundError, match="make it with `dvc repro distillation`"):
         run_evaluation(evaluating(epochs=1, curve_networks=1), RANDOM)
     assert not trained
+
+
+def test_methods_start_from_the_clusters_of_the_features_they_name(root):
+    """All features by hand: an untrained network's, of normalised or of plain images, and pixels."""
+    methods = {
+        "usual": {"init": "kmeans"},
+        "own": {"init": "kmeans", "clustering": {"features": "pixels"}},
+        "theirs": {"init": "released"},
+    }
+    budget = {"validation_per_class": 20, "clustering": {"features": "random", "max_iterations": 9},
+              "distillation": {"outer_iterations": 0, "factor": 2}, "evaluation": {"curve_networks": 0}}  # fmt: skip
+    write(root, SMALL | {"methods": list(methods), "method": methods, "budgets": {"small": budget}})
+    assert study.main(["small", "clusters"]) == 0
+    project = Project.open(root, "small")
+    train, info = project.split("train"), project.info
+    network = build("convnet", info, generator(0, "clustering-network"), {"width": 8}).eval()
+
+    def features(images):
+        with torch.no_grad():
+            return network.features(images)
+
+    for method, embed, most, pick in (
+        ("usual", lambda x: features(info.normalise(x)), 9, "members"),
+        ("own", lambda x: x.flatten(1), 9, "members"),
+        ("theirs", features, 100, "released"),
+    ):
+        setting = Setting(method, 1, 0)
+        rows = representatives(project, setting, 4)
+        for label, found in enumerate(rows):
+            assert torch.equal(found, cluster_class(train, label, 4, 0, embed, 0, most, pick).representatives)
+        made = run_distillation(project, setting).synthetic.canvases
+        first = train.images[rows[0, 0], 0]
+        shrunk = first[::2, ::2] if method == "theirs" else F.avg_pool2d(first[None], 2)[0]
+        torch.testing.assert_close(made[0, 0, :4, :4], shrunk)
 
 
 def test_experts_of_a_study_are_its_own_and_see_the_images_it_allows(root, monkeypatch):
@@ -300,12 +339,12 @@ def test_the_projects_own_studies_can_be_run(name):
     params = read_params(ROOT, name)
     check_names(params)
     for ipc in params.ipc:
-        assert all(network.name in NETWORKS for network in params.evaluation(ipc).networks)
         for method in params.methods:
+            assert all(network.name in NETWORKS for network in params.evaluation(method, ipc).networks)
             how = params.distillation(method, ipc)
             if how.objective == "trajectory":
                 assert how.options["experts"] == f"results/{name}/experts", "the study's own"
-                assert how.options["max_start"] + how.options["expert_epochs"] <= params.experts().epochs
+                assert how.options["max_start"] - 1 + how.options["expert_epochs"] <= params.experts().epochs
 
 
 TOY = '''
@@ -367,6 +406,7 @@ def test_all_does_clusters_and_every_method_and_keeps_what_is_small(root, monkey
         "seeds": [0, 1],
         "budgets": {
             "small": {
+                "validation_per_class": 20,
                 "clustering": {"pool": 40},
                 "distillation": quick | {"image_optimizer": "adam", "image_lr": 0.05},
                 "evaluation": {"networks": ["convnet", "mlp"], "repeats": 1, "epochs": 1, "curve_epochs": 1},

@@ -134,10 +134,10 @@ def test_decode_goes_class_by_class_and_mixes_factors():
     torch.testing.assert_close(synthetic.decode_class(1), images[labels == 1])
 
 
-def test_stored_floats_count_everything_that_is_stored():
-    assert a_set().stored_floats == 4 * 2 * 8 * 8
+def test_stored_floats_count_pixels_and_labels_and_learned_floats_the_rest():
+    assert (a_set().stored_floats, a_set().learned_floats) == (4 * 2 * 8 * 8, 0)
     full = a_set(soft_labels=torch.full((16, 2), 0.5), extras={"lr": torch.tensor(0.1), "steps": torch.zeros(3)})
-    assert full.stored_floats == 4 * 2 * 8 * 8 + 16 * 2 + 1 + 3
+    assert (full.stored_floats, full.learned_floats) == (4 * 2 * 8 * 8 + 16 * 2, 1 + 3)
 
 
 def test_save_and_open_round_trip_exactly(tmp_path):
@@ -239,6 +239,22 @@ def test_load_normalises_and_trains_in_an_ordinary_loop(tmp_path):
             optimizer.step()
             losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_normalised_canvases_are_given_as_stored_and_as_pixels_without_clipping(tmp_path):
+    normalised = 4 * canvases(4) - 2  # mean and standard deviation of a channel: .4 and .25, .5 and .2
+    a_set(canvases=normalised, factor=1, info=INFO | {"bounded": False}).save(tmp_path / "set")
+    data = dreamlib.load(tmp_path / "set")
+    assert not data.set.bounded and a_set().bounded
+    assert torch.equal(data.images, normalised)
+    pixels = torch.stack([normalised[:, 0] * 0.25 + 0.4, normalised[:, 1] * 0.2 + 0.5], 1)
+    torch.testing.assert_close(dreamlib.load(tmp_path / "set", normalise=False).images, pixels)
+    torch.testing.assert_close(data.set.as_pixels(normalised), pixels)
+    assert pixels.min() < 0, "there is something that clipping would have changed"
+    torch.testing.assert_close(
+        DecodedDataset(a_set(canvases=pixels, factor=1)).images, normalised, msg="as a bounded set of the same pixels"
+    )
+    assert a_set().as_pixels(normalised) is normalised
 
 
 def test_soft_labels_are_given_row_by_row(tmp_path):

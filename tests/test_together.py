@@ -365,13 +365,13 @@ def test_a_whole_run_on_the_gpu_resumes(digits, toy_info, sampler, full_float32)
 
 
 @needs_gpu
-@pytest.mark.parametrize("pretrained", [0, 2])  # steps alone, which are then recorded outside
+@pytest.mark.parametrize("pretrained", [0, 0.2])  # steps alone, which are then recorded outside
 def test_training_on_a_stream_beside_matching_is_training_after_it(
     digits, toy_info, monkeypatch, full_float32, pretrained
 ):
     info, how = toy_info(classes=10, name="digits"), DistillParams(
         objective="gradient", factor=2, real_batch=128, outer_iterations=2, inner_iterations=15, image_lr=0.01,
-        augmentation="color_crop_cutout", network_batch=128, network_steps=2, pretrain_steps=pretrained, snapshots=2,
+        augmentation="color_crop_cutout", network_batch=128, network_steps=2, pretrain_epochs=pretrained, snapshots=2,
     )  # fmt: skip
     start, found, beside = fill(digits, random_rows(digits, 4, 0), 1, 2, "single"), [], []
     for context in (on_another_stream, lambda device: nullcontext(nullcontext())):
