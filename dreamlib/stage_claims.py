@@ -81,7 +81,7 @@ def training_table(claims: Claims) -> pd.DataFrame:
     """Test accuracy with the networks trained between matchings as released, and as this project did before."""
     ipc, rows = claims.training.params.ipc[0], {}
     for method in (BASELINE, "dream"):
-        released, cut = by_seed(claims.curves, ipc)[method], by_seed(claims.training, ipc)[f"{method}_cut"]
+        released, cut = (by_seed(claims.training, ipc)[name] for name in (method, f"{method}_cut"))
         rows[method] = {
             "color_crop, as released (%)": percent(released.mean(), released.std()),
             "flip_color_crop_cutout, as before (%)": percent(cut.mean(), cut.std()),
