@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from dreamlib import evaluate as evaluation
 from dreamlib.compute import Compute
-from dreamlib.evaluate import curve, evaluate, seen_as, train_settings
+from dreamlib.evaluate import PartialResults, curve, evaluate, seen_as, train_settings
 from dreamlib.networks import build
 from dreamlib.params import PROTOCOLS, EvaluationParams, find_root, read_params
 from dreamlib.project import check_names
@@ -268,6 +268,39 @@ def test_one_trace_serves_all_networks_and_batches_of_a_thread_count(
         made.append(traces() - seen)
     assert found[0] == found[1]
     assert made == [2, 1], "training and predictions; then training on one thread instead of two"
+
+
+class Interrupted(Exception):
+    """In place of a kill."""
+
+
+def test_an_evaluation_cut_short_keeps_the_networks_it_has(synthetic, toy_info, toy_data, tmp_path, monkeypatch):
+    info, how = toy_info(), EvaluationParams(epochs=2, repeats=3)
+    fixed = {"seed": 0, "split": "test", "label": "toy"}
+    given = synthetic, toy_data(per_class=4, seed=7), info, how, NETWORK, Compute()
+    whole = evaluate(*given, **fixed)
+    real_fit, trained = evaluation.fit, []
+
+    def fit_until_the_third(*arguments, **options):
+        if len(trained) == 2:
+            raise Interrupted
+        trained.append(options["seed"])
+        return real_fit(*arguments, **options)
+
+    monkeypatch.setattr(evaluation, "fit", fit_until_the_third)
+    with pytest.raises(Interrupted):
+        evaluate(*given, **fixed, kept=PartialResults(tmp_path / "kept.json"))
+    monkeypatch.setattr(evaluation, "fit", lambda *a, **o: trained.append(o["seed"]) or real_fit(*a, **o))
+    resumed = evaluate(*given, **fixed, kept=PartialResults(tmp_path / "kept.json"))
+    assert resumed == whole
+    assert trained == [derive(0, "evaluation", index) for index in range(3)], "each network is trained once"
+
+
+def test_the_view_idc_is_idcs_protocol_whatever_the_sets_own(synthetic):
+    own = EvaluationParams(protocol="ridge", epochs=7, batch=5, repeats=4, label_smoothing=0.3)
+    same, how = seen_as("idc", synthetic, own)
+    assert same is synthetic
+    assert how == EvaluationParams(protocol="idc", repeats=4)
 
 
 def test_a_curve_evaluates_the_canvases_of_each_snapshot(synthetic, toy_info, toy_data):
