@@ -40,7 +40,8 @@ def gather(project: Project, ipc: int) -> dict[str, Any]:
     settings = [Setting(p.methods[0], ipc, seed) for seed in p.seeds]
     found = [read_json(project.file("evaluation", setting, ".json")) for setting in settings]
     accuracies = [accuracy for each in found for accuracy in each["accuracies"]]
-    by_idc = [_by_idc(each) for each in found]
+    mode = p.evaluation(p.methods[0], ipc).augmentation_mode
+    by_idc = [_by_idc(each, mode) for each in found]
     path = project.root / BEST / f"{p.dataset}-ipc{ipc}.safetensors"
     synthetic = SyntheticSet.open(project.file("sets", settings[0], ".safetensors"))
     synthetic.save(path)
@@ -54,6 +55,7 @@ def gather(project: Project, ipc: int) -> dict[str, Any]:
         "seeds": p.seeds,
         "decode": synthetic.rule,
         "study": project.study,
+        "augmentation_mode": mode,
         "iterations": read_json(project.file("distillation", settings[0], ".json"))["iterations"],
     }
     if asked := [accuracies for accuracies in by_idc if accuracies]:
@@ -64,12 +66,11 @@ def gather(project: Project, ipc: int) -> dict[str, Any]:
     return numbers
 
 
-def _by_idc(evaluated: dict[str, Any]) -> list[float]:
+def _by_idc(evaluated: dict[str, Any], mode: str) -> list[float]:
     """The accuracies of one set by IDC's protocol untouched; empty where it was not evaluated so."""
-    for view in evaluated["views"]:
-        if view["view"] == "idc" or (view["view"] == "protocol" and evaluated["protocol"] == "idc"):
-            return view["accuracies"]
-    return []
+    views = {view["view"]: view["accuracies"] for view in evaluated["views"]}
+    untouched = (evaluated["protocol"], evaluated["epochs"], mode) == ("idc", 1000, "idc")
+    return views.get("idc") or (views["protocol"] if untouched else [])
 
 
 def best_sets(root: Path, dataset: str) -> pd.DataFrame:
@@ -112,10 +113,11 @@ def record_table(root: Path, dataset: str) -> pd.DataFrame:
             told = {"test accuracy (%)": percent(idc["accuracy"], idc["std"]), "evaluation": "idc, 1000 epochs"}
             told["networks × seeds"] = f"{idc['networks']} × {idc['seeds']}"
             rows.append(((r.ipc, 0, -100 * idc["accuracy"]), ours | told))
-        if r.protocol != "idc":
+        if (r.protocol, r.augmentation_mode) != ("idc", "idc"):
+            drawn = ", augmentation drawn per image" if r.augmentation_mode == "idc_per_image" else ""
             told = {
                 "test accuracy (%)": percent(r.accuracy, r.std),
-                "evaluation": f"{OWN}: {r.protocol}, {r.epochs} epochs",
+                "evaluation": f"{OWN}: {r.protocol}, {r.epochs} epochs{drawn}",
             }
             told["networks × seeds"] = f"{r.networks} × {len(r.seeds)}"
             rows.append(((r.ipc, 1, -100 * r.accuracy), ours | told))
