@@ -15,13 +15,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import nbformat
+# jsonschema, which nbformat imports, builds a grammar of web addresses for a check that notebooks do not need: two
+# seconds of every stage. It goes without where the module is not there.
+sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
-from dreamlib.files import write_atomically
-from dreamlib.notebooks import reset_cells
-from dreamlib.params import ParameterError, find_root, read_params
-from dreamlib.progress import PROGRESS_FILE
-from dreamlib.registry import unknown
+import nbformat  # noqa: E402
+
+from dreamlib.files import write_atomically  # noqa: E402
+from dreamlib.notebooks import reset_cells  # noqa: E402
+from dreamlib.params import ParameterError, find_root, read_params  # noqa: E402
+from dreamlib.progress import PROGRESS_FILE  # noqa: E402
+from dreamlib.registry import unknown  # noqa: E402
 
 
 def parse(pairs: list[str]) -> dict[str, int | str]:
