@@ -56,7 +56,7 @@ lint: setup      ## ruff over code and notebooks
 	$(BIN)/ruff format --check .
 
 # The other studies were computed before their settings were corrected: `dvc status` lists them until they are made again.
-UP_TO_DATE := figures methods default_runs claims_runs@claims_training
+UP_TO_DATE := figures default_runs claims_runs@claims_training
 
 check: lint      ## linters, clean notebooks, and whether dvc.lock matches code and parameters
 	$(BIN)/python -m dreamlib.notebooks check

@@ -39,7 +39,7 @@ from dreamlib.training import Trainer, TrainSettings, augmentation_for, embed
 from dreamlib.types import LabeledImages
 
 REPEATS = 5
-EVALUATIONS_OPS, DISTILLATIONS_OPS = "flip_color_crop_scale_rotate", "flip_color_crop_cutout"  # of networks trained
+EVALUATIONS_OPS, DISTILLATIONS_OPS = "flip_color_crop_scale_rotate", "color_crop"  # of networks trained
 CLASS_IMAGES = 5500  # Fashion-MNIST's, less the validation split
 WHOLE = EvaluationParams(epochs=1000, repeats=5, at_once=2)  # the paper budget's; measured once: minutes
 AT_ONCE = WHOLE.at_once  # classes matched side by side on the CPU too, as the paper budget has it

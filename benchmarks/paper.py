@@ -75,7 +75,7 @@ def begun(ipc: int, how: DistillParams, compute: Compute) -> Distiller:
     """The run as far as it has come, at the beginning of an outer iteration.
 
     There the canvases are all that matters: the network is a new one, batches are chosen anew, a step has no memory. A
-    record from within an outer iteration (the first one, of 88,101 at ipc 1) goes on at that one's beginning.
+    record from within an outer iteration goes on at that one's beginning.
 
     Raises ValueError for a run that was begun with other parameters.
     """
