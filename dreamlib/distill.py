@@ -70,7 +70,7 @@ def effective_image_lr(settings: DistillParams, ipc: int, info: DatasetInfo) -> 
 
 
 def scheduled_lr(base: float, schedule: str, iteration: int, total: int) -> float:
-    """The step size on pixels at an inner iteration of ``total``.
+    """The step size on pixels, and on what else is learned, at an inner iteration of ``total``.
 
     'constant'; 'cosine', falling to zero at the end; 'cosine_to_tenth', to a tenth (FRePo); 'halved', by half after
     every tenth of the iterations (DD).
@@ -232,7 +232,7 @@ class Distiller:
         self.augmentation = augmentation_for(self.info, s.augmentation, s.augmentation_mode)
         self.lr = effective_image_lr(s, self.synthetic.ipc, self.info)
         self.optimizer = self._image_optimizer()
-        self._first_lr = self.optimizer.param_groups[0]["lr"]
+        self._first_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.total = s.outer_iterations * s.inner_iterations
         self.kernels: Kernels | None = None  # made with the first network, kept for all
         self._copied: nn.Module | None = None  # the network, for matching beside its training on a GPU
@@ -319,8 +319,8 @@ class Distiller:
         age = self.iteration % s.inner_iterations
         self._timed("clustering", lambda: self.sampler.prepare(self.iteration, self._embed, self._predict, age))
         if s.image_lr_schedule != "constant":
-            lr = scheduled_lr(self._first_lr, s.image_lr_schedule, self.iteration, self.total)
-            self.optimizer.param_groups[0]["lr"] = lr
+            for group, first in zip(self.optimizer.param_groups, self._first_lrs, strict=True):
+                group["lr"] = scheduled_lr(first, s.image_lr_schedule, self.iteration, self.total)
         last = self.iteration % s.inner_iterations == s.inner_iterations - 1  # its network is thrown away
         train = None if last or not s.network_steps else partial(self._train, s.network_steps)
         side_by_side = self._at_once > 1 or self._replays

@@ -173,6 +173,7 @@ def evaluate(
             bar.set_postfix_str("the first epoch may compile, which takes longer")
         for group, of_each in groups(mine, threads, how.at_once):
             if all(index in kept for index in group):
+                bar.update(len(group) * epochs)
                 continue
             seeds = [derive(seed, "evaluation", index) for index in group]
             models = [compute.place(build(name, info, generator(own, "network"), options)) for own in seeds]
@@ -214,9 +215,12 @@ def curve(
     *,
     seed: int,
 ) -> Iterator[tuple[int, Evaluation]]:
-    """Accuracy of the canvases kept along the way, on the validation split, under the short ``curve_*`` protocol."""
+    """Accuracy of the canvases kept along the way, on the validation split, under the short ``curve_*`` protocol.
+
+    What else the set has, soft labels or learned rates, is that of its end.
+    """
     for iteration, canvases in sorted(snapshots.items()):
-        at = replace(synthetic, canvases=canvases)  # with the final soft labels, where there are any
+        at = replace(synthetic, canvases=canvases)
         yield iteration, evaluate(
             at, validation, info, how, network, compute, seed=seed, split="validation",
             repeats=how.curve_networks, epochs=how.curve_epochs, label=f"curve at {iteration}",

@@ -99,7 +99,7 @@ def train_experts(
     """
     if settings.count < 1 or settings.epochs < 1:
         raise ValueError(f"count = {settings.count} and epochs = {settings.epochs} of the experts must be at least 1")
-    seen = (info.name, info.whitening, data_fingerprint(data))
+    seen = (info.name, info.whitening, info.mean, info.std, data_fingerprint(data))
     made_by = (asdict(settings) | {"count": None}, network, *seen, str(compute.dtype))
     common = digest(*made_by, seed, code_hash, FORMAT)  # to all of them; a key is one expert's
     placed, kernels, paths = data.to(compute.device), None, []

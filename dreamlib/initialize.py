@@ -96,14 +96,15 @@ def cluster_class(
     """Cluster one class into ``count`` and pick the image nearest to each centre (DREAM §3.3).
 
     With ``pick='members'`` a cluster offers its own members and none is empty, so no image is picked twice. 'released'
-    does as DREAM's released code: the nearest of all the class's images, whichever cluster it is in, and an empty
-    cluster's centre at zero, so that an image may come twice.
+    does as DREAM's released code: random rows to start from, the nearest of all the class's images, whichever cluster
+    it is in, and an empty cluster's centre at zero, so that an image may come twice.
     """
     rng = generator(seed, "init-kmeans", label, count)
     members = class_pool(data, label, pool, rng)
     features = embed(data.images[members]).float()
     released = pick == "released"
-    found = kmeans(features.unsqueeze(0), count, rng, max_iterations=max_iterations, keep_empty=released)
+    start = "random" if released else "k-means++"
+    found = kmeans(features.unsqueeze(0), count, rng, max_iterations=max_iterations, start=start, keep_empty=released)
     if released:
         chosen = squared_distances(features.unsqueeze(0), found.centers)[0].argmin(0)
     else:

@@ -94,7 +94,10 @@ class Params(Strict):
         """Return how the clustering stage works, for all methods or for one that sets ``clustering`` of its own."""
         where = f"clustering{f' of {method}' if method else ''}, budget {self.budget}"
         how = _build(ClusteringParams, self._layers("clustering", method), None, where)
-        released = method and _merged(self._layers("distillation", method)).get("init") == "released"
+        init = _merged(self._layers("distillation", method)).get("init") if method else None
+        if isinstance(init, Mapping):
+            raise ParameterError(f"params.yaml ({where}): init is one for every ipc; give one value, not {dict(init)}")
+        released = init == "released"
         return RELEASED_CLUSTERING if released else how
 
     def experts(self) -> ExpertParams:
@@ -173,7 +176,7 @@ def _merged(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """
     merged: dict[str, Any] = {}
     for layer in layers:
-        if layer.get("protocol", merged.get("protocol")) != merged.get("protocol"):
+        if layer.get("protocol", merged.get("protocol", "idc")) != merged.get("protocol", "idc"):
             merged = {key: value for key, value in merged.items() if key in OF_EVERY_PROTOCOL}
         if layer.get("objective", merged.get("objective")) != merged.get("objective"):
             merged.pop("options", None)  # they are another objective's

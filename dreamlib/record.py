@@ -83,7 +83,7 @@ def compare(root: Path) -> tuple[pd.DataFrame, bool]:
     """Every setting of params.yaml, its set and accuracy beside the last commit's; whether all are within the spread.
 
     'within' means: no further from the committed mean than two standard deviations of the two together, at least one
-    percentage point (three networks estimate a spread poorly).
+    percentage point (few networks estimate a spread poorly).
     """
     rows = []
     for setting in Project(root, read_params(root)).settings:

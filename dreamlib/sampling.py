@@ -261,9 +261,10 @@ class ReleasedSampler(KeptSampler):
     def choose(self, label: int, members: Tensor, rng: torch.Generator, embed: Embed, predict: Predict) -> Tensor:
         """See ``KeptSampler.choose``."""
         features = embed(self.data.images[members]).float().unsqueeze(0)  # (1, n, D)
-        k = min(self.batch // self.per_cluster, len(members))
+        per_cluster = min(self.per_cluster, len(members))
+        k = min(self.batch, len(members)) // per_cluster
         found = kmeans(features, k, rng, max_iterations=RELEASED_STEPS, start="random", keep_empty=True)
-        nearest = squared_distances(features, found.centers)[0].topk(self.per_cluster, dim=0, largest=False).indices
+        nearest = squared_distances(features, found.centers)[0].topk(per_cluster, dim=0, largest=False).indices
         return members[nearest.T.flatten()]
 
 

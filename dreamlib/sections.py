@@ -156,7 +156,7 @@ class DistillParams(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> "DistillParams":
-        if self.sampler == "representative" and self.real_batch % self.per_cluster:
+        if self.sampler in ("representative", "released") and self.real_batch % self.per_cluster:
             raise ValueError(f"per_cluster = {self.per_cluster} must divide real_batch = {self.real_batch}")
         if self.whitening != "none" and self.factor != 1:
             raise ValueError(

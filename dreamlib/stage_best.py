@@ -15,9 +15,10 @@ import pandas as pd
 
 from dreamlib import figures
 from dreamlib.files import read_json, write_atomically, write_json
-from dreamlib.params import find_root
+from dreamlib.params import EvaluationParams, find_root
 from dreamlib.project import Project, Setting
 from dreamlib.run import exit_status
+from dreamlib.sections import OF_EVERY_PROTOCOL
 from dreamlib.synthetic import BEST, SyntheticSet
 from dreamlib.tables import between, markdown, percent
 
@@ -40,8 +41,8 @@ def gather(project: Project, ipc: int) -> dict[str, Any]:
     settings = [Setting(p.methods[0], ipc, seed) for seed in p.seeds]
     found = [read_json(project.file("evaluation", setting, ".json")) for setting in settings]
     accuracies = [accuracy for each in found for accuracy in each["accuracies"]]
-    mode = p.evaluation(p.methods[0], ipc).augmentation_mode
-    by_idc = [_by_idc(each, mode) for each in found]
+    how = p.evaluation(p.methods[0], ipc)
+    by_idc = [_by_idc(each, how) for each in found]
     path = project.root / BEST / f"{p.dataset}-ipc{ipc}.safetensors"
     synthetic = SyntheticSet.open(project.file("sets", settings[0], ".safetensors"))
     synthetic.save(path)
@@ -55,7 +56,7 @@ def gather(project: Project, ipc: int) -> dict[str, Any]:
         "seeds": p.seeds,
         "decode": synthetic.rule,
         "study": project.study,
-        "augmentation_mode": mode,
+        "augmentation_mode": how.augmentation_mode,
         "iterations": read_json(project.file("distillation", settings[0], ".json"))["iterations"],
     }
     if asked := [accuracies for accuracies in by_idc if accuracies]:
@@ -66,10 +67,12 @@ def gather(project: Project, ipc: int) -> dict[str, Any]:
     return numbers
 
 
-def _by_idc(evaluated: dict[str, Any], mode: str) -> list[float]:
+def _by_idc(evaluated: dict[str, Any], how: EvaluationParams) -> list[float]:
     """The accuracies of one set by IDC's protocol untouched; empty where it was not evaluated so."""
     views = {view["view"]: view["accuracies"] for view in evaluated["views"]}
-    untouched = (evaluated["protocol"], evaluated["epochs"], mode) == ("idc", 1000, "idc")
+    untouched = how.model_copy(update={name: None for name in OF_EVERY_PROTOCOL}) == EvaluationParams().model_copy(
+        update={name: None for name in OF_EVERY_PROTOCOL}
+    )
     return views.get("idc") or (views["protocol"] if untouched else [])
 
 
@@ -113,7 +116,7 @@ def record_table(root: Path, dataset: str) -> pd.DataFrame:
             told = {"test accuracy (%)": percent(idc["accuracy"], idc["std"]), "evaluation": "idc, 1000 epochs"}
             told["networks × seeds"] = f"{idc['networks']} × {idc['seeds']}"
             rows.append(((r.ipc, 0, -100 * idc["accuracy"]), ours | told))
-        if (r.protocol, r.augmentation_mode) != ("idc", "idc"):
+        if r.accuracies != (r.idc["accuracies"] if isinstance(getattr(r, "idc", None), dict) else None):
             drawn = ", augmentation drawn per image" if r.augmentation_mode == "idc_per_image" else ""
             told = {
                 "test accuracy (%)": percent(r.accuracy, r.std),

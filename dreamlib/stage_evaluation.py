@@ -66,6 +66,8 @@ def run_evaluation(
     evaluated = time.perf_counter() - began
     points = _curve_rows(project, setting, synthetic, snapshots, how, networks[0])
     if not parallel.first():
+        for each in partial:
+            each.delete()
         return found[0], points
     metrics = _metrics(setting, found[0], how, synthetic) | {"views": rows, "network": networks[0].label}
     write_json(project.file("evaluation", setting, ".json"), metrics)

@@ -21,20 +21,21 @@ def run_experts(project: Project, seed: int = 0) -> list[Path]:
     how, made = project.params.experts(), []
     settings, data = ExpertSettings(**how.model_dump(exclude={"images"})), project.split("train")
     rows = [class_pool(data, c, how.images, generator(seed, "expert-images", c)) for c in range(data.num_classes)]
-    for whitening in whitenings_in_use(project):
-        seen, info = project.seen(data, DistillParams(whitening=whitening, factor=1, bounded=whitening == "none"))
+    for how_seen in inputs_of_followers(project):
+        seen, info = project.seen(data, how_seen)
         made += train_experts(
-            expert_folder(project.results / "experts", whitening), seen.subset(torch.cat(rows)), info, project.network,
-            settings, project.compute, seed=seed, code_hash=code_hash("distillation", project.root),
+            expert_folder(project.results / "experts", how_seen.whitening), seen.subset(torch.cat(rows)), info,
+            project.network, settings, project.compute, seed=seed, code_hash=code_hash("distillation", project.root),
         )  # fmt: skip
     return made
 
 
-def whitenings_in_use(project: Project) -> list[str]:
-    """The whitenings under which listed methods follow experts; 'none' when no listed method does."""
+def inputs_of_followers(project: Project) -> list[DistillParams]:
+    """How listed methods that follow experts see real images, one for each whitening; without one, as they are."""
     p = project.params
-    how = [p.distillation(method, ipc) for method in p.methods for ipc in p.ipc]
-    return sorted({h.whitening for h in how if h.objective == "trajectory"} or {"none"})
+    every = [p.distillation(method, ipc) for method in p.methods for ipc in p.ipc]
+    followers = {how.whitening: how for how in every if how.objective == "trajectory"}
+    return [followers[whitening] for whitening in sorted(followers)] or [DistillParams()]
 
 
 if __name__ == "__main__":

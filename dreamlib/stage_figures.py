@@ -85,7 +85,7 @@ def kept_best(project: Project) -> pd.DataFrame:
             continue
         best = read_json(path)
         own = {"accuracy": best["accuracy"], "std": best["std"], "networks": best["networks"]}
-        own |= {"seeds": len(best["seeds"]), "protocol": best["protocol"], "epochs": best["epochs"]}
+        own |= {"seeds": len(best["seeds"]), "protocol": f"own ({best['protocol']})", "epochs": best["epochs"]}
         shown = best["idc"] | {"protocol": "idc", "epochs": 1000} if "idc" in best else own
         images = ipc * project.info.num_classes * best["factor"] ** 2
         fixed = {key: best[key] for key in ("factor", "stored_floats", "label_kind", "iterations")}

@@ -69,6 +69,18 @@ def distiller(
     return Distiller(start, data, info, settings, network, compute, seed)
 
 
+def test_what_is_learned_besides_pixels_follows_the_schedule_too():
+    options = {"steps": 1, "passes": 2, "real_batch": 6, "recompute": False}
+    run = distiller(
+        objective="unrolled", options=options, factor=1, augmentation="none", train_on="none", image_lr=0.4,
+        learned_lr=0.08, image_optimizer="adam", image_update="batched", image_lr_schedule="halved", inner_iterations=1,
+        outer_iterations=10, start=fill(toys()[1], random_rows(toys()[1], 2, 0), 2, 1, "single"),
+    )  # fmt: skip
+    for _ in range(3):
+        run.step()
+    assert [group["lr"] for group in run.optimizer.param_groups] == [0.4 / 4, 0.08 / 4]
+
+
 @functools.cache
 def uninterrupted(variant):
     return distiller(**VARIANTS[variant]).run()

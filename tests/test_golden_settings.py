@@ -335,8 +335,11 @@ def test_rat_bptt():
         assert (o["optimizer"], o["step_size"], o["learn_rates"]) == ("adam", row["inner_lr"], False)
         assert (how.image_optimizer, how.image_lr, how.whitening) == ("adam", row["outer_lr"], "zca")
         assert o.get("learn_labels", False) == (row["labels"] == "learned")
-        assert (how.augmentation, o["augment_real"], how.bounded) == ("flip_rotate", True, False)
-    assert paper("cifar10").distillation("rat_bptt", 10).outer_iterations == released["cifar10 ipc 10"]["epochs"]
+        assert (how.augmentation, how.augmentation_mode, o["augment_real"]) == ("flip_rotate", "dsa", True)
+        assert not how.bounded
+    row = released["cifar10 ipc 10"]
+    passes = 50_000 // row["real_batch"]  # updates of one of its epochs
+    assert paper("cifar10").distillation("rat_bptt", 10).outer_iterations == row["epochs"] * passes
     assert {"clip_ema_coefficient", "evaluation_networks"} <= listed("rat_bptt")
 
 
@@ -357,6 +360,7 @@ def test_ridge_is_frepo_but_for_what_the_table_lists(dataset):
             "network_augmentation": how.network_augmentation,
             "mirror_images": "flip" in augmentation_for(info, how.augmentation).ops,
             "steps": how.outer_iterations * how.inner_iterations,
+            "zca": how.whitening == "zca",
         }
         mirror = {"mnist": False, "fashion_mnist": False, "svhn": False, "cifar10": True, "cifar100": ipc == 1}[dataset]
         expected = {
@@ -370,6 +374,7 @@ def test_ridge_is_frepo_but_for_what_the_table_lists(dataset):
             "network_augmentation": "none",
             "mirror_images": mirror,
             "steps": 500_000,
+            "zca": not dataset.endswith("mnist"),
         }
         assert differing(ours, expected) == set()
     assert {"image_and_label_optimizer", "loss", "labels", "pool", "network", "evaluation_script"} <= listed("ridge")
@@ -394,6 +399,7 @@ def test_idc_same_batch_differs_from_dream_in_start_and_sampler_alone():
     for dataset in DATASETS:
         ours, dream = (paper(dataset).distillation(m, 10).model_dump() for m in ("idc_same_batch", "dream"))
         assert {key for key in ours if ours[key] != dream[key]} == {"init", "sampler"}
+        assert paper(dataset).distillation("idc", 10).shrink == "nearest", "as IDC packs its start"
 
 
 def test_the_table_lists_known_methods():

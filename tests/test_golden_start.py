@@ -1,7 +1,5 @@
 """What canvases start from, against the released code of DREAM (k-means, packing) and of IDC (noise)."""
 
-from functools import partial
-
 import pytest
 import torch
 from golden_numbers import assert_near, golden, plain_info
@@ -68,7 +66,7 @@ def test_an_empty_clusters_centre_goes_to_the_origin_and_stays():
 def test_the_nearest_of_all_is_picked_for_each_centre(table, monkeypatch):
     numbers = golden("initialisation", f"kmeans.{table}.")
     start = numbers["start_centres"].float().unsqueeze(0)
-    monkeypatch.setattr(initialize, "kmeans", partial(kmeans, start=start))
+    monkeypatch.setattr(initialize, "kmeans", lambda *points, **how: kmeans(*points, **{**how, "start": start}))
     found = cluster_class(of_one_class(numbers["features"]), 0, start.shape[1], 0, as_features, pick="released")
     assert torch.equal(found.representatives, numbers["chosen"])
 

@@ -241,6 +241,11 @@ def test_the_protocol_dd_replays_and_takes_nothing_else(rng, toy_info, toy_data,
         accuracies(replace(synthetic, info={}))
 
 
+def test_a_replay_refuses_running_statistics(rng, toy_info, tiny, float64):
+    with pytest.raises(ValueError, match=r"running statistics .* another protocol"):
+        replay(tiny(double=True, norm="batch"), unrolled_set(rng), toy_info().unbounded(), float64, rng())
+
+
 def test_pixels_and_rates_learn(unrolled_state):
     """A few steps of Adam on one fixed real batch lower its loss: the sign of every gradient is right."""
     objective, state = unrolled_state(learn_labels=True, step_size=0.05)

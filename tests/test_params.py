@@ -286,6 +286,17 @@ def test_a_factors_entry_holds_for_it_and_those_above_up_to_the_next(reading):
     assert found == [(10, 64), (20, 20), (20, 20), (10, 40)]
 
 
+def test_a_layer_that_names_the_protocol_in_force_keeps_its_values(reading):
+    params = reading({"method.dream.evaluation": {"protocol": "idc", "cutmix": 0.0}}, methods=["dream", "idc"])
+    own, usual = params.evaluation("dream", 10).model_dump(), params.evaluation("idc", 10).model_dump()
+    assert {key: own[key] for key in own if own[key] != usual[key]} == {"cutmix": 0.0}
+
+
+def test_a_start_that_is_clustered_in_its_own_way_is_one_for_every_ipc(reading):
+    message = refused(lambda: reading({"method.dream.init": {1: "released", 10: "kmeans"}}, methods=["dream"]))
+    assert "init is one for every ipc" in message
+
+
 def test_a_method_may_have_an_evaluation_and_a_clustering_of_its_own(reading):
     params = reading({
         "method.dream.evaluation": {"protocol": "dc", "batch": 99},

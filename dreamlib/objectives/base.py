@@ -167,8 +167,8 @@ class Objective(ABC):
     def learned(self, start: SyntheticSet) -> dict[str, Tensor]:
         """Starting values of what is learned besides pixels (a step size, label logits), by name; none by default.
 
-        During distillation they are leaves in ``state.synthetic.extras``; they are saved with the set and counted in
-        its stored floats.
+        During distillation they are leaves in ``state.synthetic.extras``; they are saved with the set and counted
+        in its stored floats under a protocol that uses them.
         """
         return {}
 

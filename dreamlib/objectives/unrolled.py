@@ -58,8 +58,14 @@ def replay(
 ) -> None:
     """Train ``network`` as ``synthetic`` was unrolled: by its own steps, rates and optimiser (the protocol of DD).
 
-    Raises ValueError for a set that does not say how it was unrolled.
+    Raises ValueError for a set that does not say how it was unrolled, and for a network with running statistics, which
+    an unrolled training leaves as they were.
     """
+    if list(network.buffers()):
+        raise ValueError(
+            "protocol 'dd' replays steps that leave running statistics alone, and this network has some (batch norm): "
+            "use a network with instance norm, or another protocol"
+        )
     how = synthetic.info.get(UNROLLED)
     if how is None:
         raise ValueError(
