@@ -63,7 +63,8 @@ def shaped_by(how: DistillParams) -> str:
     """A hash of all parameters that shape a run."""
     params = paper_params()
     shape = how.model_dump(exclude={"checkpoint_every_s", "at_once", "snapshots"})
-    return digest(params.dataset, params.data.model_dump(exclude={"directory"}), params.network, shape)
+    data = params.data.model_dump(exclude={"directory"}), params.validation_per_class
+    return digest(params.dataset, *data, params.network, shape)
 
 
 def recorded_canvases(ipc: int) -> dict[int, Tensor]:

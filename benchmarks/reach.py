@@ -87,7 +87,17 @@ def settings(project: Project, method: str) -> str:
     """A hash of all parameters that shape a method's run."""
     p = project.params
     how, compute = p.distillation(method, p.ipc[0]), p.compute.model_dump()
-    return digest(p.dataset, p.ipc, p.seeds, p.data.model_dump(), p.network, p.clustering(), how, compute)
+    return digest(
+        p.dataset,
+        p.ipc,
+        p.seeds,
+        p.data.model_dump(),
+        p.validation_per_class,
+        p.network,
+        p.clustering(method),
+        how,
+        compute,
+    )
 
 
 def from_nothing(method: str, output: Path) -> None:
