@@ -77,8 +77,8 @@ def scheduled_lr(base: float, schedule: str, iteration: int, total: int) -> floa
 
     >>> [round(scheduled_lr(0.1, "cosine", i, 4), 3) for i in range(4)], scheduled_lr(0.1, "constant", 3, 4)
     ([0.1, 0.085, 0.05, 0.015], 0.1)
-    >>> [scheduled_lr(0.08, "halved", i, 100) for i in (0, 9, 10, 39)], scheduled_lr(0.1, "cosine_to_tenth", 2, 4)
-    ([0.08, 0.08, 0.04, 0.01], 0.055)
+    >>> [scheduled_lr(0.08, "halved", i, 100) for i in (0, 9, 10, 39)], scheduled_lr(1.0, "cosine_to_tenth", 0, 4)
+    ([0.08, 0.08, 0.04, 0.01], 1.0)
     """
     if schedule == "constant":
         return base

@@ -116,7 +116,7 @@ def record_table(root: Path, dataset: str) -> pd.DataFrame:
             told = {"test accuracy (%)": percent(idc["accuracy"], idc["std"]), "evaluation": "idc, 1000 epochs"}
             told["networks × seeds"] = f"{idc['networks']} × {idc['seeds']}"
             rows.append(((r.ipc, 0, -100 * idc["accuracy"]), ours | told))
-        if r.accuracies != (r.idc["accuracies"] if isinstance(getattr(r, "idc", None), dict) else None):
+        if (r.protocol, r.augmentation_mode) != ("idc", "idc"):
             drawn = ", augmentation drawn per image" if r.augmentation_mode == "idc_per_image" else ""
             told = {
                 "test accuracy (%)": percent(r.accuracy, r.std),
