@@ -70,9 +70,8 @@ def gather(project: Project, ipc: int) -> dict[str, Any]:
 def _by_idc(evaluated: dict[str, Any], how: EvaluationParams) -> list[float]:
     """The accuracies of one set by IDC's protocol untouched; empty where it was not evaluated so."""
     views = {view["view"]: view["accuracies"] for view in evaluated["views"]}
-    untouched = how.model_copy(update={name: None for name in OF_EVERY_PROTOCOL}) == EvaluationParams().model_copy(
-        update={name: None for name in OF_EVERY_PROTOCOL}
-    )
+    shared = set(OF_EVERY_PROTOCOL)
+    untouched = how.model_dump(exclude=shared) == EvaluationParams().model_dump(exclude=shared)
     return views.get("idc") or (views["protocol"] if untouched else [])
 
 
