@@ -91,11 +91,20 @@ class Kernels:
     def _wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
         if not self.compile:
             return function
-        if self.compute.device.type == "cpu":
-            run_beside_python()
-        # Static shapes: a run sees few batch sizes, and each is worth its own code, once for each number of threads.
-        # A study meets more of them in one process than the eight after which torch would run uncompiled.
-        return torch.compile(function, dynamic=False, recompile_limit=SHAPES)
+        # Static shapes, but for the number of images on a CPU: there, one piece of code is as fast for all of them.
+        # A study meets more shapes in one process than the eight after which torch would run uncompiled.
+        compiled = torch.compile(function, dynamic=False, recompile_limit=SHAPES)
+        if self.compute.device.type != "cpu":
+            return compiled
+        run_beside_python()
+
+        def for_any_number(*arguments: Any) -> Any:
+            for argument in arguments:
+                if isinstance(argument, Tensor) and argument.ndim and len(argument) > 1:
+                    torch._dynamo.maybe_mark_dynamic(argument, 0)  # a wish: a double backward is compiled for each
+            return compiled(*arguments)
+
+        return for_any_number
 
     def of_a_thread(self) -> "Kernels":
         """The same for one of several threads: an uncompiled call writes its weights into the template while it runs.
