@@ -23,11 +23,11 @@ $(VENV)/.done: pyproject.toml constraints.txt
 setup: $(VENV)/.done   ## create .venv with the pinned packages
 
 data: setup      ## fetch the data and check every file against its published hash
-	$(BIN)/python -m dreamlib.datasets
+	$(BIN)/python -m pipeline.fetch_data
 
 repro: data      ## reproduce the default pipeline from the data up, then compare with the committed record
 	$(BIN)/dvc repro --force figures
-	$(BIN)/python -m dreamlib.record compare
+	$(BIN)/python -m pipeline.report.record compare
 
 methods: data    ## the methods study: every family of methods at ipc 1, under an hour on two cores
 	$(BIN)/dvc repro methods
@@ -39,7 +39,7 @@ claims: data     ## the study of DREAM's claims at a reduced budget, about an ho
 	$(BIN)/dvc repro claims
 
 test: setup      ## run the tests (needs no network: scikit-learn brings the digits)
-	$(BIN)/python -m dreamlib.datasets digits
+	$(BIN)/python -m pipeline.fetch_data digits
 	$(BIN)/python -m pytest
 
 bench: setup     ## times of the library beside a plain reference: benchmarks/results*.json; DEVICE=cuda: on the GPU
@@ -57,20 +57,20 @@ lint: setup      ## ruff over code and notebooks
 
 # The studies' results were computed by earlier versions of the code; `dvc status` lists what differs.
 check: lint      ## linters, clean notebooks, and whether dvc.lock matches the default pipeline
-	$(BIN)/python -m dreamlib.notebooks check
+	$(BIN)/python -m pipeline.report.notebooks check
 	@said=$$($(BIN)/dvc repro --allow-missing --dry figures) && echo "$$said" && echo "$$said" | grep -q "up to date"
 
 clean-notebooks: setup   ## strip outputs and editor metadata from notebooks/
-	$(BIN)/python -m dreamlib.notebooks clean
+	$(BIN)/python -m pipeline.report.notebooks clean
 
 lab: setup       ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks
 
 report: setup    ## make HTML of the executed notebooks, with an index: reports/html/index.html
-	$(BIN)/python -m dreamlib.notebooks html
+	$(BIN)/python -m pipeline.report.notebooks html
 
 record: setup    ## maintainers: keep this run's times in results/record.json and its table in the README
-	$(BIN)/python -m dreamlib.record write
+	$(BIN)/python -m pipeline.report.record write
 	$(BIN)/dvc repro figures
-	$(BIN)/python -m dreamlib.record readme
-	$(BIN)/python -m dreamlib.stage_results
+	$(BIN)/python -m pipeline.report.record readme
+	$(BIN)/python -m pipeline.report.results_page

@@ -25,18 +25,18 @@ from benchmarks.cost import INTERVAL, NETWORK_STEPS, POOL, kmeans_operations
 from benchmarks.reference import evaluation, matching_gradient, representatives, training_step, with_torchs_layers
 from benchmarks.table import clustered_images, results_file, spread, write
 from benchmarks.work import INFO, fast_matching_gradient, matching_state
-from dreamlib.compute import Compute
+from dreamlib._engine.compiled_network import Kernels
+from dreamlib._engine.compute import Compute
+from dreamlib._engine.files import write_json
+from dreamlib.data.types import LabeledImages
 from dreamlib.distill import Distiller
 from dreamlib.evaluate import evaluate
-from dreamlib.files import write_json
-from dreamlib.kernels import Kernels
 from dreamlib.networks import build
 from dreamlib.networks.convnet import ConvNet
-from dreamlib.params import DistillParams, EvaluationParams
-from dreamlib.sampling import RepresentativeSampler
-from dreamlib.synthetic import SyntheticSet
-from dreamlib.training import Trainer, TrainSettings, augmentation_for, embed
-from dreamlib.types import LabeledImages
+from dreamlib.sampling.real_batches import RepresentativeSampler
+from dreamlib.settings import DistillParams, EvaluationParams
+from dreamlib.synthetic.synthetic_set import SyntheticSet
+from dreamlib.training.trainer import Trainer, TrainSettings, augmentation_for, embed
 
 REPEATS = 5
 EVALUATIONS_OPS, DISTILLATIONS_OPS = "flip_color_crop_scale_rotate", "color_crop"  # of networks trained

@@ -18,18 +18,19 @@ from torch import Tensor
 from benchmarks.cost import POOL, START_STEPS
 from benchmarks.reference import evaluation
 from benchmarks.table import ACCURACY, ROOT, write
-from dreamlib import datasets
-from dreamlib.compute import Compute
+from dreamlib import data as datasets
+from dreamlib._engine.compute import Compute
+from dreamlib._engine.files import read_json, write_json
+from dreamlib._engine.seeding import generator
+from dreamlib.data.types import DatasetInfo, LabeledImages
 from dreamlib.distill import Distiller
 from dreamlib.evaluate import evaluate
-from dreamlib.files import read_json, write_json
-from dreamlib.initialize import cluster_class, fill, images_needed
 from dreamlib.networks import build
-from dreamlib.params import DistillParams, EvaluationParams, read_params
-from dreamlib.seeding import generator
-from dreamlib.synthetic import SyntheticSet
-from dreamlib.training import embed, kernels_for
-from dreamlib.types import DatasetInfo, LabeledImages
+from dreamlib.settings import DistillParams, EvaluationParams
+from dreamlib.synthetic.initial import cluster_class, fill, images_needed
+from dreamlib.synthetic.synthetic_set import SyntheticSet
+from dreamlib.training.trainer import embed, kernels_for
+from pipeline.params import read_params
 
 FAST = {"pool": POOL}
 # name → whether it computes the fast way, and what it changes of the settings

@@ -12,9 +12,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.work import INFO
+from dreamlib.data.types import DatasetInfo
 from dreamlib.networks import build
-from dreamlib.tables import markdown
-from dreamlib.types import DatasetInfo
+from pipeline.report.tables import markdown
 
 REAL, IPC, FACTOR, SYNTHETIC = 128, 10, 2, 128
 INTERVAL, NETWORK_STEPS = 10, 4  # DREAM's: inner iterations between clusterings, training steps in each

@@ -4,15 +4,15 @@ import sys
 
 import torch  # (what the measure starts from)
 
-from dreamlib.compute import Compute, peak_memory_bytes
+from dreamlib._engine.compute import Compute, peak_memory_bytes
 
 if __name__ == "__main__":
     before = peak_memory_bytes()
     from benchmarks.work import INFO
+    from dreamlib.data.types import LabeledImages
     from dreamlib.distill import Distiller
-    from dreamlib.params import DistillParams
-    from dreamlib.synthetic import SyntheticSet
-    from dreamlib.types import LabeledImages
+    from dreamlib.settings import DistillParams
+    from dreamlib.synthetic.synthetic_set import SyntheticSet
 
     ipc, k, per_class = int(sys.argv[1]), INFO.num_classes, 6000
     rng = torch.Generator().manual_seed(0)

@@ -21,15 +21,16 @@ from torch import Tensor
 from benchmarks.accuracy import starting_set
 from benchmarks.cost import POOL
 from benchmarks.table import PAPER, ROOT, canvases_file, paper_evaluations, paper_run, write
-from dreamlib.compute import Compute
+from dreamlib._engine.compute import Compute
+from dreamlib._engine.files import write_atomically, write_json
+from dreamlib._engine.progress import progress
 from dreamlib.distill import Distiller
 from dreamlib.evaluate import evaluate, test_split
-from dreamlib.files import write_atomically, write_json
-from dreamlib.params import DistillParams, Params, digest, read_params
-from dreamlib.progress import progress
-from dreamlib.project import Project
-from dreamlib.run import exit_status
-from dreamlib.synthetic import SyntheticSet
+from dreamlib.settings import DistillParams, digest
+from dreamlib.synthetic.synthetic_set import SyntheticSet
+from pipeline.launch_notebook import exit_status
+from pipeline.params import Params, read_params
+from pipeline.project import Project
 
 METHOD, SEED = "dream", 0
 SAVED_EVERY_S = 20.0

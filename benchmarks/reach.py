@@ -23,14 +23,14 @@ from benchmarks.__main__ import cpu_name
 from benchmarks.accuracy import from_clusters
 from benchmarks.paper import as_set, published
 from benchmarks.table import REACH, ROOT, if_measured, note_of, write
+from dreamlib._engine.files import write_atomically, write_json
+from dreamlib.data.types import LabeledImages
 from dreamlib.distill import Distiller
 from dreamlib.evaluate import evaluate, test_split
-from dreamlib.files import write_atomically, write_json
-from dreamlib.params import DistillParams, digest
-from dreamlib.project import Project
-from dreamlib.run import exit_status, restart_prepared
-from dreamlib.synthetic import SyntheticSet
-from dreamlib.types import LabeledImages
+from dreamlib.settings import DistillParams, digest
+from dreamlib.synthetic.synthetic_set import SyntheticSet
+from pipeline.launch_notebook import exit_status, restart_prepared
+from pipeline.project import Project
 
 STUDY = "reach"
 

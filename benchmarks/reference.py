@@ -8,16 +8,16 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dreamlib.augment import cutmix
+from dreamlib._engine.seeding import derive, generator
+from dreamlib.data.types import DatasetInfo, LabeledImages
 from dreamlib.evaluate import train_settings
+from dreamlib.matching import MatchState
 from dreamlib.networks import build
 from dreamlib.networks.convnet import AvgPool2d, ConvNet, FirstConv2d, InstanceNorm
-from dreamlib.objectives import MatchState
-from dreamlib.params import EvaluationParams
-from dreamlib.seeding import derive, generator
-from dreamlib.synthetic import SyntheticSet
-from dreamlib.training import SCHEDULES
-from dreamlib.types import DatasetInfo, LabeledImages
+from dreamlib.settings import EvaluationParams
+from dreamlib.synthetic.synthetic_set import SyntheticSet
+from dreamlib.training.augment import cutmix
+from dreamlib.training.trainer import SCHEDULES
 
 
 def with_torchs_layers(network: ConvNet) -> ConvNet:

@@ -9,8 +9,8 @@ from typing import Any
 from safetensors import safe_open
 
 from benchmarks import cost
-from dreamlib.files import read_json, write_atomically
-from dreamlib.tables import between, markdown, percent
+from dreamlib._engine.files import read_json, write_atomically
+from pipeline.report.tables import between, markdown, percent
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results.json"

@@ -3,15 +3,15 @@
 import torch
 from torch import Tensor
 
-from dreamlib.compute import Compute
+from dreamlib._engine.compiled_network import Kernels
+from dreamlib._engine.compute import Compute
+from dreamlib.data.types import DatasetInfo, LabeledImages
 from dreamlib.distill import side_by_side_gradients
-from dreamlib.kernels import Kernels
+from dreamlib.matching import MatchState, make
 from dreamlib.networks import build
-from dreamlib.objectives import MatchState, make
-from dreamlib.sampling import RandomSampler
-from dreamlib.synthetic import SyntheticSet
-from dreamlib.training import augmentation_for
-from dreamlib.types import DatasetInfo, LabeledImages
+from dreamlib.sampling.real_batches import RandomSampler
+from dreamlib.synthetic.synthetic_set import SyntheticSet
+from dreamlib.training.trainer import augmentation_for
 
 INFO = DatasetInfo("random", tuple("0123456789"), 1, 28, (0.5,), (0.3,))
 

@@ -16,4 +16,4 @@ def __getattr__(name: str) -> Any:
     # On demand, so that the launcher does not pay for importing torch.
     if name not in __all__:
         raise AttributeError(f"module 'dreamlib' has no attribute '{name}'")
-    return getattr(import_module("dreamlib.synthetic"), name)
+    return getattr(import_module("dreamlib.synthetic.synthetic_set"), name)

@@ -14,22 +14,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dreamlib import objectives, parallel
-from dreamlib.checkpoint import Checkpoint
-from dreamlib.compute import Compute
-from dreamlib.graphs import Replayed, on_another_stream
-from dreamlib.kernels import SHAPES, Kernels
-from dreamlib.kmeans import lloyd_steps
+from dreamlib import matching
+from dreamlib._engine import ranks
+from dreamlib._engine.checkpoint import Checkpoint
+from dreamlib._engine.compiled_network import SHAPES, Kernels
+from dreamlib._engine.compute import Compute
+from dreamlib._engine.cuda_graphs import Replayed, on_another_stream
+from dreamlib._engine.progress import progress
+from dreamlib._engine.seeding import generator
+from dreamlib._engine.threads import in_order, shares
+from dreamlib.data.types import DatasetInfo, LabeledImages
+from dreamlib.matching import MatchState, Objective
 from dreamlib.networks import build
-from dreamlib.objectives import MatchState, Objective
-from dreamlib.params import DistillParams
-from dreamlib.progress import progress
-from dreamlib.sampling import SAMPLERS, EndlessPass, Sampler
-from dreamlib.seeding import generator
-from dreamlib.synthetic import SyntheticSet
-from dreamlib.threads import in_order, shares
-from dreamlib.training import Trainer, TrainSettings, augmentation_for, embed, kernels_for, predict
-from dreamlib.types import DatasetInfo, LabeledImages
+from dreamlib.sampling.kmeans import lloyd_steps
+from dreamlib.sampling.real_batches import SAMPLERS, EndlessPass, Sampler
+from dreamlib.settings import DistillParams
+from dreamlib.synthetic.synthetic_set import SyntheticSet
+from dreamlib.training.trainer import Trainer, TrainSettings, augmentation_for, embed, kernels_for, predict
 
 # On a GPU, where reading a loss waits for everything that was asked of it before.
 LOSSES_READ_EVERY = 50
@@ -151,7 +152,7 @@ def side_by_side_gradients(
     """(class, loss, gradients to ``leaves``) of each of ``state.classes``, ``at_once`` of them at a time.
 
     Each is computed on ``threads`` CPU threads and on a copy of ``state``'s network. ``beside`` is one more such piece
-    of work, which may change that network. See ``dreamlib.threads.in_order`` about what compiles.
+    of work, which may change that network. See ``dreamlib._engine.threads.in_order`` about what compiles.
 
     Raises RuntimeError for an objective that gives other losses than that of the class it is asked for.
     """
@@ -183,9 +184,10 @@ class Distiller:
     ``start`` is the initial set; ``data`` the real training images; ``network`` a (name, options) pair. The same
     arguments give the same bits on the same machine and thread count, interrupted or not.
 
-    In a group of workers (``dreamlib.parallel``) each matches and clusters its share of the classes and the pixels'
-    gradients are summed, so that all take the same step. A class's gradient is zero outside its own canvases, so the
-    sum is what one process computes, bit for bit. Every worker trains the same networks, which needs no exchange.
+    In a group of workers (``dreamlib._engine.ranks``) each matches and clusters its share of the classes and the
+    pixels' gradients are summed, so that all take the same step. A class's gradient is zero outside its own canvases,
+    so the sum is what one process computes, bit for bit. Every worker trains the same networks, which needs no
+    exchange.
 
     With ``settings.at_once`` classes are clustered and matched side by side on a CPU's cores. Beside the matching the
     network takes its steps on real images, as it does in a single process on a GPU where steps are recorded (see
@@ -203,16 +205,16 @@ class Distiller:
 
     def __post_init__(self) -> None:
         s = self.settings
-        self.objective = objectives.make(s.objective, s.options)
+        self.objective = matching.make(s.objective, s.options)
         self.objective.check(build(self.network[0], self.info, torch.Generator(), self.network[1]), self.info)
         every = range(self.info.num_classes)
-        if parallel.world() > 1 and s.image_update == "per_class":
+        if ranks.world() > 1 and s.image_update == "per_class":
             raise ValueError(
                 "image_update 'per_class' takes the classes in turn: with workers use batched or collapsed"
             )
-        if parallel.world() > len(every):
-            raise ValueError(f"{parallel.world()} workers share {len(every)} classes; use at most {len(every)}")
-        self.classes = parallel.my_classes(len(every)) if self.objective.by_class else every
+        if ranks.world() > len(every):
+            raise ValueError(f"{ranks.world()} workers share {len(every)} classes; use at most {len(every)}")
+        self.classes = ranks.my_classes(len(every)) if self.objective.by_class else every
         self.synthetic = self.start.to(self.compute.device)
         self.synthetic.canvases = self.synthetic.canvases.clone().requires_grad_(True)
         learned = self.objective.learned(self.synthetic)
@@ -226,7 +228,7 @@ class Distiller:
         sizes = self.data.labels.bincount().unique()
         threads = torch.get_num_threads() if apart and len(sizes) <= SHAPES // 2 else 1
         # By the smallest share of the classes among workers: all must train on as many threads, for the same bits.
-        fewest = len(every) // (parallel.world() if self.objective.by_class else 1)
+        fewest = len(every) // (ranks.world() if self.objective.by_class else 1)
         self._at_once, self._threads_of_each = share = next(shares(fewest, threads, s.at_once))
         self.sampler = make_sampler(self.data, s, self.seed, self.classes, self._recordings.get("lloyd"), share)
         self.augmentation = augmentation_for(self.info, s.augmentation, s.augmentation_mode)
@@ -252,7 +254,7 @@ class Distiller:
     @property
     def _ahead(self) -> bool:
         """Whether iterations are asked of the device without waiting for their losses."""
-        return self.compute.device.type == "cuda" and parallel.world() == 1
+        return self.compute.device.type == "cuda" and ranks.world() == 1
 
     @property
     def _replays(self) -> bool:
@@ -282,7 +284,7 @@ class Distiller:
         if saved:
             self.load_state(saved)
         # Also the moment all wait for: no worker goes on to change or delete the file before all have read it.
-        if len(set(begun := parallel.gather([self.iteration]))) > 1:
+        if len(set(begun := ranks.gather([self.iteration]))) > 1:
             raise RuntimeError(f"workers read different checkpoints, of iterations {begun}: delete {checkpoint.path}")
         self._snapshot()
         last = time.monotonic()
@@ -295,9 +297,9 @@ class Distiller:
                     bar.set_postfix(loss=f"{self.history[-1][1]:.4g}", refresh=False)
                 bar.update()
                 due = time.monotonic() - last > self.settings.checkpoint_every_s
-                if checkpoint and parallel.as_the_first(due):
+                if checkpoint and ranks.as_the_first(due):
                     state = self.state()
-                    if parallel.first():
+                    if ranks.first():
                         checkpoint.save(state)
                     last = time.monotonic()
         self._catch_up()
@@ -428,7 +430,7 @@ class Distiller:
             if self.settings.image_update == "per_class":
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=False)
-        if self.objective.by_class and parallel.world() > 1:
+        if self.objective.by_class and ranks.world() > 1:
             labels, losses = self._summed(labels, losses)
         if self.settings.image_update != "per_class":
             self.optimizer.step()
@@ -499,7 +501,7 @@ class Distiller:
             leaf.grad = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
         whole = torch.zeros(self.info.num_classes, dtype=torch.float64, device=self.compute.device)
         whole[list(self.classes)] = torch.stack(losses).double()
-        parallel.sum_over_workers([*(leaf.grad for leaf in self._leaves if leaf.grad is not None), whole])
+        ranks.sum_over_workers([*(leaf.grad for leaf in self._leaves if leaf.grad is not None), whole])
         return list(range(self.info.num_classes)), list(whole)
 
     def _centers(self) -> list[Tensor | None] | None:
@@ -513,7 +515,7 @@ class Distiller:
         """What a sampler keeps of each class, from whichever worker has it."""
         if kept is None or len(self.classes) == len(kept):
             return kept
-        return parallel.gather([None if (row := kept[c]) is None else row.cpu() for c in self.classes])
+        return ranks.gather([None if (row := kept[c]) is None else row.cpu() for c in self.classes])
 
     def _refuse_broken_pixels(self, iteration: int) -> None:
         # A finite loss may have a gradient that is not: stop before such pixels reach a checkpoint.

@@ -9,18 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dreamlib import datasets, parallel
-from dreamlib.compute import Compute
-from dreamlib.files import read_json, write_json
-from dreamlib.kernels import Kernels
+from dreamlib import data as datasets
+from dreamlib._engine import ranks
+from dreamlib._engine.compiled_network import Kernels
+from dreamlib._engine.compute import Compute
+from dreamlib._engine.files import read_json, write_json
+from dreamlib._engine.progress import progress
+from dreamlib._engine.seeding import derive, generator
+from dreamlib._engine.threads import shares, side_by_side
+from dreamlib.data.types import DatasetInfo, LabeledImages
+from dreamlib.matching.unrolled import UNROLLED, replay
 from dreamlib.networks import build
-from dreamlib.objectives.unrolled import UNROLLED, replay
-from dreamlib.params import DataParams, EvaluationParams
-from dreamlib.progress import progress
-from dreamlib.seeding import derive, generator
-from dreamlib.synthetic import SyntheticSet
-from dreamlib.threads import shares, side_by_side
-from dreamlib.training import (
+from dreamlib.settings import EvaluationParams
+from dreamlib.synthetic.synthetic_set import SyntheticSet
+from dreamlib.training.trainer import (
     SCHEDULES,
     TrainSettings,
     accuracy,
@@ -30,7 +32,7 @@ from dreamlib.training import (
     kernels_for,
     predict,
 )
-from dreamlib.types import DatasetInfo, LabeledImages
+from pipeline.params import DataParams
 
 
 class PartialResults:
@@ -138,9 +140,9 @@ def evaluate(
     Network i starts from the seed derived from (seed, i) alone, so every set meets the same initial networks. Nothing
     is chosen on ``against``: it is looked at once, after training. Soft labels are used where the set stores them. A
     set of the rule 'bound' is decoded as 'single', by its factor alone, as in IDC's code, unless it stores labels for
-    its images. On a CPU ``how.at_once`` networks train side by side (``dreamlib.threads``). Workers
-    (``dreamlib.parallel``) take turns at the networks; every one of them gets all accuracies. Networks whose results
-    are ``kept`` are not trained again.
+    its images. On a CPU ``how.at_once`` networks train side by side (``dreamlib._engine.threads``). Workers
+    (``dreamlib._engine.ranks``) take turns at the networks; every one of them gets all accuracies. Networks whose
+    results are ``kept`` are not trained again.
     """
     repeats, epochs = repeats or how.repeats, epochs or how.epochs
     placed = synthetic.to(compute.device)
@@ -151,7 +153,7 @@ def evaluate(
     against, settings = against.to(compute.device), train_settings(info, how, synthetic)
     name, options = network
     kernels, kept = kernels_for(network, info, compute), kept or PartialResults()
-    mine = parallel.my_share(range(repeats))
+    mine = ranks.my_share(range(repeats))
 
     def train(one: tuple[nn.Module, int, Kernels], stepped: Callable[[], object]) -> None:
         model, own, its_kernels = one
@@ -189,7 +191,7 @@ def evaluate(
     found = [kept[index] for index in mine]
     before = [as_trained for as_trained, *fitted in found if fitted]
     results = [accuracies[-1] for accuracies in found]
-    return Evaluation(tuple(parallel.gather(results)), split, epochs, tuple(parallel.gather(before)))
+    return Evaluation(tuple(ranks.gather(results)), split, epochs, tuple(ranks.gather(before)))
 
 
 def groups(indices: Sequence[int], threads: int, most: int) -> Iterator[tuple[Sequence[int], int]]:

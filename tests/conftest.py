@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from dreamlib.compute import Compute
-from dreamlib.datasets import create, load_split
+from dreamlib._engine.compute import Compute
+from dreamlib.data import create, load_split
+from dreamlib.data.types import DatasetInfo, LabeledImages
 from dreamlib.networks import build
-from dreamlib.types import DatasetInfo, LabeledImages
 
 
 @pytest.fixture

@@ -6,14 +6,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dreamlib.augment import Augmentation
-from dreamlib.compute import Compute
-from dreamlib.kernels import Kernels
+from dreamlib._engine.compiled_network import Kernels
+from dreamlib._engine.compute import Compute
+from dreamlib.data.types import DatasetInfo, LabeledImages
+from dreamlib.matching import MatchState, Objective
 from dreamlib.networks import build
-from dreamlib.objectives import MatchState, Objective
-from dreamlib.sampling import Sampler
-from dreamlib.synthetic import SyntheticSet
-from dreamlib.types import DatasetInfo, LabeledImages
+from dreamlib.sampling.real_batches import Sampler
+from dreamlib.synthetic.synthetic_set import SyntheticSet
+from dreamlib.training.augment import Augmentation
 
 FOLDER = Path(__file__).parent / "golden"
 FLOAT64 = Compute(torch.device("cpu"), torch.float64)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from dreamlib._torchvision import torchvision
-from dreamlib.augment import GEOMETRIC, OPS, Augmentation, AugmentationDraw, cutmix
-from dreamlib.registry import UnknownNameError
+from dreamlib._engine.registry import UnknownNameError
+from dreamlib._engine.torchvision_import import torchvision
+from dreamlib.training.augment import GEOMETRIC, OPS, Augmentation, AugmentationDraw, cutmix
 
 ALL = "flip_color_crop_scale_rotate_cutout"
 

@@ -11,18 +11,19 @@ from benchmarks import accuracy, cost, paper, reach, table
 from benchmarks.__main__ import AT_ONCE, WHOLE, counted, cpu_name, interleaved
 from benchmarks.reference import evaluation, matching_gradient, representatives, training_step, with_torchs_layers
 from benchmarks.work import INFO, fast_matching_gradient, matching_state
-from dreamlib.compute import Compute
-from dreamlib.datasets import create
+from dreamlib._engine.compiled_network import Kernels
+from dreamlib._engine.compute import Compute
+from dreamlib._engine.files import read_json, write_json
+from dreamlib.data import create
 from dreamlib.evaluate import evaluate
-from dreamlib.files import read_json, write_json
-from dreamlib.kernels import Kernels
 from dreamlib.networks import build
-from dreamlib.params import EvaluationParams, Params, read_params
-from dreamlib.project import Setting
-from dreamlib.stage_clustering import run_clustering
-from dreamlib.stage_distillation import starting_set
-from dreamlib.synthetic import SyntheticSet
-from dreamlib.training import Trainer, TrainSettings
+from dreamlib.settings import EvaluationParams
+from dreamlib.synthetic.synthetic_set import SyntheticSet
+from dreamlib.training.trainer import Trainer, TrainSettings
+from pipeline.params import Params, read_params
+from pipeline.project import Setting
+from pipeline.stages.clustering import run_clustering
+from pipeline.stages.distillation import starting_set
 
 MODULES = ("container", "conv", "normalization", "activation", "pooling")
 SIZES = {"ipc": 2, "real": 6, "width": 16}

@@ -5,8 +5,8 @@ import os
 import pytest
 import torch
 
-from dreamlib import files
-from dreamlib.checkpoint import Checkpoint
+from dreamlib._engine import files
+from dreamlib._engine.checkpoint import Checkpoint
 
 STATE = {"iteration": 7, "canvases": torch.arange(12.0).view(3, 4), "history": [(0, 1.5)], "chosen": None}
 

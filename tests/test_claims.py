@@ -7,8 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from dreamlib.batches import KINDS, BatchStudy, class_gradient, gradient_measures, pooled
-from dreamlib.claims import (
+from dreamlib._engine.compiled_network import Kernels
+from dreamlib._engine.compute import Compute
+from dreamlib._engine.seeding import derive, generator
+from dreamlib.networks import build
+from dreamlib.synthetic.synthetic_set import SyntheticSet
+from dreamlib.training.trainer import SCHEDULES, Trainer, TrainSettings, accuracy, fit, fit_last_layer, predict
+from pipeline.report.claims import (
     HOLDS,
     NOT,
     PARTLY,
@@ -19,13 +24,8 @@ from dreamlib.claims import (
     share_of_iterations,
     together,
 )
-from dreamlib.compute import Compute
-from dreamlib.cost import energy_joules, operations_per_image, stored_bytes, watched_training
-from dreamlib.kernels import Kernels
-from dreamlib.networks import build
-from dreamlib.seeding import derive, generator
-from dreamlib.synthetic import SyntheticSet
-from dreamlib.training import SCHEDULES, Trainer, TrainSettings, accuracy, fit, fit_last_layer, predict
+from pipeline.studies.batch_measures import KINDS, BatchStudy, class_gradient, gradient_measures, pooled
+from pipeline.studies.cost_measures import energy_joules, operations_per_image, stored_bytes, watched_training
 
 
 def test_a_curve_reaches_a_value_between_its_points_at_its_start_or_never():

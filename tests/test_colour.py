@@ -11,17 +11,18 @@ from PIL import Image
 from ruamel.yaml import YAML
 from test_objectives_contract import CASES, NETWORK, losses_and_gradients, make_state, options
 
-from dreamlib import figures, objectives
-from dreamlib._torchvision import torchvision
-from dreamlib.augment import Augmentation
-from dreamlib.compute import Compute
-from dreamlib.datasets import create
-from dreamlib.experts import ExpertSettings, train_experts
-from dreamlib.params import find_root
-from dreamlib.project import Project, Setting
-from dreamlib.stage_clustering import run_clustering
-from dreamlib.stage_distillation import read_pictures, read_set, run_distillation
-from dreamlib.stage_evaluation import run_evaluation
+from dreamlib import matching as objectives
+from dreamlib._engine.compute import Compute
+from dreamlib._engine.torchvision_import import torchvision
+from dreamlib.data import create
+from dreamlib.matching.experts import ExpertSettings, train_experts
+from dreamlib.training.augment import Augmentation
+from pipeline.params import find_root
+from pipeline.project import Project, Setting
+from pipeline.report import figures
+from pipeline.stages.clustering import run_clustering
+from pipeline.stages.distillation import read_pictures, read_set, run_distillation
+from pipeline.stages.evaluation import run_evaluation
 
 ROOT = find_root(Path(__file__).parent)
 EVERY_OP = "flip_color_crop_scale_rotate_cutout"

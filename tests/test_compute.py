@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from dreamlib.compute import Compute, bfloat16_is_native
-from dreamlib.params import find_root, read_params
-from dreamlib.project import Project, Setting
-from dreamlib.stage_distillation import parameter_hash
+from dreamlib._engine.compute import Compute, bfloat16_is_native
+from pipeline.params import find_root, read_params
+from pipeline.project import Project, Setting
+from pipeline.stages.distillation import parameter_hash
 
 ROOT = find_root(Path(__file__).parent)
 

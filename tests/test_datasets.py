@@ -15,9 +15,9 @@ import scipy.io
 import torch
 from PIL import Image
 
-from dreamlib._torchvision import torchvision
-from dreamlib.datasets import DATASETS, DataError, create, info
-from dreamlib.registry import UnknownNameError
+from dreamlib._engine.registry import UnknownNameError
+from dreamlib._engine.torchvision_import import torchvision
+from dreamlib.data import DATASETS, DataError, create, info
 
 SPLITS = ("train", "test")
 
@@ -219,7 +219,7 @@ def test_a_changed_or_missing_file_is_refused_with_the_remedy(name, on_disk, tmp
     file.write_bytes(whole[:-1])
     with pytest.raises(DataError, match=rf"{file.name}.*{md5(whole[:-1])}.*{md5(whole)}.*Delete it and run") as refused:
         dataset.load("train", tmp_path)
-    assert f"python -m dreamlib.datasets {name} --data-dir {tmp_path}" in str(refused.value)
+    assert f"python -m pipeline.fetch_data {name} --data-dir {tmp_path}" in str(refused.value)
     file.unlink()
     with pytest.raises(DataError, match=rf"{file.name} is missing: run `") as refused:
         dataset.load("train", tmp_path)

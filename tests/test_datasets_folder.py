@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dreamlib.datasets import DataError, create, data_hash
+from dreamlib.data import DataError, create, data_hash
 
 RED, BLACK = (255, 0, 0), (0, 0, 0)
 

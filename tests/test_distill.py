@@ -14,15 +14,15 @@ import pytest
 import torch
 
 from dreamlib import distill
-from dreamlib.checkpoint import Checkpoint
-from dreamlib.compute import Compute
+from dreamlib._engine.checkpoint import Checkpoint
+from dreamlib._engine.compiled_network import compiler_found
+from dreamlib._engine.compute import Compute
+from dreamlib.data.types import DatasetInfo, LabeledImages
 from dreamlib.distill import DistillationDivergedError, Distiller, effective_image_lr, snapshot_iterations
-from dreamlib.initialize import fill, random_rows
-from dreamlib.kernels import compiler_found
-from dreamlib.objectives import OBJECTIVES, MatchState, Objective
-from dreamlib.params import DistillParams
-from dreamlib.synthetic import SyntheticSet
-from dreamlib.types import DatasetInfo, LabeledImages
+from dreamlib.matching import OBJECTIVES, MatchState, Objective
+from dreamlib.settings import DistillParams
+from dreamlib.synthetic.initial import fill, random_rows
+from dreamlib.synthetic.synthetic_set import SyntheticSet
 
 NETWORK = ("convnet", {"width": 8, "depth": 1})
 SMALL = {

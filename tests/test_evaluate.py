@@ -9,14 +9,15 @@ from ruamel.yaml import YAML
 from torch.nn import functional as F
 
 from dreamlib import evaluate as evaluation
-from dreamlib.compute import Compute
+from dreamlib._engine.compute import Compute
+from dreamlib._engine.seeding import derive, generator
 from dreamlib.evaluate import PartialResults, curve, evaluate, seen_as, train_settings
 from dreamlib.networks import build
-from dreamlib.params import PROTOCOLS, EvaluationParams, find_root, read_params
-from dreamlib.project import check_names
-from dreamlib.seeding import derive, generator
-from dreamlib.synthetic import SyntheticSet
-from dreamlib.training import SCHEDULES, fit, kernels_for
+from dreamlib.settings import PROTOCOLS, EvaluationParams
+from dreamlib.synthetic.synthetic_set import SyntheticSet
+from dreamlib.training.trainer import SCHEDULES, fit, kernels_for
+from pipeline.params import find_root, read_params
+from pipeline.project import check_names
 
 ROOT = find_root(Path(__file__).parent)
 NETWORK = ("convnet", {"width": 8})
@@ -257,7 +258,7 @@ def test_one_trace_serves_all_networks_and_batches_of_a_thread_count(
     synthetic, toy_info, toy_data, monkeypatch, traces, threads_restored
 ):
     """With CutMix and without it, side by side, from one trace each."""
-    monkeypatch.setattr("dreamlib.kernels.compiler_found", lambda: True)
+    monkeypatch.setattr("dreamlib._engine.compiled_network.compiler_found", lambda: True)
     info, against, found, made = toy_info(), toy_data(per_class=40), [], []
     torch.set_num_threads(2)
     for at_once in (1, 2):

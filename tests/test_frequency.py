@@ -7,11 +7,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
-from dreamlib import frequency
-from dreamlib.initialize import fill, noise, random_rows
-from dreamlib.params import DistillParams
-from dreamlib.synthetic import SyntheticSet
-from dreamlib.types import DatasetInfo, LabeledImages
+from dreamlib.data.types import DatasetInfo, LabeledImages
+from dreamlib.settings import DistillParams
+from dreamlib.synthetic.initial import fill, noise, random_rows
+from dreamlib.synthetic.synthetic_set import SyntheticSet, frequency
 
 
 def images(count=8, channels=2, height=6, width=10, dtype=torch.float64):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from golden_numbers import assert_near, golden
 
-from dreamlib.augment import GEOMETRIC, OPS, Augmentation, AugmentationDraw
+from dreamlib.training.augment import GEOMETRIC, OPS, Augmentation, AugmentationDraw
 
 TOLERANCE, TOLERANCE_AFFINE = 2e-6, 2e-5  # the second wherever scale or rotate takes part
 EXACT = {"flip", "crop", "cutout"}

@@ -7,11 +7,11 @@ import torch
 from golden_numbers import FLOAT64, assert_near, golden, plain_info
 from torch import Tensor
 
+from dreamlib.data.types import LabeledImages
 from dreamlib.distill import Distiller
-from dreamlib.objectives import OBJECTIVES, Objective
-from dreamlib.params import DistillParams
-from dreamlib.synthetic import SyntheticSet
-from dreamlib.types import LabeledImages
+from dreamlib.matching import OBJECTIVES, Objective
+from dreamlib.settings import DistillParams
+from dreamlib.synthetic.synthetic_set import SyntheticSet
 
 TOLERANCE = 1e-12
 ITERATIONS, CLASSES = 5, 3

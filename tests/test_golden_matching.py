@@ -4,9 +4,9 @@ import pytest
 import torch
 from golden_numbers import FLOAT64, assert_near_relative, convnet, golden, matching_state, plain_info
 
-from dreamlib.kernels import Kernels
-from dreamlib.objectives.gradient import GradientMatching, matched_weights
-from dreamlib.types import LabeledImages
+from dreamlib._engine.compiled_network import Kernels
+from dreamlib.data.types import LabeledImages
+from dreamlib.matching.gradient import GradientMatching, matched_weights
 
 TOLERANCE = 1e-8  # relative
 LABEL = 3  # of all images

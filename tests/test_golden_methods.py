@@ -16,15 +16,15 @@ from golden_numbers import (
 from safetensors.torch import save_file
 from torch import nn
 
-from dreamlib.experts import FORMAT, Experts, expert_path
-from dreamlib.kernels import Kernels, weights_of
+from dreamlib._engine.compiled_network import Kernels, weights_of
+from dreamlib.data.types import LabeledImages
+from dreamlib.data.whitening import ZCA
+from dreamlib.matching.distribution import DistributionMatching
+from dreamlib.matching.experts import FORMAT, Experts, expert_path
+from dreamlib.matching.inner import InnerTraining
+from dreamlib.matching.ridge import RidgeRegression, centred_targets, ridge_predictions
+from dreamlib.matching.trajectory import TrajectoryMatching, squared_distance
 from dreamlib.networks import build
-from dreamlib.objectives.distribution import DistributionMatching
-from dreamlib.objectives.inner import InnerTraining
-from dreamlib.objectives.ridge import RidgeRegression, centred_targets, ridge_predictions
-from dreamlib.objectives.trajectory import TrajectoryMatching, squared_distance
-from dreamlib.types import LabeledImages
-from dreamlib.whitening import ZCA
 
 TOLERANCE = 1e-9
 

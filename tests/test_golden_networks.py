@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from golden_numbers import FOLDER, assert_near, convnet, golden, plain_info
 
+from dreamlib.data.types import DatasetInfo
 from dreamlib.networks import build
 from dreamlib.networks.convnet import FirstConv2d
-from dreamlib.types import DatasetInfo
 
 SIZES = json.loads((FOLDER / "network_sizes.json").read_text())["parameters"]
 

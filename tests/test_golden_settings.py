@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from dreamlib.datasets import info as dataset_info
+from dreamlib.data import info as dataset_info
 from dreamlib.distill import effective_image_lr
-from dreamlib.experts import ExpertSettings
-from dreamlib.initialize import INITS
+from dreamlib.matching.experts import ExpertSettings
 from dreamlib.networks import build
-from dreamlib.params import read_params
-from dreamlib.sampling import SAMPLERS
-from dreamlib.training import SCHEDULES, augmentation_for
+from dreamlib.sampling.real_batches import SAMPLERS
+from dreamlib.synthetic.initial import INITS
+from dreamlib.training.trainer import SCHEDULES, augmentation_for
+from pipeline.params import read_params
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = json.loads((ROOT / "tests" / "golden" / "settings.json").read_text())

@@ -4,12 +4,13 @@ import pytest
 import torch
 from golden_numbers import assert_near, golden, plain_info
 
-from dreamlib import initialize, sampling
-from dreamlib.initialize import cluster_class, fill, noise
-from dreamlib.kmeans import Clustering, kmeans, squared_distances
-from dreamlib.sampling import ReleasedSampler
-from dreamlib.synthetic import decode, tile
-from dreamlib.types import LabeledImages
+from dreamlib.data.types import LabeledImages
+from dreamlib.sampling.kmeans import Clustering, kmeans, squared_distances
+from dreamlib.sampling.real_batches import ReleasedSampler
+from dreamlib.sampling.real_batches import real_batches as sampling
+from dreamlib.synthetic.initial import cluster_class, fill, noise
+from dreamlib.synthetic.synthetic_set import decode, tile
+from dreamlib.synthetic.synthetic_set import initial as initialize
 
 TOLERANCE = 1e-9
 TABLES = ("blobs", "loose")

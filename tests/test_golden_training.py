@@ -6,10 +6,9 @@ import torch
 from golden_numbers import FLOAT64, assert_near, convnet, golden, plain_info
 from torch import nn
 
-from dreamlib import augment
-from dreamlib.augment import CutMixDraw, cutmix, draw_cutmix
-from dreamlib.kernels import Kernels, weights_of
-from dreamlib.training import Trainer, TrainSettings, decayed_lr, fit, tenth_lr
+from dreamlib._engine.compiled_network import Kernels, weights_of
+from dreamlib.training.augment import CutMixDraw, cutmix, draw_cutmix
+from dreamlib.training.trainer import Trainer, TrainSettings, augment, decayed_lr, fit, tenth_lr
 
 # ---- learning rates -------------------------------------------------------------------------------------------------
 

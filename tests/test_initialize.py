@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from dreamlib.initialize import check_budget, cluster_class, fill, images_needed, noise, random_rows
-from dreamlib.sections import DistillParams
-from dreamlib.synthetic import tile
-from dreamlib.types import LabeledImages
+from dreamlib.data.types import LabeledImages
+from dreamlib.settings import DistillParams
+from dreamlib.synthetic.initial import check_budget, cluster_class, fill, images_needed, noise, random_rows
+from dreamlib.synthetic.synthetic_set import tile
 
 
 def pixels(images):

@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dreamlib.compute import Compute
-from dreamlib.kernels import Kernels, compiler_found, run_beside_python, weights_of
-from dreamlib.objectives.gradient import absolute, matched_weights, row_cosine, squared
+from dreamlib._engine.compiled_network import Kernels, compiler_found, run_beside_python, weights_of
+from dreamlib._engine.compute import Compute
+from dreamlib.matching.gradient import absolute, matched_weights, row_cosine, squared
 
 needs_compiler = pytest.mark.skipif(
     not compiler_found(), reason="no C++ compiler on this machine: torch.compile cannot"
@@ -214,7 +214,7 @@ def test_networks_that_do_not_ask_for_it_are_not_compiled(toy_info):
 
 
 def test_without_a_compiler_it_runs_uncompiled_and_says_so(tiny, monkeypatch, caplog):
-    from dreamlib import kernels
+    from dreamlib._engine import compiled_network as kernels
 
     monkeypatch.setattr(kernels.shutil, "which", lambda _: None)
     compiler_found.cache_clear()

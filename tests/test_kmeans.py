@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.cluster import KMeans
 
-from dreamlib.kmeans import Clustering, _sums, kmeans, nearest_members, squared_distances
+from dreamlib.sampling.kmeans import Clustering, _sums, kmeans, nearest_members, squared_distances
 
 
 def blobs(batch, n, k, dimensions, seed, spread=0.1):

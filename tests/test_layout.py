@@ -124,13 +124,13 @@ def test_only_evaluate_reads_the_test_split():
             if last == "test_split":
                 users.add(name)
     assert readers == {"dreamlib.evaluate"}
-    assert users == {"dreamlib.stage_evaluation"}
+    assert users == {"pipeline.stages.evaluation"}
     mentions = {
         name
         for name, tree in TREES.items()
         if area(name) != "datasets" and any(isinstance(n, ast.Constant) and n.value == "test" for n in ast.walk(tree))
     }
-    assert mentions <= {"dreamlib.evaluate", "dreamlib.stage_evaluation"}  # the stage says so in its metrics
+    assert mentions <= {"dreamlib.evaluate", "pipeline.stages.evaluation"}  # the stage says so in its metrics
 
 
 GLOBAL = {
@@ -201,7 +201,8 @@ def test_notebooks_define_nothing():
 
 
 @pytest.mark.parametrize(
-    ("module", "costly"), [("dreamlib.run", ["torch", "pandas"]), ("dreamlib.stage_distillation", ["sklearn"])]
+    ("module", "costly"),
+    [("pipeline.launch_notebook", ["torch", "pandas"]), ("pipeline.stages.distillation", ["sklearn"])],
 )
 def test_what_starts_with_every_stage_waits_for_no_library_it_does_not_use(module, costly):
     """Each of them takes seconds to import, and `make repro` starts a launcher and a kernel twenty times."""

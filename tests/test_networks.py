@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from dreamlib import networks
+from dreamlib._engine.registry import UnknownNameError
+from dreamlib.data.types import DatasetInfo
 from dreamlib.networks import NETWORKS, build
-from dreamlib.registry import UnknownNameError
-from dreamlib.types import DatasetInfo
 
 NORMS = ("instance", "batch", "group", "layer", "none")
 

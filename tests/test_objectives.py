@@ -4,14 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dreamlib.augment import Augmentation
-from dreamlib.compute import Compute
-from dreamlib.kernels import Kernels
-from dreamlib.objectives import MatchState, make
-from dreamlib.objectives.gradient import DISTANCES, absolute, matched_weights, row_cosine, squared
-from dreamlib.registry import UnknownNameError
-from dreamlib.sampling import RandomSampler
-from dreamlib.synthetic import SyntheticSet
+from dreamlib._engine.compiled_network import Kernels
+from dreamlib._engine.compute import Compute
+from dreamlib._engine.registry import UnknownNameError
+from dreamlib.matching import MatchState, make
+from dreamlib.matching.gradient import DISTANCES, absolute, matched_weights, row_cosine, squared
+from dreamlib.sampling.real_batches import RandomSampler
+from dreamlib.synthetic.synthetic_set import SyntheticSet
+from dreamlib.training.augment import Augmentation
 
 
 @pytest.fixture

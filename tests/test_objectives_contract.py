@@ -5,16 +5,16 @@ import copy
 import pytest
 import torch
 
-from dreamlib import objectives
-from dreamlib.augment import Augmentation
-from dreamlib.compute import Compute
+from dreamlib import matching as objectives
+from dreamlib._engine.compiled_network import Kernels
+from dreamlib._engine.compute import Compute
 from dreamlib.distill import Distiller
-from dreamlib.experts import ExpertSettings, train_experts
-from dreamlib.initialize import fill, random_rows
-from dreamlib.kernels import Kernels
-from dreamlib.objectives import OBJECTIVES, MatchState
-from dreamlib.params import DistillParams
-from dreamlib.sampling import RandomSampler
+from dreamlib.matching import OBJECTIVES, MatchState
+from dreamlib.matching.experts import ExpertSettings, train_experts
+from dreamlib.sampling.real_batches import RandomSampler
+from dreamlib.settings import DistillParams
+from dreamlib.synthetic.initial import fill, random_rows
+from dreamlib.training.augment import Augmentation
 
 NETWORK = ("convnet", {"width": 8})
 SMALL = {  # options that make a setting small; the rest is default

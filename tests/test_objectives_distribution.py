@@ -5,8 +5,8 @@ import pytest
 import torch
 from test_objectives_contract import losses_and_gradients, make_state
 
-from dreamlib import objectives
-from dreamlib.augment import Augmentation
+from dreamlib import matching as objectives
+from dreamlib.training.augment import Augmentation
 
 
 @pytest.mark.parametrize("factor", [1, 2])

@@ -6,9 +6,9 @@ import torch
 from sklearn.linear_model import Ridge
 from test_objectives_contract import losses_and_gradients, make_state
 
-from dreamlib import objectives
-from dreamlib.augment import Augmentation
-from dreamlib.objectives.ridge import _PositiveSolve, centred_targets, ridge_predictions
+from dreamlib import matching as objectives
+from dreamlib.matching.ridge import _PositiveSolve, centred_targets, ridge_predictions
+from dreamlib.training.augment import Augmentation
 
 
 def test_predictions_are_those_of_scikit_learns_ridge():

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from dreamlib.compute import Compute
-from dreamlib.initialize import fill, random_rows
-from dreamlib.kernels import Kernels
-from dreamlib.objectives.soft_labels import assign_soft_labels, labels_of, starting_logits, train_teacher
-from dreamlib.synthetic import SyntheticSet
-from dreamlib.training import TrainSettings, accuracy, predict
+from dreamlib._engine.compiled_network import Kernels
+from dreamlib._engine.compute import Compute
+from dreamlib.matching.soft_labels import assign_soft_labels, labels_of, starting_logits, train_teacher
+from dreamlib.synthetic.initial import fill, random_rows
+from dreamlib.synthetic.synthetic_set import SyntheticSet
+from dreamlib.training.trainer import TrainSettings, accuracy, predict
 
 
 @pytest.fixture

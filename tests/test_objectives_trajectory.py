@@ -11,12 +11,12 @@ from safetensors.torch import save_file
 from test_objectives_contract import losses_and_gradients, make_state
 from torch import nn
 
-from dreamlib import objectives
-from dreamlib.augment import Augmentation
-from dreamlib.compute import Compute
-from dreamlib.experts import FORMAT, ExpertError, Experts, ExpertSettings, expert_path, train_experts
+from dreamlib import matching as objectives
+from dreamlib._engine.compute import Compute
+from dreamlib._engine.seeding import derive, generator
+from dreamlib.matching.experts import FORMAT, ExpertError, Experts, ExpertSettings, expert_path, train_experts
 from dreamlib.networks import build
-from dreamlib.seeding import derive, generator
+from dreamlib.training.augment import Augmentation
 
 TINY = ("convnet", {"width": 8})
 PLAIN = {"batch": 8, "epochs": 2, "lr": 0.1, "augmentation": "none"}
@@ -116,7 +116,7 @@ def test_what_is_missing_or_wrong_is_named_with_the_remedy(by_hand, tmp_path, ti
     with pytest.raises(ValueError, match="lower learned_lr"):
         next(objective.losses(state))
     for folder, network, name, message in [
-        (tmp_path / "nowhere", Linear(64, 3), "toy", "no expert trajectories .* `python -m dreamlib.stage_experts`"),
+        (tmp_path / "nowhere", Linear(64, 3), "toy", "no expert trajectories .* `python -m pipeline.stages.experts`"),
         (tmp_path / "experts", Linear(64, 3), "other", "have seen toy, not other"),
         (tmp_path / "experts", tiny(), "toy", "not the network in use"),
     ]:

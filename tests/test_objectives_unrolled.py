@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from test_objectives_contract import losses_and_gradients, make_state
 from test_objectives_trajectory import Linear
 
-from dreamlib import objectives
-from dreamlib.augment import Augmentation
+from dreamlib import matching as objectives
 from dreamlib.evaluate import evaluate
-from dreamlib.objectives.inner import InnerTraining, parameters_of
-from dreamlib.objectives.unrolled import replay
-from dreamlib.params import EvaluationParams
-from dreamlib.synthetic import SyntheticSet
+from dreamlib.matching.inner import InnerTraining, parameters_of
+from dreamlib.matching.unrolled import replay
+from dreamlib.settings import EvaluationParams
+from dreamlib.synthetic.synthetic_set import SyntheticSet
+from dreamlib.training.augment import Augmentation
 
 SMALL = {"steps": 2, "passes": 2, "step_size": 0.3, "real_batch": 24}
 

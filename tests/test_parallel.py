@@ -11,20 +11,21 @@ import torch.multiprocessing
 from ruamel.yaml import YAML
 from torch import distributed
 
-from dreamlib import parallel
-from dreamlib.checkpoint import Checkpoint
-from dreamlib.compute import Compute
-from dreamlib.datasets import create, info, load_split
+from dreamlib._engine import ranks as parallel
+from dreamlib._engine.checkpoint import Checkpoint
+from dreamlib._engine.compute import Compute
+from dreamlib.data import create, info, load_split
+from dreamlib.data.types import LabeledImages
 from dreamlib.distill import Distiller
 from dreamlib.evaluate import evaluate
-from dreamlib.initialize import fill, random_rows
-from dreamlib.objectives import OBJECTIVES, Objective
-from dreamlib.params import DistillParams, EvaluationParams, ParameterError, find_root
-from dreamlib.project import Project, Setting
-from dreamlib.stage_clustering import run_clustering
-from dreamlib.stage_distillation import read_result, run_distillation
-from dreamlib.stage_evaluation import run_evaluation
-from dreamlib.types import LabeledImages
+from dreamlib.matching import OBJECTIVES, Objective
+from dreamlib.settings import DistillParams, EvaluationParams, ParameterError
+from dreamlib.synthetic.initial import fill, random_rows
+from pipeline.params import find_root
+from pipeline.project import Project, Setting
+from pipeline.stages.clustering import run_clustering
+from pipeline.stages.distillation import read_result, run_distillation
+from pipeline.stages.evaluation import run_evaluation
 
 ROOT = find_root(Path(__file__).parent)
 NETWORK = ("convnet", {"width": 8})

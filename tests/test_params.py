@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from dreamlib.params import ParameterError, digest, find_root, read_params
+from dreamlib.settings import ParameterError, digest
+from pipeline.params import find_root, read_params
 
 ROOT = Path(__file__).parents[1]
 IDC_EVALUATION = "flip_color_crop_scale_rotate"

@@ -13,19 +13,20 @@ from papermill import PapermillExecutionError
 from PIL import Image
 from ruamel.yaml import YAML
 
-from dreamlib import run as launcher
-from dreamlib.datasets import create
-from dreamlib.figures import write_contact_sheet
-from dreamlib.files import read_json
-from dreamlib.notebooks import check, cleaned
-from dreamlib.params import ParameterError, find_root, read_params
-from dreamlib.project import Project
-from dreamlib.record import readme_text
-from dreamlib.registry import UnknownNameError
-from dreamlib.report import small_class_note
-from dreamlib.stage_clustering import cluster_counts
-from dreamlib.stage_experts import run_experts
-from dreamlib.synthetic import SyntheticSet
+from dreamlib._engine.files import read_json
+from dreamlib._engine.registry import UnknownNameError
+from dreamlib.data import create
+from dreamlib.settings import ParameterError
+from dreamlib.synthetic.synthetic_set import SyntheticSet
+from pipeline import launch_notebook as launcher
+from pipeline.params import find_root, read_params
+from pipeline.project import Project
+from pipeline.report.cells import small_class_note
+from pipeline.report.figures import write_contact_sheet
+from pipeline.report.notebooks import check, cleaned
+from pipeline.report.record import readme_text
+from pipeline.stages.clustering import cluster_counts
+from pipeline.stages.experts import run_experts
 
 ROOT = find_root(Path(__file__).parent)
 STAGES = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"]
@@ -224,7 +225,7 @@ def dvc(root, *arguments, fails=False):
 def fetch(root):
     """What `make data` runs."""
     env = {**os.environ, "PYTHONPATH": str(root)}
-    subprocess.run([sys.executable, "-m", "dreamlib.datasets"], cwd=root, env=env, capture_output=True, check=True)
+    subprocess.run([sys.executable, "-m", "dreamlib.data"], cwd=root, env=env, capture_output=True, check=True)
 
 
 def outputs_of(root):

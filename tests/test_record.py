@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 import torch
 
-from dreamlib import figures, record
-from dreamlib.files import read_json, write_json
-from dreamlib.notebooks import to_html, with_mathml
-from dreamlib.stage_figures import summary, summary_markdown
+from dreamlib._engine.files import read_json, write_json
+from pipeline.report import figures, record
+from pipeline.report.notebooks import to_html, with_mathml
+from pipeline.stages.figures import summary, summary_markdown
 
 PARAMS = """\
 dataset: digits

@@ -6,9 +6,10 @@ import time
 import pytest
 import torch
 
-from dreamlib import sampling
-from dreamlib.kmeans import kmeans
-from dreamlib.sampling import (
+from dreamlib._engine.seeding import generator
+from dreamlib.data.types import LabeledImages
+from dreamlib.sampling.kmeans import kmeans
+from dreamlib.sampling.real_batches import (
     SAMPLERS,
     BoundarySampler,
     CenterSampler,
@@ -18,8 +19,7 @@ from dreamlib.sampling import (
     ReleasedSampler,
     RepresentativeSampler,
 )
-from dreamlib.seeding import generator
-from dreamlib.types import LabeledImages
+from dreamlib.sampling.real_batches import real_batches as sampling
 
 
 def pixels(images):

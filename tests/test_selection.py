@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from dreamlib.registry import UnknownNameError
-from dreamlib.selection import SELECTIONS, herding, k_center, select
+from dreamlib._engine.registry import UnknownNameError
+from dreamlib.sampling.coresets import SELECTIONS, herding, k_center, select
 
 
 def pixels(images):

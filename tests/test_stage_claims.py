@@ -8,14 +8,17 @@ import pandas as pd
 import pytest
 import torch
 
-from dreamlib import stage_best, stage_claims, stage_verdicts
-from dreamlib.claims import HOLDS, NOT, PARTLY
-from dreamlib.files import write_json
-from dreamlib.params import EvaluationParams, Params, find_root, read_params
-from dreamlib.project import Setting
-from dreamlib.stage_claims import Claims
-from dreamlib.stage_cost import FULL
-from dreamlib.synthetic import SyntheticSet, load
+from dreamlib._engine.files import write_json
+from dreamlib.settings import EvaluationParams
+from dreamlib.synthetic.synthetic_set import SyntheticSet, load
+from pipeline.params import Params, find_root, read_params
+from pipeline.project import Setting
+from pipeline.report.claims import HOLDS, NOT, PARTLY
+from pipeline.studies import best_sets as stage_best
+from pipeline.studies import claims as stage_claims
+from pipeline.studies import verdicts as stage_verdicts
+from pipeline.studies.claims import Claims
+from pipeline.studies.training_cost import FULL
 
 ROOT = find_root()
 NETWORK, SEEDS = "convnet (width 64)", (0, 1, 2)

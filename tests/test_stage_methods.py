@@ -4,11 +4,11 @@ import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
-from dreamlib import stage_methods
-from dreamlib.files import read_json, write_json
-from dreamlib.params import find_root, read_params
-from dreamlib.project import Project, Setting
-from dreamlib.stage_figures import evaluations, summary
+from dreamlib._engine.files import read_json, write_json
+from pipeline.params import find_root, read_params
+from pipeline.project import Project, Setting
+from pipeline.stages.figures import evaluations, summary
+from pipeline.studies import methods as stage_methods
 
 ROOT = find_root()
 # accuracy per seed under the protocol; the plain view is 10 points lower, 5 for random

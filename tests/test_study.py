@@ -11,19 +11,21 @@ from ruamel.yaml import YAML
 from safetensors import safe_open
 from torch.nn import functional as F
 
-from dreamlib import stage_experts, study
-from dreamlib.datasets import create
-from dreamlib.files import read_json
-from dreamlib.initialize import cluster_class
+from dreamlib._engine.files import read_json
+from dreamlib._engine.seeding import generator
+from dreamlib.data import create
+from dreamlib.matching import OBJECTIVES
 from dreamlib.networks import NETWORKS, build
-from dreamlib.objectives import OBJECTIVES
-from dreamlib.params import ParameterError, find_root, read_params
-from dreamlib.project import Project, Setting, check_names
-from dreamlib.seeding import generator
-from dreamlib.stage_clustering import representatives
-from dreamlib.stage_distillation import run_distillation
-from dreamlib.stage_evaluation import run_evaluation
-from dreamlib.synthetic import SyntheticSet
+from dreamlib.settings import ParameterError
+from dreamlib.synthetic.initial import cluster_class
+from dreamlib.synthetic.synthetic_set import SyntheticSet
+from pipeline.params import find_root, read_params
+from pipeline.project import Project, Setting, check_names
+from pipeline.stages import experts as stage_experts
+from pipeline.stages.clustering import representatives
+from pipeline.stages.distillation import run_distillation
+from pipeline.stages.evaluation import run_evaluation
+from pipeline.studies import run as study
 
 ROOT = find_root(Path(__file__).parent)
 STUDIES = YAML(typ="safe", pure=True).load(ROOT / "studies.yaml")["studies"]
@@ -230,7 +232,7 @@ def test_snapshots_are_read_for_a_curve_alone_and_before_any_training(evaluating
     done, points = run_evaluation(project, RANDOM)
     assert len(done.accuracies) == 1 and points.empty
     trained = []
-    monkeypatch.setattr("dreamlib.stage_evaluation.evaluate", lambda *given, **named: trained.append(given))
+    monkeypatch.setattr("pipeline.stages.evaluation.evaluate", lambda *given, **named: trained.append(given))
     with pytest.raises(FileNotFoundError, match="make it with `dvc repro distillation`"):
         run_evaluation(evaluating(epochs=1, curve_networks=1), RANDOM)
     assert not trained
@@ -300,7 +302,7 @@ def test_experts_that_are_not_all_there_are_not_followed(root, capsys):
     assert study.main(["small", "experts"]) == 0
     experts[1].write_bytes(other)
     assert study.main(["small", "run", "mtt"]) == 1
-    assert "made under different settings or data: run `python -m dreamlib.stage_experts`" in capsys.readouterr().err
+    assert "made under different settings or data: run `python -m pipeline.stages.experts`" in capsys.readouterr().err
     experts[1].write_bytes(b"torn")
     assert study.main(["small", "run", "mtt"]) == 1
     assert "no whole expert trajectory" in capsys.readouterr().err
@@ -352,7 +354,7 @@ TOY = '''
 
 from dataclasses import dataclass
 
-from dreamlib.objectives import OBJECTIVES, Objective
+from dreamlib.matching import OBJECTIVES, Objective
 
 
 @OBJECTIVES.register("mean_pixels")

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import dreamlib
-from dreamlib.synthetic import DecodedDataset, SyntheticSet, decode, formation, tile
+from dreamlib.synthetic.synthetic_set import DecodedDataset, SyntheticSet, decode, formation, tile
 
 INFO = {"dataset": "toy", "classes": ["a", "b"], "mean": [0.4, 0.5], "std": [0.25, 0.2]}
 

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from dreamlib.threads import Stopped, in_order, shares, side_by_side
+from dreamlib._engine.threads import Stopped, in_order, shares, side_by_side
 
 
 @pytest.fixture(autouse=True)
@@ -126,7 +126,7 @@ def test_an_interruption_ends_all(monkeypatch):
         time.sleep(0.05)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dreamlib.threads.wait", interrupted)
+    monkeypatch.setattr("dreamlib._engine.threads.wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         side_by_side(work, range(2), 1)
     assert 1 <= len(ended) <= 2

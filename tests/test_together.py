@@ -10,18 +10,18 @@ import torch
 
 from benchmarks.reference import matching_gradient
 from benchmarks.work import fast_matching_gradient, matching_state
-from dreamlib import augment, kmeans, training
-from dreamlib.augment import OPS, Augmentation
-from dreamlib.compute import Compute
+from dreamlib._engine.compiled_network import Kernels, weights_of
+from dreamlib._engine.compute import Compute
+from dreamlib._engine.cuda_graphs import Replayed, on_another_stream
+from dreamlib.data.types import DatasetInfo
 from dreamlib.distill import LOSSES_READ_EVERY, DistillationDivergedError, Distiller
-from dreamlib.graphs import Replayed, on_another_stream
-from dreamlib.initialize import fill, random_rows
-from dreamlib.kernels import Kernels, weights_of
-from dreamlib.objectives import make
-from dreamlib.params import DistillParams
-from dreamlib.sampling import SAMPLERS
-from dreamlib.training import STEPS_RECORDED, Trainer, TrainSettings, augmentation_for, embed, predict
-from dreamlib.types import DatasetInfo
+from dreamlib.matching import make
+from dreamlib.sampling.real_batches import SAMPLERS, kmeans
+from dreamlib.settings import DistillParams
+from dreamlib.synthetic.initial import fill, random_rows
+from dreamlib.training.augment import OPS, Augmentation
+from dreamlib.training.trainer import STEPS_RECORDED, Trainer, TrainSettings, augment, augmentation_for, embed, predict
+from dreamlib.training.trainer import trainer as training
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU on this machine")
 # torch.compile imports parts of torch that torch itself deprecates, and advises TF32 where float32 is asked for.

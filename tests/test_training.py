@@ -7,13 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch.optim.lr_scheduler import MultiStepLR
 
-from dreamlib import training
-from dreamlib.augment import Augmentation, cutmix
-from dreamlib.compute import Compute
-from dreamlib.kernels import Kernels
+from dreamlib._engine.compiled_network import Kernels
+from dreamlib._engine.compute import Compute
+from dreamlib.matching.ridge import ridge_predictions
 from dreamlib.networks import NETWORKS, build
-from dreamlib.objectives.ridge import ridge_predictions
-from dreamlib.training import (
+from dreamlib.training.augment import Augmentation, cutmix
+from dreamlib.training.trainer import (
     Trainer,
     TrainSettings,
     accuracy,
@@ -26,6 +25,7 @@ from dreamlib.training import (
     predict,
     train_on_real,
 )
+from dreamlib.training.trainer import trainer as training
 
 PLAIN = TrainSettings(batch=8, lr=0.05, momentum=0.9, weight_decay=5e-4)
 
@@ -243,7 +243,7 @@ def test_training_on_real_images_is_passes_of_color_crop_and_cutmix(toys, monkey
 
 
 def test_fit_learns_digits(digits, tiny):
-    from dreamlib.datasets import info as info_of
+    from dreamlib.data import info as info_of
 
     info = info_of("digits")
     network = tiny(info)

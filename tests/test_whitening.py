@@ -11,15 +11,18 @@ from ruamel.yaml import YAML
 from sklearn.decomposition import PCA
 
 import dreamlib
-from dreamlib import stage_evaluation, whitening
-from dreamlib.compute import Compute
-from dreamlib.datasets import create, load_split
+from dreamlib._engine.compute import Compute
+from dreamlib.data import create, load_split, whitening
+from dreamlib.data.whitening import ZCA, whitened_info
 from dreamlib.distill import Distiller
-from dreamlib.experts import ExpertError, Experts, ExpertSettings, train_experts
-from dreamlib.initialize import fill, random_rows
-from dreamlib.params import DistillParams, find_root
-from dreamlib.project import Project, Setting
-from dreamlib.stage_distillation import (
+from dreamlib.matching.experts import ExpertError, Experts, ExpertSettings, train_experts
+from dreamlib.settings import DistillParams
+from dreamlib.synthetic.initial import fill, random_rows
+from dreamlib.synthetic.synthetic_set import SyntheticSet
+from pipeline.params import find_root
+from pipeline.project import Project, Setting
+from pipeline.stages import evaluation as stage_evaluation
+from pipeline.stages.distillation import (
     describe,
     parameter_hash,
     read_pictures,
@@ -27,10 +30,8 @@ from dreamlib.stage_distillation import (
     read_snapshots,
     run_distillation,
 )
-from dreamlib.stage_evaluation import run_evaluation
-from dreamlib.stage_experts import run_experts
-from dreamlib.synthetic import SyntheticSet
-from dreamlib.whitening import ZCA, whitened_info
+from pipeline.stages.evaluation import run_evaluation
+from pipeline.stages.experts import run_experts
 
 ROOT = find_root(Path(__file__).parent)
 
@@ -222,7 +223,7 @@ def test_mtt_from_experts_to_accuracy(project, monkeypatch):
 
 
 def test_a_teacher_labels_whitened_images_as_one_who_saw_them(project, monkeypatch):
-    from dreamlib.stage_clustering import representatives, run_clustering
+    from pipeline.stages.clustering import representatives, run_clustering
 
     setting = Setting("taught", 1, 0)
     run_clustering(project, 1, 0)

@@ -11,8 +11,8 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from dreamlib.registry import Registry, configured
-from dreamlib.types import DatasetInfo
+from dreamlib._engine.registry import Registry, configured
+from dreamlib.data.types import DatasetInfo
 
 
 class NetworkFamily(Protocol):

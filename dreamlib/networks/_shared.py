@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from dreamlib.registry import unknown
-from dreamlib.types import DatasetInfo
+from dreamlib._engine.registry import unknown
+from dreamlib.data.types import DatasetInfo
 
 
 class FeatureNet(nn.Module):

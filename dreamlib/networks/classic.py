@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from dreamlib.data.types import DatasetInfo
 from dreamlib.networks import NETWORKS
 from dreamlib.networks._shared import FeatureNet, check_norm, need_side, set_norm
-from dreamlib.types import DatasetInfo
 
 _VGG11 = ((64,), (128,), (256, 256), (512, 512), (512, 512))
 

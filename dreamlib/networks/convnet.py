@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dreamlib._engine.registry import unknown
+from dreamlib.data.types import DatasetInfo
 from dreamlib.networks import NETWORKS
-from dreamlib.registry import unknown
-from dreamlib.types import DatasetInfo
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ class ConvNet(nn.Module):
     as good a gradient for less time. Logits come back as float32 from half-precision input, else in the input's dtype.
     """
 
-    compiles = True  # worth the seconds torch.compile takes (dreamlib.kernels)
+    compiles = True  # worth the seconds torch.compile takes (dreamlib._engine.compiled_network)
 
     def __init__(self, blocks: nn.Sequential, classifier: Linear) -> None:
         super().__init__()

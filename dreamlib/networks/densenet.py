@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from dreamlib._torchvision import torchvision
+from dreamlib._engine.torchvision_import import torchvision
+from dreamlib.data.types import DatasetInfo
 from dreamlib.networks import NETWORKS
 from dreamlib.networks._shared import FeatureNet, check_norm, need_side, set_norm
-from dreamlib.types import DatasetInfo
 
 
 @NETWORKS.register("densenet")

@@ -21,10 +21,10 @@ from typing import ClassVar
 
 from torch import nn
 
-from dreamlib._torchvision import torchvision
+from dreamlib._engine.torchvision_import import torchvision
+from dreamlib.data.types import DatasetInfo
 from dreamlib.networks import NETWORKS
 from dreamlib.networks._shared import FeatureNet, check_norm, need_side, set_norm
-from dreamlib.types import DatasetInfo
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import nn
 
-from dreamlib._torchvision import torchvision
+from dreamlib._engine.torchvision_import import torchvision
+from dreamlib.data.types import DatasetInfo
 from dreamlib.networks import NETWORKS
 from dreamlib.networks._shared import FeatureNet, need_side
-from dreamlib.types import DatasetInfo
 
 
 def _plain(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:

@@ -1,0 +1,1 @@
+"""How things are executed: devices, compilation, threads, ranks, checkpoints, seeds, registries."""

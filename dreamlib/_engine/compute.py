@@ -1,0 +1,125 @@
+"""Where and how precisely the arithmetic runs: device, number format, threads."""
+
+import ctypes
+import logging
+import platform
+import re
+import resource
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dreamlib.settings import DEVICE
+
+_log = logging.getLogger(__name__)
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Compute:
+    """A resolved place to compute; ``dtype`` is the format of activations, parameters stay float32.
+
+    ``compile`` asks for compiled inner functions (see ``dreamlib._engine.compiled_network``).
+
+    >>> Compute.resolve("cpu", "float32", threads=0).dtype
+    torch.float32
+    """
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float32
+    compile: bool = False
+
+    @classmethod
+    def resolve(
+        cls, device: str = "auto", precision: str = "float32", threads: int = 0, compile: bool = False
+    ) -> "Compute":
+        """Pick the device ('auto': CUDA when there is one) and set the number of CPU threads (0: leave as is).
+
+        A ``precision`` of 'auto' is bfloat16 where the device computes in it (``bfloat16_is_native``), else float32.
+        Raises ValueError for a device this machine lacks, or that is none of auto, cpu, cuda and cuda:<number>.
+        """
+        keep_freed_memory()
+        if threads:
+            torch.set_num_threads(threads)
+        if not re.fullmatch(DEVICE, device):
+            raise ValueError(f"compute.device is '{device}'; choose auto, cpu, cuda or cuda:<number>")
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        place = torch.device(device)
+        if place.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"compute.device is '{device}' but torch sees no CUDA device; use 'auto' or 'cpu'")
+        if place.type == "cuda" and (place.index or 0) >= (there := torch.cuda.device_count()):
+            raise ValueError(
+                f"compute.device is '{device}' but torch sees {there} devices: name cuda:{there - 1} or less"
+            )
+        if precision == "auto":
+            precision = "bfloat16" if bfloat16_is_native(place) else "float32"
+        elif precision == "bfloat16" and not bfloat16_is_native(place):
+            _log.warning("%s has no bfloat16 instructions: many times slower than float32 (precision: auto)", place)
+        return cls(place, _DTYPES[precision], compile)
+
+    @property
+    def precision(self) -> str:
+        """The name of ``dtype``.
+
+        >>> Compute(dtype=torch.bfloat16).precision
+        'bfloat16'
+        """
+        return str(self.dtype).removeprefix("torch.")
+
+    def place(self, network: nn.Module) -> nn.Module:
+        """The network on the device, channels-last: the layout its convolutions run fastest in."""
+        network = network.to(self.device, memory_format=torch.channels_last)
+        return network.double() if self.dtype == torch.float64 else network
+
+    def cast(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) images in the working format; differentiable."""
+        return images.to(self.device, self.dtype).contiguous(memory_format=torch.channels_last)
+
+    def describe(self) -> dict[str, str | int]:
+        """Device, format and versions, for a run's record."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.machine()
+        return {
+            "device": f"{self.device.type} ({name})",
+            "precision": self.precision,
+            "compiled": self.compile,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        }
+
+
+def bfloat16_is_native(device: torch.device) -> bool:
+    """Whether a device has instructions for bfloat16.
+
+    Without them a GPU imitates it, and a CPU leaves the library its convolutions are fast in: seven times slower than
+    float32 (AVX2, 128 images, 128 to 128 maps of 16 × 16), matrix products seventy times.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    able = torch.cpu.get_capabilities()
+    named = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # x86, then ARM
+    return torch.backends.mkldnn.is_available() and any(able.get(name, False) for name in named)
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep the memory it frees, where the C library can be told so (glibc); whether it could.
+
+    Otherwise every activation of more than some megabytes is given back to the system when it is freed and fetched
+    again, page by page, at the next step: up to half the time of an embedding.
+    """
+    trim_threshold, mmap_max = -1, -4  # from malloc.h
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    return mallopt is not None and bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1))
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident size this process has had, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux: getrusage there starts a process off with the peak of the one that started it
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) * 1024  # type: ignore[index]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,67 @@
+"""Distribution matching: make the synthetic images' mean feature the real images' (DM), also a term of DREAM+."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dreamlib._engine.compiled_network import Weights, weights_of
+from dreamlib.matching.objective import OBJECTIVES, MatchState, Objective
+
+
+def squared(a: Tensor, b: Tensor) -> Tensor:
+    """Return ‖a − b‖², the sum of squared differences.
+
+    >>> squared(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 2.0])).item()
+    4.0
+    """
+    return (a - b).square().sum()
+
+
+def mean_feature_distance(
+    state: MatchState,
+    weights: Weights,
+    real: Tensor,
+    synthetic: Tensor,
+    distance: Callable[[Tensor, Tensor], Tensor] = squared,
+) -> Tensor:
+    """Return distance(mean features(real), mean features(synthetic)), differentiable in the synthetic images alone.
+
+    ``real`` (n, C, H, W) and ``synthetic`` (m, C, H, W) are prepared images, ``weights`` a network's detached ones.
+    Squared, this is DM's loss of one class; DREAM+ adds it to gradient matching, in the metric of the gradients. Only
+    first derivatives are asked for, so the compiled features serve as they are.
+    """
+    with torch.no_grad():
+        target = _mean(state.kernels.features(weights, real))  # (D,)
+    return distance(target, _mean(state.kernels.features(weights, synthetic)))
+
+
+def _mean(features: Tensor) -> Tensor:
+    # Half-precision features are summed in float32: the difference of two close means would be mostly rounding.
+    return (features.float() if features.dtype in (torch.bfloat16, torch.float16) else features).mean(0)
+
+
+def detached(weights: Weights) -> Weights:
+    """The same tensors without gradient, so that none is computed for them."""
+    return {name: tensor.detach() for name, tensor in weights.items()}
+
+
+@OBJECTIVES.register("distribution")
+@dataclass(frozen=True)
+class DistributionMatching(Objective):
+    """Σ over classes of ‖mean features(real batch) − mean features(synthetic)‖² (DM, Zhao & Bilen, WACV 2023).
+
+    Features are those of the network as it stands: DM never trains it and takes a fresh one at every iteration
+    (``train_on: none``, ``inner_iterations: 1``). Real and synthetic images of a class get the same augmentation draw.
+    It has no options.
+    """
+
+    def losses(self, state: MatchState) -> Iterator[tuple[int, Tensor]]:
+        """See ``Objective.losses``."""
+        weights = detached(weights_of(state.network))
+        for label in state.classes:
+            draw = state.draw(label)
+            real = state.prepare(state.real_images(label), draw)
+            ours = state.prepare(state.synthetic_images(label), draw)
+            yield label, mean_feature_distance(state, weights, real, ours)

@@ -1,0 +1,127 @@
+"""Gradient matching: make the synthetic images' weight gradient the real images' (DC, DSA, IDC, DREAM)."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from dreamlib._engine.compiled_network import KnownGradient, Weights, weights_of
+from dreamlib._engine.registry import Registry, unknown
+from dreamlib.data.types import DatasetInfo
+from dreamlib.matching.distribution import detached, mean_feature_distance, squared
+from dreamlib.matching.objective import OBJECTIVES, MatchState, Objective
+
+DISTANCES: Registry[Callable[[Tensor, Tensor], Tensor]] = Registry("distance")
+
+
+DISTANCES.register("mse")(squared)  # the sum of squared differences, not normalised (IDC's 'mse')
+
+
+@DISTANCES.register("l1")
+def absolute(real: Tensor, synthetic: Tensor) -> Tensor:
+    """Sum of absolute differences, not normalised (IDC's 'l1').
+
+    >>> import torch
+    >>> absolute(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 1.0])).item()
+    3.0
+    """
+    return (synthetic - real).abs().sum()
+
+
+@DISTANCES.register("cosine")
+def row_cosine(real: Tensor, synthetic: Tensor) -> Tensor:
+    """Σ over output rows of (1 − cosine) (DC, appendix): a conv weight (out, in, h, w) has ``out`` rows.
+
+    The 1e-6 under the fraction keeps a row without gradient from dividing by zero.
+
+    >>> import torch
+    >>> row_cosine(torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[0.0, 3.0], [0.0, 1.0]])).item()
+    1.0...
+    """
+    a, b = real.flatten(1), synthetic.flatten(1)
+    return (1 - (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-6)).sum()
+
+
+def matched_weights(network: nn.Module, layers: str) -> tuple[Weights, Weights]:
+    """The weights whose gradients are compared, and all others; 'conv' (IDC, DREAM) or 'conv_linear' (DC, DSA).
+
+    Biases and norms (1-D) are never compared. Raises ValueError for a network without such a weight.
+    """
+    smallest = {"conv": 4, "conv_linear": 2}[layers]
+    parameters = {name: p.detach() for name, p in network.named_parameters() if p.ndim >= smallest}
+    if not parameters:
+        raise ValueError(f"the network has no {layers} weight to match; set options.layers: conv_linear")
+    return parameters, {name: w.detach() for name, w in weights_of(network).items() if name not in parameters}
+
+
+@OBJECTIVES.register("gradient")
+@dataclass(frozen=True)
+class GradientMatching(Objective):
+    """Σ over matched weights of distance(∂CE(real)/∂θ, ∂CE(synthetic)/∂θ), class by class (DC §3; IDC §4; DREAM §3).
+
+    IDC and DREAM: 'mse' or 'l1' over 'conv' weights. DC and DSA: 'cosine' over 'conv_linear'. Real and synthetic images
+    of a class get the same augmentation draw. ``feature_weight`` adds that many times the same distance between the
+    mean features of the real and of the synthetic images (DREAM+).
+    """
+
+    distance: Literal["mse", "l1", "cosine"] = "mse"
+    layers: Literal["conv", "conv_linear"] = "conv"
+    feature_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        DISTANCES[self.distance]
+        if self.layers not in ("conv", "conv_linear"):
+            raise unknown("choice of layers", self.layers, ["conv", "conv_linear"])
+        if self.feature_weight < 0:
+            raise ValueError(f"options.feature_weight = {self.feature_weight} must be at least 0")
+
+    def check(self, network: nn.Module, info: DatasetInfo, expert_epochs: int | None = None) -> None:
+        """See ``Objective.check`` and ``matched_weights``."""
+        matched_weights(network, self.layers)
+
+    def losses(self, state: MatchState) -> Iterator[tuple[int, Tensor]]:
+        """See ``Objective.losses``."""
+        matched, fixed = matched_weights(state.network, self.layers)
+        distance, kernels = DISTANCES[self.distance], state.kernels
+        if state.together and not self.feature_weight and (real := state.real_batches()) is not None:
+            yield -1, self._together(state, real, matched, fixed)
+            return
+        for label in state.classes:
+            draw = state.draw(label)
+            real = state.prepare(state.real_images(label), draw)
+            target = kernels.weight_gradient(matched, fixed, real, state.targets(label, len(real)))
+            ours = state.prepare(state.synthetic_images(label), draw)
+            loss = kernels.match(distance, ours, state.targets(label, len(ours)), matched, fixed, target)
+            if self.feature_weight:
+                weights = detached(weights_of(state.network))
+                loss = loss + self.feature_weight * mean_feature_distance(state, weights, real, ours, distance)
+            yield label, loss
+
+    def _together(self, state: MatchState, real: Tensor, matched: Weights, fixed: Weights) -> Tensor:
+        """The losses (K,) of all classes by one function without a branch, which a GPU records."""
+        labels = state.send(torch.tensor(list(state.classes)))
+
+        def whole(
+            canvases: Tensor,
+            rows: Tensor,
+            real: Tensor,
+            table: Tensor,
+            labels: Tensor,
+            matched: Weights,
+            fixed: Weights,
+        ) -> tuple[Tensor, Tensor]:
+            ours, pull_back = state.decode_drawn(canvases, rows, table)
+            theirs = state.prepare_drawn(real, table)
+            values, gradient = state.kernels.match_together(
+                DISTANCES[self.distance], theirs, ours, labels, matched, fixed
+            )
+            return values, pull_back(gradient)
+
+        canvases, name = state.synthetic.canvases, f"gradient {self}"
+        with torch.no_grad():
+            values, gradient = state.recorded(name, whole)(
+                canvases, state.synthetic_rows(), real, state.draw_table(state.classes), labels, matched, fixed
+            )
+        return KnownGradient.apply(canvases, values, gradient.clone())  # the next replay writes over its own

@@ -1,0 +1,144 @@
+"""Ridge regression on features: the distilled images, as its training set, should predict real images (FRePo)."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from dreamlib._engine.compiled_network import Weights, weights_of
+from dreamlib.matching.distribution import detached
+from dreamlib.matching.objective import OBJECTIVES, MatchState, Objective
+
+
+def centred_targets(labels: Tensor, num_classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Class numbers (n,) → regression targets (n, K): one-hot less 1/K, so that each row sums to zero.
+
+    >>> centred_targets(torch.tensor([1]), 2).tolist()
+    [[-0.5, 0.5]]
+    """
+    return F.one_hot(labels, num_classes).to(dtype) - 1 / num_classes
+
+
+def ridge_predictions(support: Tensor, targets: Tensor, features: Tensor, penalty: float) -> Tensor:
+    """What ridge regression fitted on ``support`` (m, D) with ``targets`` (m, K) says of ``features`` (n, D): (n, K).
+
+    The penalty on the squared weights is ``penalty`` × the mean squared norm of the support's features. Solved in its
+    dual form, an m × m system: m is small. Differentiable in everything.
+
+    >>> x, y = torch.eye(2), torch.tensor([[1.0], [-1.0]])
+    >>> ridge_predictions(x, y, torch.tensor([[2.0, 0.0]]), 1.0).item()  # weights y / (1 + 1)
+    1.0
+    """
+    gram = support @ support.T  # (m, m)
+    system = gram + penalty * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    solve = _PositiveSolve.apply if gram.is_cuda else torch.linalg.solve
+    return features @ (support.T @ solve(system, targets))
+
+
+class _PositiveSolve(torch.autograd.Function):
+    """``torch.linalg.solve`` of a symmetric positive definite system, by Cholesky and without waiting for the GPU.
+
+    One factor serves the way there and the way back, where torch's own derivative of the factor takes two more
+    triangular solves of the whole matrix.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, system: Tensor, targets: Tensor) -> Tensor:
+        factor, failed = torch.linalg.cholesky_ex(system)
+        factor = torch.where(failed == 0, factor, torch.nan)  # which the distiller refuses, without waiting here
+        solution = torch.cholesky_solve(targets, factor)
+        ctx.save_for_backward(factor, solution)
+        return solution
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor]:
+        factor, solution = ctx.saved_tensors
+        of_targets = torch.cholesky_solve(upstream, factor)
+        return -of_targets @ solution.T, of_targets
+
+
+@OBJECTIVES.register("ridge")
+@dataclass(frozen=True)
+class RidgeRegression(Objective):
+    """Error on real images of the linear classifier that ridge regression fits to the distilled set (FRePo).
+
+    Zhou, Nezhadarya & Ba, NeurIPS 2022: the last layer's training is solved in closed form on the current network's
+    features, so that a step costs one forward pass of the real batch and one forward and backward pass of the distilled
+    set. The loss is half the mean squared distance to the centred one-hot targets; all classes share it. FRePo ages its
+    networks on the distilled set (``train_on: synthetic``); here labels stay hard, and the sampler chooses real images.
+
+    Raises ValueError for a ``penalty`` that is not positive.
+    """
+
+    by_class: ClassVar[bool] = False
+
+    penalty: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not self.penalty > 0:
+            raise ValueError(f"options.penalty = {self.penalty} must be above 0, for example 0.001")
+
+    def losses(self, state: MatchState) -> Iterator[tuple[int, Tensor]]:
+        """See ``Objective.losses``; one loss for all classes, given as class -1."""
+        weights, classes = detached(weights_of(state.network)), state.info.num_classes
+        if state.together and (batches := state.real_batches()) is not None:
+            support, features, counts = self._recorded(state, batches, weights)
+        else:
+            draw = state.draw(-1)
+            real = [state.real_images(c) for c in range(classes)]
+            ours = [state.synthetic_images(c) for c in range(classes)]
+            with torch.no_grad():
+                features = state.kernels.features(weights, state.prepare(torch.cat(real), draw))  # (n, D)
+            support = state.kernels.features(weights, state.prepare(torch.cat(ours), draw))  # (m, D)
+            counts = [[len(x) for x in images] for images in (real, ours)]
+        wide = torch.float64 if support.dtype == torch.float64 else torch.float32
+        wanted, known = (
+            centred_targets(torch.cat([state.targets(c, n) for c, n in enumerate(each)]), classes, wide)
+            for each in counts
+        )
+        predicted = ridge_predictions(support.to(wide), known, features.to(wide), self.penalty)
+        yield -1, (predicted - wanted).square().sum(1).mean() / 2
+
+    def _recorded(self, state: MatchState, real: Tensor, weights: Weights) -> tuple[Tensor, Tensor, list[list[int]]]:
+        """(support, features, their numbers by class) by functions without a branch, which a GPU records.
+
+        The way back from the support to the canvases goes through the network a second time, in its own recording.
+        """
+        canvases, rows, table = state.synthetic.canvases, state.synthetic_rows(), state.draw_table([-1])
+        kernels, classes = state.kernels, state.info.num_classes
+
+        def forward(
+            canvases: Tensor, rows: Tensor, real: Tensor, table: Tensor, weights: Weights
+        ) -> tuple[Tensor, ...]:
+            ours, _ = state.decode_drawn(canvases, rows, table)
+            return tuple(kernels.features(weights, x) for x in (ours, state.prepare_drawn(real, table)))
+
+        def backward(canvases: Tensor, rows: Tensor, table: Tensor, weights: Weights, upstream: Tensor) -> Tensor:
+            ours, pull_back = state.decode_drawn(canvases, rows, table)
+            return pull_back(kernels.pull_back(weights, ours, upstream))
+
+        with torch.no_grad():
+            support, features = state.recorded("ridge forward", forward)(canvases, rows, real, table, weights)
+        back = state.recorded("ridge backward", backward)
+        support = _Support.apply(canvases, support, lambda upstream: back(canvases, rows, table, weights, upstream))
+        return support, features.clone(), [[len(x) // classes] * classes for x in (real, rows)]
+
+
+class _Support(torch.autograd.Function):
+    """Features of the distilled images, known already, with the way back to the canvases."""
+
+    @staticmethod
+    def forward(ctx: Any, canvases: Tensor, support: Tensor, back: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.back = back
+        return support.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        with torch.no_grad():
+            return ctx.back(upstream.contiguous()).clone(), None, None

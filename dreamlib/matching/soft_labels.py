@@ -1,0 +1,107 @@
+"""Soft labels: a teacher's probabilities for each decoded image (assigned), or learned with the pixels (learned).
+
+Labels that store K numbers an image cost storage and change the protocol, so such sets are compared among themselves
+(``SyntheticSet.stored_floats`` counts them).
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dreamlib._engine.compiled_network import Kernels
+from dreamlib._engine.compute import Compute
+from dreamlib._engine.seeding import derive, generator
+from dreamlib.data.types import DatasetInfo, LabeledImages
+from dreamlib.networks import build
+from dreamlib.synthetic.synthetic_set import SyntheticSet
+from dreamlib.training.trainer import TrainSettings, fit, predict
+
+LOGITS = "label_logits"  # the name learned labels go by among a set's extras
+
+
+def train_teacher(
+    data: LabeledImages,
+    info: DatasetInfo,
+    network: tuple[str, dict[str, Any]],
+    settings: TrainSettings,
+    compute: Compute,
+    *,
+    epochs: int,
+    seed: int,
+) -> tuple[torch.nn.Module, Kernels]:
+    """A network trained on the real images for ``epochs`` passes, with the kernels that ask it for predictions.
+
+    Its seed is derived from ``seed`` for this purpose alone, so that no evaluated network starts as the teacher did.
+    Raises ValueError for less than one epoch: an untrained teacher's labels say nothing.
+    """
+    if epochs < 1:
+        raise ValueError(f"teacher_epochs = {epochs}: a teacher needs at least 1; raise it, or set labels: hard")
+    own = derive(seed, "teacher")
+    name, options = network
+    teacher = compute.place(build(name, info, generator(own, "network"), options))
+    kernels, placed = Kernels(teacher, compute), data.to(compute.device)
+    fit(teacher, placed.images, placed.labels, info, settings, kernels, epochs=epochs, seed=own)
+    return teacher, kernels
+
+
+def assign_soft_labels(
+    synthetic: SyntheticSet, teacher: torch.nn.Module, info: DatasetInfo, kernels: Kernels, temperature: float = 1.0
+) -> SyntheticSet:
+    """The set with the teacher's probabilities as labels, (M, K): one row per decoded image (Hinton et al. 2015).
+
+    They are softmax(logits / temperature) of the images as stored, without augmentation; a higher temperature tells
+    more of what a class resembles. Evaluation uses them in place of class numbers.
+
+    Raises ValueError for a temperature that is not positive.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature = {temperature} must be above 0; 1 leaves the teacher's answers as they are")
+    images, _ = synthetic.decode()
+    logits = predict(teacher, images.detach().to(kernels.compute.device), info, kernels)  # (M, K)
+    return replace(synthetic, soft_labels=(logits / temperature).softmax(1).to(synthetic.canvases.device))
+
+
+def check_confidence(confidence: float, classes: int) -> None:
+    """Raises ValueError unless 1/K < ``confidence`` < 1: at 1 the logits are infinite, at 1/K the class is forgotten.
+
+    >>> check_confidence(0.9, 10)
+    """
+    if not 1 / classes < confidence < 1:
+        raise ValueError(f"options.label_confidence = {confidence} must lie between 1/{classes} and 1, for example 0.9")
+
+
+def starting_logits(start: SyntheticSet, confidence: float) -> Tensor:
+    """Label logits (M, K) to begin learning from: the set's soft labels, else ``confidence`` in each image's class.
+
+    Raises ValueError for a ``confidence`` out of range (see ``check_confidence``).
+
+    >>> start = SyntheticSet(torch.zeros(2, 1, 4, 4), torch.arange(2), 2)
+    >>> starting_logits(start, 0.9).softmax(1)
+    tensor([[0.9000, 0.1000],
+            [0.1000, 0.9000]])
+    """
+    if start.soft_labels is not None:
+        return start.soft_labels.clamp_min(torch.finfo(start.soft_labels.dtype).tiny).log()
+    classes = start.num_classes
+    check_confidence(confidence, classes)
+    _, hard = start.decode()
+    odds = confidence / (1 - confidence) * (classes - 1)
+    return F.one_hot(hard, classes).to(start.canvases.dtype) * torch.tensor(odds).log().item()
+
+
+def labels_of(synthetic: SyntheticSet, hard: Tensor) -> Tensor:
+    """What the decoded images are trained on: learned probabilities, else stored soft labels, else class numbers."""
+    if LOGITS in synthetic.extras:
+        return synthetic.extras[LOGITS].softmax(1)
+    return hard if synthetic.soft_labels is None else synthetic.soft_labels
+
+
+def keep_learned_labels(synthetic: SyntheticSet) -> SyntheticSet:
+    """The set with its learned logits turned into soft labels, so that they are stored, counted and used as such."""
+    if LOGITS not in synthetic.extras:
+        return synthetic
+    extras = {name: value for name, value in synthetic.extras.items() if name != LOGITS}
+    return replace(synthetic, soft_labels=synthetic.extras[LOGITS].detach().softmax(1), extras=extras)

@@ -1,0 +1,202 @@
+"""Back-propagation through training: a network trained on the distilled set should do well on real images (DD)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dreamlib._engine.compute import Compute
+from dreamlib.data.types import DatasetInfo
+from dreamlib.matching.inner import InnerTraining, parameters_of
+from dreamlib.matching.objective import OBJECTIVES, MatchState, Objective
+from dreamlib.matching.soft_labels import LOGITS, check_confidence, keep_learned_labels, labels_of, starting_logits
+from dreamlib.synthetic.synthetic_set import SyntheticSet
+from dreamlib.training.augment import Augmentation
+from dreamlib.training.trainer import augmentation_for
+
+RATES = "step_sizes"
+UNROLLED = "unrolled"  # where a set's metadata has how it was unrolled
+
+
+def parts(per_class: int, num_classes: int, steps: int) -> list[Tensor]:
+    """Rows of the decoded set that each of a pass's ``steps`` steps trains on: every class in every step.
+
+    A class's images are dealt out in turn; one with fewer images than steps begins again with its first.
+
+    >>> [rows.tolist() for rows in parts(3, 2, 2)], [rows.tolist() for rows in parts(1, 2, 2)]
+    ([[0, 2, 3, 5], [1, 4]], [[0, 1], [0, 1]])
+    """
+    rows = torch.arange(num_classes * per_class).view(num_classes, per_class)
+    return [(rows[:, s::steps] if s < per_class else rows[:, [s % per_class]]).flatten() for s in range(steps)]
+
+
+def batches(
+    synthetic: SyntheticSet, steps: int, chosen: range, augmentation: Augmentation, info: DatasetInfo, compute: Compute,
+    rng: torch.Generator,
+) -> list[tuple[Tensor, Tensor]]:  # fmt: skip
+    """Return what the ``chosen`` steps of an unrolled training take: prepared images, one augmentation each, and
+    labels.
+
+    A pass of ``steps`` steps goes once through the decoded images (see ``parts``).
+    """
+    images, hard = synthetic.decode()
+    labels, shape = labels_of(synthetic, hard), tuple(images.shape[1:])
+    shares = parts(len(images) // info.num_classes, info.num_classes, steps)
+    found = []
+    for step in chosen:
+        rows = shares[step % steps]
+        draw, rows = augmentation.draw(len(rows), shape, rng), rows.to(images.device)
+        found.append((compute.cast(augmentation.apply(info.normalise(images[rows]), draw)), labels[rows]))
+    return found
+
+
+def replay(
+    network: nn.Module, synthetic: SyntheticSet, info: DatasetInfo, compute: Compute, rng: torch.Generator
+) -> None:
+    """Train ``network`` as ``synthetic`` was unrolled: by its own steps, rates and optimiser (the protocol of DD).
+
+    Raises ValueError for a set that does not say how it was unrolled, and for a network with running statistics, which
+    an unrolled training leaves as they were.
+    """
+    if list(network.buffers()):
+        raise ValueError(
+            "protocol 'dd' replays steps that leave running statistics alone, and this network has some (batch norm): "
+            "use a network with instance norm, or another protocol"
+        )
+    how = synthetic.info.get(UNROLLED)
+    if how is None:
+        raise ValueError(
+            "protocol 'dd' replays the training a set was unrolled through, and this set has none: use another "
+            "protocol, such as idc"
+        )
+    augmentation = augmentation_for(info, *(synthetic.info[name] for name in ("augmentation", "augmentation_mode")))
+    chosen, training = range(how["steps"] * how["passes"]), InnerTraining(network, False, how["optimizer"])
+    rates = synthetic.extras.get(RATES, torch.full((len(chosen),), how["step_size"])).to(compute.device)
+    with torch.no_grad():
+        steps = batches(synthetic, how["steps"], chosen, augmentation, info, compute, rng)
+        trained = training.weights(training.run(training.start(parameters_of(network)), steps, rates))
+        for name, parameter in network.named_parameters():
+            parameter.copy_(trained[name])
+
+
+def raw_rate(rate: float) -> float:
+    """The number whose softplus is ``rate``: rates are learned in this form, so that they stay positive.
+
+    >>> F.softplus(torch.tensor(raw_rate(0.02))).item()
+    0.0199...
+    """
+    return torch.tensor(rate, dtype=torch.float64).expm1().log().item()
+
+
+@OBJECTIVES.register("unrolled")
+@dataclass(frozen=True)
+class UnrolledTraining(Objective):
+    """CE of real images after training on the distilled set, differentiated through its steps (DD, Wang et al. 2018).
+
+    One pass is ``steps`` steps that share the decoded images out (see ``parts``; ``synthetic_batch`` plays no role);
+    there are ``passes``. ``optimizer`` is 'sgd' or 'adam'. Every step has a rate of its own, ``step_size`` at first,
+    that is learned if ``learn_rates``. ``window`` W is the truncated variant: train for a random number T of steps, W ≤
+    T ≤ steps · passes, and differentiate through the last W only (RaT-BPTT, Feng et al. 2024). ``real_batch`` images of
+    all classes measure the result, augmented one by one if ``augment_real``; 0 takes the sampler's batch of every
+    class. ``learn_labels`` learns the labels too, from ``label_confidence`` in the class. ``recompute`` bounds memory
+    (see ``InnerTraining``). DD takes a fresh network at each iteration: ``inner_iterations: 1``.
+
+    Raises ValueError, naming the option, for a value out of range.
+
+    >>> UnrolledTraining(steps=10, passes=3).total
+    30
+    """
+
+    by_class: ClassVar[bool] = False
+
+    steps: int = 10
+    passes: int = 3
+    step_size: float = 0.02
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    learn_rates: bool = True
+    window: int | None = None
+    real_batch: int = 1024
+    augment_real: bool = False
+    learn_labels: bool = False
+    label_confidence: float = 0.9
+    recompute: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("passes", 1), ("real_batch", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"options.{name} = {getattr(self, name)} must be at least {least}")
+        if not self.step_size > 0:
+            raise ValueError(f"options.step_size = {self.step_size} must be above 0, for example 0.02")
+        if self.window is not None and not 1 <= self.window <= self.total:
+            raise ValueError(
+                f"options.window = {self.window} must lie between 1 and steps · passes = {self.total}; "
+                "leave it out to differentiate through all"
+            )
+
+    @property
+    def total(self) -> int:
+        """Steps of the longest unrolled training."""
+        return self.steps * self.passes
+
+    @property
+    def uses_sampler(self) -> bool:
+        """Only where ``real_batch`` is 0."""
+        return self.real_batch == 0
+
+    def check(self, network: nn.Module, info: DatasetInfo, expert_epochs: int | None = None) -> None:
+        """See ``Objective.check`` and ``check_confidence``."""
+        if self.learn_labels:
+            check_confidence(self.label_confidence, info.num_classes)
+
+    def learned(self, start: SyntheticSet) -> dict[str, Tensor]:
+        """'step_sizes' (steps·passes,) before the softplus and 'label_logits' (M, K), where they are learned."""
+        found = {}
+        if self.learn_rates:
+            found[RATES] = start.canvases.new_full((self.total,), raw_rate(self.step_size)).detach()
+        if self.learn_labels:
+            found[LOGITS] = starting_logits(start, self.label_confidence).detach()
+        return found
+
+    def finish(self, synthetic: SyntheticSet) -> SyntheticSet:
+        """The set as it is given away: step sizes as they are used, learned labels among the soft labels."""
+        extras = dict(synthetic.extras)
+        if self.learn_rates:
+            extras[RATES] = F.softplus(extras[RATES].detach())
+        how = {name: getattr(self, name) for name in ("steps", "passes", "optimizer", "step_size")}
+        return keep_learned_labels(replace(synthetic, extras=extras, info={**synthetic.info, UNROLLED: how}))
+
+    def losses(self, state: MatchState) -> Iterator[tuple[int, Tensor]]:
+        """See ``Objective.losses``; one loss for all classes, given as class -1."""
+        rng = state.rng("unroll")
+        last, first = self.total, 0
+        if self.window is not None:
+            last = int(torch.randint(self.window, self.total + 1, (), generator=rng))
+            first = last - self.window
+        training = InnerTraining(state.network, self.recompute, self.optimizer)
+        carried = training.start(parameters_of(state.network))
+        rates = state.synthetic.canvases.new_full((self.total,), self.step_size)  # (steps·passes,)
+        if self.learn_rates:
+            rates = F.softplus(state.synthetic.extras[RATES])
+        with torch.no_grad():
+            carried = training.run(carried, self._batches(state, range(first), rng), rates[:first])
+        carried = training.run(carried, self._batches(state, range(first, last), rng), rates[first:last])
+        yield -1, training.loss(training.weights(carried), *self._real(state))
+
+    def _batches(self, state: MatchState, chosen: range, rng: torch.Generator) -> list[tuple[Tensor, Tensor]]:
+        how = state.augmentation, state.info, state.kernels.compute
+        return batches(state.synthetic, self.steps, chosen, *how, rng)
+
+    def _real(self, state: MatchState) -> tuple[Tensor, Tensor]:
+        data, rng = state.sampler.data, state.rng("unroll-real")
+        if self.real_batch:
+            rows = torch.randperm(len(data), generator=rng)[: self.real_batch].to(data.labels.device)
+        else:
+            rows = torch.cat([state.sampler.rows(c, state.iteration) for c in range(state.info.num_classes)])
+        images = data.images[rows]
+        if not self.augment_real:
+            return state.kernels.compute.cast(state.info.normalise(images)), data.labels[rows]
+        draw = state.augmentation.draw(len(rows), tuple(images.shape[1:]), rng)
+        return state.prepare(images, draw), data.labels[rows]

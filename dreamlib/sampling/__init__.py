@@ -1,0 +1,1 @@
+"""Which real images stand for a class: k-means, real batches, coresets, coverage."""

@@ -1,0 +1,307 @@
+"""Which real images supervise a matching step: random, DREAM's representative ones, or those it warns of."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dreamlib._engine.registry import Registry
+from dreamlib._engine.seeding import generator
+from dreamlib._engine.threads import in_order
+from dreamlib.data.types import LabeledImages
+from dreamlib.sampling.kmeans import kmeans, nearest_members, squared_distances
+
+SAMPLERS: Registry[type["Sampler"]] = Registry("sampler")
+RECORDED_NUMBERS = 2**27  # of features, in a clustering recorded as a CUDA graph: it keeps a few times their memory
+RELEASED_STEPS = 100  # of Lloyd's algorithm, at most, in DREAM's released code
+Embed = Callable[[Tensor], Tensor]  # images (n, C, H, W) in [0, 1] → features (n, D)
+Predict = Callable[[Tensor], Tensor]  # images (n, C, H, W) in [0, 1] → logits (n, K)
+
+
+class EndlessPass:
+    """Batches of an endless pass over ``count`` rows in random order, without replacement within a pass.
+
+    Each pass has an order of its own, made anew from (seed, purpose, pass), so that any step can be asked for at any
+    time. An incomplete last batch is left out of its pass; where ``batch`` exceeds ``count``, a batch is all rows.
+
+    >>> rows = EndlessPass(5, 2, 0, "example")
+    >>> rows.batches, len(torch.cat([rows.at(0), rows.at(1)]).unique())
+    (2, 4)
+    """
+
+    def __init__(self, count: int, batch: int, seed: int, *purpose: str | int) -> None:
+        self.count, self.batch, self.seed, self.purpose = count, min(batch, count), seed, purpose
+        self._order: tuple[int, Tensor] | None = None
+
+    @property
+    def batches(self) -> int:
+        """Batches of one pass."""
+        return self.count // self.batch
+
+    def at(self, step: int) -> Tensor:
+        """Return the rows (batch,) of the batch number ``step`` since the first, on the CPU."""
+        number, place = divmod(step, self.batches)
+        if self._order is None or self._order[0] != number:
+            rng = generator(self.seed, *self.purpose, number)
+            self._order = number, torch.randperm(self.count, generator=rng)
+        return self._order[1][place * self.batch : (place + 1) * self.batch]
+
+
+def class_pool(data: LabeledImages, label: int, pool: int, rng: torch.Generator) -> Tensor:
+    """Rows of a class that enter a clustering: all of them for ``pool`` 0, else that many at random."""
+    return some_of(data.of_class(label), pool, rng)
+
+
+def some_of(members: Tensor, pool: int, rng: torch.Generator) -> Tensor:
+    """``pool`` of the rows (n,) at random, or all of them where they are no more or ``pool`` is 0."""
+    if pool and pool < len(members):
+        members = members[torch.randperm(len(members), generator=rng)[:pool].to(members.device, non_blocking=True)]
+    return members
+
+
+@dataclass
+class Sampler(ABC):
+    """Chooses, at every inner iteration, a batch of each class's real images.
+
+    Nothing is remembered but ``chosen``: draws come from a generator made anew from (seed, iteration), so a resumed
+    run goes on exactly where it stopped. ``batch`` is images per class; a class with fewer gives all it has.
+    """
+
+    # Whether the features ``prepare`` is given are those of normalised images.
+    normalised_features: ClassVar[bool] = True
+
+    data: LabeledImages
+    batch: int
+    seed: int
+    chosen: list[Tensor | None] | None = (
+        None  # each class's rows of data, where a sampler keeps them between iterations
+    )
+
+    def __post_init__(self) -> None:
+        self.members = [self.data.of_class(c) for c in range(self.data.num_classes)]
+        empty = [c for c, rows in enumerate(self.members) if not len(rows)]
+        if empty:
+            raise ValueError(f"classes {empty} have no training image; every class needs at least one")
+
+    def new_network(self) -> None:  # noqa: B027 (a sampler that keeps nothing of a network's has nothing to forget)
+        """Forget what belongs to the network that images were embedded with: a fresh one takes its place."""
+
+    def prepare(  # noqa: B027 (a sampler without state has nothing to do)
+        self, iteration: int, embed: Embed, predict: Predict | None = None, age: int | None = None
+    ) -> None:
+        """Get ready for an inner iteration, given the feature map and the current network's predictions.
+
+        ``age`` is the number of inner iterations that network has served; by default ``iteration``.
+        """
+
+    @abstractmethod
+    def rows(self, label: int, iteration: int) -> Tensor:
+        """Return the rows (≤ batch,) of ``data`` that supervise ``label`` at this iteration; no row twice, but for
+        'released'.
+        """
+
+
+@SAMPLERS.register("random")
+@dataclass
+class RandomSampler(Sampler):
+    """An endless pass over each class in random order, a batch at every iteration (IDC)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._passes = [
+            EndlessPass(len(rows), self.batch, self.seed, "real-batch", label)
+            for label, rows in enumerate(self.members)
+        ]
+
+    def rows(self, label: int, iteration: int) -> Tensor:
+        """See ``Sampler.rows``."""
+        members = self.members[label]
+        return members[self._passes[label].at(iteration).to(members.device, non_blocking=True)]
+
+
+@dataclass
+class KeptSampler(Sampler):
+    """A sampler that chooses for each new network and every ``interval`` inner iterations, and keeps its choice
+    between.
+
+    ``pool`` bounds how many random images of a class it chooses from (0: all, as DREAM's released code); on a CPU
+    features of at most ``at_once`` classes are held at a time. ``classes`` are those it chooses for: all, or a worker's
+    share. ``at_once`` of them are chosen for side by side on a CPU, each on ``threads`` threads: ``embed`` and
+    ``predict`` must be thread-safe. The first time it is one after the other, because that compiles.
+    """
+
+    interval: int = 10
+    pool: int = 0
+    classes: Sequence[int] | None = None
+    at_once: int = 1
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._compiled = False
+
+    @abstractmethod
+    def choose(self, label: int, members: Tensor, rng: torch.Generator, embed: Embed, predict: Predict) -> Tensor:
+        """The rows (≤ batch,) chosen among ``members`` (n,), rows of the class."""
+
+    def prepare(self, iteration: int, embed: Embed, predict: Predict | None = None, age: int | None = None) -> None:
+        """Choose anew for a new network and when the interval has passed (or nothing is chosen yet)."""
+        if self.chosen is not None and (iteration if age is None else age) % self.interval:
+            return
+        classes = range(self.data.num_classes) if self.classes is None else self.classes
+        rngs = {label: generator(self.seed, "cluster", label, iteration) for label in classes}
+        members = {label: some_of(self.members[label], self.pool, rng) for label, rng in rngs.items()}
+        found = self.choose_all(members, rngs, embed, predict or _no_predictions)
+        self.chosen = [found.get(label) for label in range(self.data.num_classes)]
+
+    def choose_all(
+        self, members: dict[int, Tensor], rngs: dict[int, torch.Generator], embed: Embed, predict: Predict
+    ) -> dict[int, Tensor]:
+        """``choose`` for every class."""
+        tasks = [partial(self.choose, label, rows, rngs[label], embed, predict) for label, rows in members.items()]
+        if self.at_once == 1:
+            return {label: task() for label, task in zip(members, tasks, strict=True)}
+        at_once, self._compiled = self.at_once if self._compiled else 1, True
+        return dict(zip(members, in_order(tasks, at_once, self.threads), strict=True))
+
+    def rows(self, label: int, iteration: int) -> Tensor:
+        """See ``Sampler.rows``."""
+        rows = None if self.chosen is None else self.chosen[label]
+        if rows is None:
+            raise RuntimeError("prepare() must run before rows(), for a class among those chosen for")
+        return rows
+
+
+def _no_predictions(images: Tensor) -> Tensor:
+    raise ValueError("this sampler asks the network for predictions; give prepare() a predict function")
+
+
+@SAMPLERS.register("representative")
+@dataclass
+class RepresentativeSampler(KeptSampler):
+    """DREAM's batches: the images nearest to the centres of k-means on features (DREAM §3.3).
+
+    Every ``interval`` inner iterations each class is clustered into batch / ``per_cluster`` clusters, and the
+    ``per_cluster`` images nearest to each centre supervise the next ``interval`` iterations. The features are those
+    ``prepare`` is given: the current network's in DREAM. With ``warm_start`` a clustering goes on from the centres of
+    the one before (k·D numbers a class, kept in ``centers``), for as long as the network is the same one: another
+    network's features are another space, and its first clustering starts as ``start`` says. ``lloyd`` is handed to
+    ``kmeans`` where all classes are clustered together.
+
+    Raises ValueError when ``per_cluster`` does not divide the batch.
+    """
+
+    per_cluster: int = 1
+    max_iterations: int = 10
+    start: str = "random"
+    warm_start: bool = False
+    centers: dict[int, Tensor] = field(default_factory=dict)  # class → (k, D), with warm_start
+    lloyd: Callable[..., tuple[Tensor, ...]] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch % self.per_cluster:
+            raise ValueError(
+                f"per_cluster = {self.per_cluster} must divide real_batch = {self.batch}; try "
+                f"{next(m for m in range(self.per_cluster, 0, -1) if self.batch % m == 0)}"
+            )
+
+    def new_network(self) -> None:
+        """See ``Sampler.new_network``."""
+        self.centers = {}
+
+    def choose(self, label: int, members: Tensor, rng: torch.Generator, embed: Embed, predict: Predict) -> Tensor:
+        """See ``KeptSampler.choose``."""
+        return self.choose_together({label: members}, {label: rng}, embed)[label]
+
+    def choose_all(
+        self, members: dict[int, Tensor], rngs: dict[int, torch.Generator], embed: Embed, predict: Predict
+    ) -> dict[int, Tensor]:
+        """See ``KeptSampler.choose_all``; on a GPU all classes at once, where they have equally many images."""
+        if self.data.images.is_cuda and len({len(rows) for rows in members.values()}) == 1:
+            return self.choose_together(members, rngs, embed)
+        return super().choose_all(members, rngs, embed, predict)
+
+    def choose_together(
+        self, members: dict[int, Tensor], rngs: dict[int, torch.Generator], embed: Embed
+    ) -> dict[int, Tensor]:
+        """The representatives of classes with equally many members, by one clustering of all; draws are each one's."""
+        count = len(next(iter(members.values())))
+        per_cluster = min(self.per_cluster, count)
+        k = min(self.batch, count) // per_cluster
+        features = embed(self.data.images[torch.cat(list(members.values()))]).float()
+        features = features.unflatten(0, (len(members), count))  # (K, n, D)
+        known = all(label in self.centers for label in members)
+        start = torch.stack([self.centers[label] for label in members]) if known else self.start
+        lloyd = self.lloyd if len(members) > 1 and features.numel() <= RECORDED_NUMBERS else None
+        found = kmeans(features, k, list(rngs.values()), max_iterations=self.max_iterations, start=start, lloyd=lloyd)
+        if self.warm_start:
+            self.centers.update(zip(members, found.centers, strict=True))
+        nearest = nearest_members(features, found, per_cluster)
+        return {label: rows[near] for (label, rows), near in zip(members.items(), nearest, strict=True)}
+
+
+@SAMPLERS.register("released")
+@dataclass
+class ReleasedSampler(KeptSampler):
+    """DREAM's batches as its released code chooses them.
+
+    Features are of un-normalised images; k-means starts from random rows and takes up to 100 Lloyd steps; an empty
+    cluster stays at zero; the ``per_cluster`` nearest of all the class's images are taken for each centre, so that a
+    row may come twice.
+    """
+
+    normalised_features: ClassVar[bool] = False
+    per_cluster: int = 1
+
+    def choose(self, label: int, members: Tensor, rng: torch.Generator, embed: Embed, predict: Predict) -> Tensor:
+        """See ``KeptSampler.choose``."""
+        features = embed(self.data.images[members]).float().unsqueeze(0)  # (1, n, D)
+        per_cluster = min(self.per_cluster, len(members))
+        k = min(self.batch, len(members)) // per_cluster
+        found = kmeans(features, k, rng, max_iterations=RELEASED_STEPS, start="random", keep_empty=True)
+        nearest = squared_distances(features, found.centers)[0].topk(per_cluster, dim=0, largest=False).indices
+        return members[nearest.T.flatten()]
+
+
+@SAMPLERS.register("center")
+@dataclass
+class CenterSampler(KeptSampler):
+    """The images nearest to the class's mean feature: all alike, none from the edges (an ablation of DREAM, §3.1)."""
+
+    def choose(self, label: int, members: Tensor, rng: torch.Generator, embed: Embed, predict: Predict) -> Tensor:
+        """See ``KeptSampler.choose``; ties go to the lower row."""
+        features = embed(self.data.images[members]).float()  # (n, D)
+        distances = (features - features.mean(0)).square().sum(1)
+        return members[distances.argsort(stable=True)[: self.batch]]
+
+
+@SAMPLERS.register("boundary")
+@dataclass
+class BoundarySampler(KeptSampler):
+    """The images the current network is least sure are of their class (an ablation of DREAM, §3.1).
+
+    Those with the smallest margin, the logit of the own class less the largest other one: the difference of the two
+    log-probabilities. It is negative for an image taken for another class. An untrained network has margins too, and
+    they mean little; the batches sharpen as the network learns.
+    """
+
+    def choose(self, label: int, members: Tensor, rng: torch.Generator, embed: Embed, predict: Predict) -> Tensor:
+        """See ``KeptSampler.choose``; ties go to the lower row."""
+        margin = margins(predict(self.data.images[members]), label)
+        return members[margin.argsort(stable=True)[: self.batch]]
+
+
+def margins(logits: Tensor, label: int) -> Tensor:
+    """Logits (n, K) → by how much (n,) class ``label`` leads the best of the others; negative where it does not.
+
+    >>> margins(torch.tensor([[3.0, 1.0, 2.0], [0.0, 4.0, 1.0]]), 0).tolist()
+    [1.0, -4.0]
+    """
+    own = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
+    own[label] = True
+    return logits[:, label].float() - logits.float().masked_fill(own, -torch.inf).max(1).values

@@ -1,0 +1,1 @@
+"""Synthetic sets: storage, decoding, initialisation."""

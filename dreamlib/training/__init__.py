@@ -1,0 +1,1 @@
+"""Training of networks: augmentation, CutMix, schedules, the trainer, features."""

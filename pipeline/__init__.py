@@ -1,0 +1,1 @@
+"""The paper artifact around dreamlib: parameters, stages, studies, reports."""

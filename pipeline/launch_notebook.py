@@ -1,0 +1,220 @@
+"""The launcher of one notebook: ``python -m pipeline.launch_notebook NOTEBOOK OUTPUT [key=value …]``.
+
+Papermill runs the notebook; around it the launcher refuses what papermill would only warn of, shows the kernel's
+progress on standard error, and strips from the executed copy whatever differs from run to run.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# jsonschema, which nbformat imports, builds a grammar of web addresses for a check that notebooks do not need: two
+# seconds of every stage. It goes without where the module is not there.
+sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
+
+import nbformat  # noqa: E402
+
+from dreamlib._engine.files import write_atomically  # noqa: E402
+from dreamlib._engine.progress import PROGRESS_FILE  # noqa: E402
+from dreamlib._engine.registry import unknown  # noqa: E402
+from dreamlib.settings import ParameterError  # noqa: E402
+from pipeline.params import find_root, read_params  # noqa: E402
+from pipeline.report.notebooks import reset_cells  # noqa: E402
+
+
+def parse(pairs: list[str]) -> dict[str, int | str]:
+    """``key=value`` arguments as a notebook's parameters; whole numbers become int, the rest stays text.
+
+    >>> parse(["method=dream", "ipc=10"])
+    {'method': 'dream', 'ipc': 10}
+    """
+    found: dict[str, int | str] = {}
+    for pair in pairs:
+        key, sign, value = pair.partition("=")
+        if not sign or not key.isidentifier():
+            raise ParameterError(f"'{pair}' is not of the form key=value")
+        found[key] = int(value) if value.lstrip("-").isdigit() else value
+    return found
+
+
+def refuse_unknown(notebook: nbformat.NotebookNode, parameters: dict[str, Any], name: str) -> None:
+    """Raise unless every parameter is assigned in the notebook's ``parameters`` cell (papermill itself only warns)."""
+    cells = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    if len(cells) != 1:
+        raise ParameterError(f"{name} must have exactly one cell tagged 'parameters'; it has {len(cells)}")
+    known = [line.split("=")[0].split(":")[0].strip() for line in cells[0].source.splitlines() if "=" in line]
+    for key in parameters:
+        if key not in known:
+            raise unknown(f"parameter of {name}", key, known)
+
+
+def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Take out of an executed notebook everything that is not its content: times, random ids, standard error, widgets.
+
+    What is left is the same bytes from run to run, so that DVC and git see a change only where a result changed.
+    """
+    notebook.metadata = {k: v for k, v in notebook.metadata.items() if k in ("kernelspec", "language_info", "title")}
+    reset_cells(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if not _is_noise(o)]
+            for output in cell.outputs:
+                output.get("metadata", {}).clear()
+    return notebook
+
+
+def _is_noise(output: Any) -> bool:
+    widget = "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+    return widget or (output.output_type == "stream" and output.name == "stderr")
+
+
+@contextmanager
+def _shown_progress() -> Iterator[None]:
+    """Copy what the kernel writes to its progress file to our standard error, as it comes."""
+    with tempfile.NamedTemporaryFile(prefix="dream-progress-") as file:
+        os.environ[PROGRESS_FILE] = file.name
+        stop = threading.Event()
+        terminal = sys.stderr.isatty()
+
+        def copy() -> None:
+            with open(file.name, encoding="utf-8", errors="replace") as source:
+                shown = 0.0
+                while True:
+                    done, text = stop.is_set(), source.read()
+                    # A log file wants a line now and then, a terminal every redraw.
+                    if text and (terminal or done or time.monotonic() - shown > 20):
+                        shown = time.monotonic()
+                        sys.stderr.write(text if terminal else text.rstrip().splitlines()[-1].split("\r")[-1] + "\n")
+                        sys.stderr.flush()
+                    if done:
+                        return
+                    stop.wait(0.5)
+
+        thread = threading.Thread(target=copy, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            del os.environ[PROGRESS_FILE]
+
+
+def prepare_kernel(root: Path) -> None:
+    """Give kernels a configuration of the project's own, a place for compiled code that later stages find again, and
+    an allocator that keeps its memory.
+
+    A user's IPython start-up files would otherwise run inside every stage. Both folders lie under .dream/.
+    """
+    profile = root / ".dream" / "ipython" / "profile_default"
+    config = b"c = get_config()  # noqa: F821\nc.IPKernelApp.log_level = 'CRITICAL'\n"
+    write_atomically(profile / "ipython_kernel_config.py", config)
+    os.environ["IPYTHONDIR"] = str(profile.parent)
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(root / ".dream" / "compiled"))
+    # glibc would hand each step's large buffers back to the system and fault them in again: a third of the time.
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(4 * 2**30))
+    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(16 * 2**30))
+
+
+def restart_prepared(module: str) -> None:
+    """Begin this process (``python -m module …``) again as ``prepare_kernel`` wants it, unless it was begun so.
+
+    The allocator reads its settings when a process starts.
+    """
+    if "MALLOC_TRIM_THRESHOLD_" not in os.environ:
+        prepare_kernel(find_root())
+        os.execv(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]])
+
+
+def exit_status(work: Callable[[], object]) -> int:
+    """Do a command's work: 0, or 1 after one line on standard error where something is wrong."""
+    try:
+        work()
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return interrupted()
+    return 0
+
+
+def interrupted() -> int:
+    """What is said of Ctrl-C; the exit status is the shell's for it."""
+    print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+    return 130
+
+
+def failed_copy(root: Path, output: Path) -> Path:
+    """Where a failing notebook's copy goes."""
+    return root / ".dream" / "failed" / output.name
+
+
+def _keep(executed: Path, target: Path) -> None:
+    text = nbformat.writes(normalise(nbformat.read(executed, as_version=4))) + "\n"
+    write_atomically(target, text.encode())
+
+
+def run(notebook: Path, output: Path, parameters: dict[str, Any]) -> None:
+    """Execute ``notebook`` with ``parameters`` and leave its normalised copy at ``output``.
+
+    A notebook that fails leaves nothing there; its copy with the traceback goes to .dream/failed/. Raises papermill's
+    PapermillExecutionError then; ParameterError or UnknownNameError before anything runs.
+    """
+    import papermill
+
+    root = find_root()
+    refuse_unknown(nbformat.read(notebook, as_version=4), parameters, notebook.name)
+    executed = root / ".dream" / "running" / f"{output.stem}.ipynb"
+    executed.parent.mkdir(parents=True, exist_ok=True)
+    prepare_kernel(root)
+    try:
+        with _shown_progress():
+            papermill.execute_notebook(
+                str(notebook), str(executed), parameters, kernel_name="python3", cwd=str(root),
+                progress_bar=False, log_output=False,
+            )  # fmt: skip
+        _keep(executed, output)
+    except papermill.PapermillExecutionError:
+        _keep(executed, failed_copy(root, output))
+        raise
+    finally:
+        executed.unlink(missing_ok=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status, with one clear line on standard error where something is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.launch_notebook", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("notebook", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("parameters", nargs="*", metavar="key=value")
+    given = parser.parse_args(arguments)
+    from papermill.exceptions import PapermillExecutionError
+
+    try:
+        read_params()
+        run(given.notebook, given.output, parse(given.parameters))
+    except PapermillExecutionError as error:
+        if error.ename == "KeyboardInterrupt":  # the kernel heard of it first
+            return interrupted()
+        where = failed_copy(find_root(), given.output)
+        print(f"error: {given.notebook}: {error.ename}: {error.evalue} (traceback: {where})", file=sys.stderr)
+        return 1
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return interrupted()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,16 @@
+"""The parameters of the pipeline; ``read_params`` is where every command begins."""
+
+from pipeline.params.models import BatchesParams, Budget, ClaimsParams, CostParams, DataParams, Params
+from pipeline.params.read import find_root, read_claims, read_params
+
+__all__ = [
+    "BatchesParams",
+    "Budget",
+    "ClaimsParams",
+    "CostParams",
+    "DataParams",
+    "Params",
+    "find_root",
+    "read_claims",
+    "read_params",
+]

@@ -1,0 +1,99 @@
+"""Read params.yaml, methods.yaml and the studies' parameters."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML, YAMLError
+
+from dreamlib._engine.registry import unknown
+from dreamlib.settings import ParameterError
+from pipeline.params.layers import validated
+from pipeline.params.models import ClaimsParams, Params
+
+
+def find_root(start: str | Path | None = None) -> Path:
+    """The project: the nearest folder with a dvc.yaml, at or above the current directory.
+
+    Not ``__file__``: `dvc exp run --queue` runs in a copy of the project. Raises FileNotFoundError outside one.
+    """
+    here = Path(start or Path.cwd()).resolve()
+    for folder in (here, *here.parents):
+        if (folder / "dvc.yaml").is_file():
+            return folder
+    raise FileNotFoundError(f"no dvc.yaml at or above {here}; run from inside the project")
+
+
+def read_params(root: str | Path | None = None, study: str | None = None) -> Params:
+    """params.yaml of the project, validated; with ``study``, as that section of studies.yaml overrides it.
+
+    A study's sections join those of params.yaml key by key, its other values replace them; so does its network, and
+    options of another data set are left out. Raises ParameterError with one message for everything that is wrong.
+    """
+    root = Path(root or find_root())
+    values = _read_yaml(root / "params.yaml")
+    if study:
+        studies = _read_yaml(root / "studies.yaml").get("studies")
+        if not isinstance(studies, dict) or not studies:
+            raise ParameterError(f"studies.yaml: studies must hold studies by name, got {studies!r}")
+        if study not in studies:
+            raise ParameterError(str(unknown("study", study, sorted(studies))))
+        if not isinstance(studies[study], dict):
+            raise ParameterError(f"studies.yaml: study {study} must hold sections, got {studies[study]!r}")
+        values = _joined(_outside(values, studies[study]), studies[study])
+    params = validated(Params, values, f"study {study}" if study else "top level")
+    check(params)
+    return params
+
+
+def read_claims(root: str | Path | None = None) -> ClaimsParams:
+    """The section ``claims`` of studies.yaml, validated; raises ParameterError as ``read_params`` does."""
+    root = Path(root or find_root())
+    return validated(ClaimsParams, _read_yaml(root / "studies.yaml").get("claims") or {}, "claims of studies.yaml")
+
+
+def _outside(values: dict[str, Any], study: Mapping[str, Any]) -> dict[str, Any]:
+    """What of params.yaml holds in a study too: not the options of another network or data set."""
+    kept = {key: value for key, value in values.items() if key != "network" or key not in study}
+    if study.get("dataset", values.get("dataset")) != values.get("dataset") and isinstance(kept.get("data"), dict):
+        kept["data"] = {key: value for key, value in kept["data"].items() if key != "options"}
+    return kept
+
+
+def _joined(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Two trees of sections as one; where both have a value, the one above."""
+    both = {k: _joined(below[k], v) for k, v in above.items() if isinstance(v, dict) and isinstance(below.get(k), dict)}
+    return {**below, **above, **both}
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file of sections; raises ParameterError when it is missing or is not one."""
+    try:
+        values = YAML(typ="safe", pure=True).load(path)
+    except FileNotFoundError:
+        raise ParameterError(f"{path} is missing; restore it with `git checkout {path.name}`") from None
+    except YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "cannot be read"
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ParameterError(f"{path} is not valid YAML{line}: {' '.join(str(problem).split())}") from None
+    if not isinstance(values, dict):
+        raise ParameterError(f"{path} must hold sections, got {type(values).__name__}")
+    return values
+
+
+def check(params: Params) -> None:
+    """Resolve every setting the pipeline would run, so that a mistake shows before any stage starts."""
+    for name in params.method:
+        if name in params.budgets:
+            raise ParameterError(f"'{name}' names both a method and a budget; rename one")
+    for method in params.methods:
+        for ipc in params.ipc:
+            params.distillation(method, ipc)
+            params.evaluation(method, ipc)
+        params.clustering(method)
+    params.clustering()
+    params.experts()
+    for key in ("ipc", "methods", "seeds"):
+        values = getattr(params, key)
+        if len(set(values)) != len(values):
+            raise ParameterError(f"params.yaml: {key} lists a value twice: {values}; DVC would run it twice")

@@ -1,0 +1,220 @@
+"""The project at hand: its root, validated parameters, the data they name, and one point of the DVC matrix."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dreamlib import data as datasets
+from dreamlib._engine import ranks
+from dreamlib._engine.compiled_network import Kernels
+from dreamlib._engine.compute import Compute
+from dreamlib._engine.seeding import derive, generator
+from dreamlib.data.types import DatasetInfo, LabeledImages
+from dreamlib.data.whitening import ZCA, whitened_info
+from dreamlib.networks import build
+from dreamlib.sampling.real_batches import Embed
+from dreamlib.settings import ClusteringParams, DistillParams, ParameterError
+from dreamlib.synthetic.synthetic_set import SyntheticSet
+from dreamlib.training.trainer import embed, train_on_real
+from pipeline.params import Params, find_root, read_params
+from pipeline.params.check import check_names, preflight
+from pipeline.report.provenance import note_run, noted_seconds
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One point of the DVC matrix, and the name its files carry."""
+
+    method: str
+    ipc: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """As in results/sets/<name>.safetensors.
+
+        >>> Setting("dream", 1, 0).name
+        'dream-ipc1-seed0'
+        """
+        return f"{self.method}-ipc{self.ipc}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Project:
+    """The project's root and validated parameters, with the data they name; where every notebook begins."""
+
+    root: Path
+    params: Params
+    study: str | None = None
+
+    @classmethod
+    def open(cls, root: str | Path | None = None, study: str | None = None) -> "Project":
+        """The project around the current directory, checked whole: see ``check_names`` and ``preflight``.
+
+        With ``study``, under the parameters of that section of studies.yaml and with a results folder of its own.
+        """
+        root = Path(root) if root else find_root()
+        project = cls(root, read_params(root, study), study)
+        check_names(project.params)
+        preflight(project.params, project.info, project.split("train"))
+        return project
+
+    @cached_property
+    def _splits(self) -> dict[str, LabeledImages]:
+        return {}
+
+    @cached_property
+    def compute(self) -> Compute:
+        """The device and format params.yaml asks for."""
+        c = self.params.compute
+        device, threads = ranks.local_device(c.device), ranks.share_of_threads(c.threads)
+        return Compute.resolve(device, c.precision, threads, c.compile)
+
+    @cached_property
+    def used_params(self) -> Params:
+        """The parameters with the number format that 'auto' stands for on this device: what a result is traced to."""
+        compute = self.params.compute.model_copy(update={"precision": self.compute.precision})
+        return self.params.model_copy(update={"compute": compute})
+
+    @cached_property
+    def info(self) -> DatasetInfo:
+        """The data set's classes, shape and statistics."""
+        return datasets.info(self.params.dataset, self.params.data.options)
+
+    @cached_property
+    def data_hash(self) -> str:
+        """The data set's hash, over its files."""
+        p = self.params
+        return datasets.data_hash(p.dataset, self.root / p.data.directory, p.data.options)
+
+    def stage(self, name: str) -> str:
+        """The stage of dvc.yaml that does ``name`` for this project: in a study one stage does a run's every part.
+
+        Studies named alike (claims_curves, claims_factor) are one stage's matrix, named after what comes first.
+        """
+        return f"{self.study.split('_')[0]}_runs" if self.study else name
+
+    @property
+    def settings(self) -> list[Setting]:
+        """All settings of the matrix, in params.yaml's order."""
+        p = self.params
+        return [Setting(method, ipc, seed) for ipc in p.ipc for method in p.methods for seed in p.seeds]
+
+    @property
+    def results(self) -> Path:
+        """Where results lie: results/, or a study's own folder below it."""
+        return self.root / "results" / (self.study or "")
+
+    def file(self, kind: str, setting: Setting, suffix: str) -> Path:
+        """One file of one setting: results/<kind>/<name><suffix>; a study keeps a folder for each method."""
+        folder = self.results / setting.method if self.study else self.results
+        return folder / kind / f"{setting.name}{suffix}"
+
+    @property
+    def network(self) -> tuple[str, dict[str, Any]]:
+        """The matched network: name and options."""
+        return self.params.network.name, self.params.network.options
+
+    def split(self, name: str) -> LabeledImages:
+        """The 'train' or 'validation' images. One split for all runs (seed 0): runs then differ by their own seed only.
+
+        Raises ValueError for 'test', which only ``dreamlib.evaluate`` reads.
+        """
+        if name not in ("train", "validation"):
+            raise ValueError(f"split '{name}' is not read here; the test images belong to dreamlib.evaluate alone")
+        p = self.params
+        if name not in self._splits:
+            self._splits[name] = datasets.load_split(
+                p.dataset, name, self.root / p.data.directory, p.validation_per_class, 0, p.data.options
+            )
+        return self._splits[name]
+
+    @cached_property
+    def zca(self) -> ZCA:
+        """The whitening of the training images; validation and test images play no part in it."""
+        return ZCA.fit(self.split("train").images)
+
+    def seen(self, data: LabeledImages, how: DistillParams) -> tuple[LabeledImages, DatasetInfo]:
+        """Return real images as a method sees them, and what is then known of them.
+
+        Whitened, or normalised where canvases hold unbounded normalised pixels, or as they are.
+        """
+        info = self.info
+        if how.statistics == "dc" and info.dc_statistics:
+            info = replace(info, mean=info.dc_statistics[0], std=info.dc_statistics[1])
+        return self._transformed(data, info, how.whitening, how.bounded)
+
+    def seen_with(self, data: LabeledImages, synthetic: SyntheticSet) -> tuple[LabeledImages, DatasetInfo]:
+        """Return real images in the units of a set's canvases: under its statistics, its whitening, its bounds."""
+        about = synthetic.info
+        info = replace(self.info, mean=tuple(about["mean"]), std=tuple(about["std"])) if "mean" in about else self.info
+        return self._transformed(data, info, synthetic.whitening, synthetic.bounded)
+
+    def _transformed(
+        self, data: LabeledImages, info: DatasetInfo, whitening: str, bounded: bool
+    ) -> tuple[LabeledImages, DatasetInfo]:
+        if whitening != "none":
+            return replace(data, images=self.zca.apply(data.images)), whitened_info(info)
+        if bounded:
+            return data, info
+        return replace(data, images=info.normalise(data.images)), info.unbounded()
+
+    def pictures(self, synthetic: SyntheticSet, images: Tensor | None = None) -> Tensor:
+        """Return a set's canvases (N, C, H, W), or images in the units of its canvases, as pictures in [0, 1].
+
+        Whitening and normalisation are undone; what then lies outside [0, 1] is clipped, for show only.
+        """
+        shown = synthetic.pictures() if images is None else images
+        return (self.zca.undo(shown) if synthetic.whitening != "none" else synthetic.as_pixels(shown)).clamp(0, 1)
+
+    def require(self, method: str | None, ipc: int, seed: int) -> None:
+        """Refuse a coordinate that params.yaml does not list; raises ParameterError naming what it lists."""
+        given = {"methods": method, "ipc": ipc, "seeds": seed}
+        for key, value in given.items():
+            listed = getattr(self.params, key)
+            if value is not None and value not in listed:
+                raise ParameterError(f"{key}: {value!r} is not in params.yaml, which lists {listed}; add it there")
+
+    def note(self, name: str, seconds: dict[str, float], **more: dict[Any, float]) -> None:
+        """Keep this run's times (see ``provenance.note_run``)."""
+        name = f"{self.study}/{name}" if self.study else name
+        note_run(name, self.compute, seconds, self.root, self.params.dataset, **more)
+
+    def delegated(self, stage: str, setting: Setting, *more: str) -> bool:
+        """Run a stage in ``compute.workers`` processes, when there are to be several and this is not one of them.
+
+        Returns whether that was done: the stage's files are then there. Raises ``ranks.WorkerError``.
+        """
+        c = self.params.compute
+        if c.workers == 1 or ranks.active():
+            return False
+        point = {"root": self.root.resolve(), "method": setting.method, "ipc": setting.ipc, "seed": setting.seed}
+        named = [f"--{key}={value}" for key, value in point.items()] + ([f"--study={self.study}"] if self.study else [])
+        ranks.run_workers(c.workers, [stage, *named, *more], self.root, c.threads)
+        return True
+
+    def noted(self, name: str) -> dict[str, float]:
+        """The times ``note`` kept under a name."""
+        return noted_seconds(f"{self.study}/{name}" if self.study else name, self.root)
+
+    def embedder(self, seed: int, how: ClusteringParams | None = None) -> Embed:
+        """Return the feature map of a clustering: pixels, an untrained or a briefly trained network's features.
+
+        ``how`` is the clustering stage's by default.
+        """
+        how = how or self.params.clustering()
+        if how.features == "pixels":
+            return lambda images: images.flatten(1)
+        name, options = self.network
+        model = self.compute.place(build(name, self.info, generator(seed, "clustering-network"), options))
+        kernels = Kernels(model, self.compute)
+        if how.features == "trained":
+            data = self.split("train").to(self.compute.device)
+            train_on_real(model, data, self.info, kernels, epochs=how.epochs, seed=derive(seed, "clustering-training"))
+        info = self.info
+        if how.features == "random_unnormalised":
+            info = info.unbounded()
+        return lambda images: embed(model, images, info, kernels)

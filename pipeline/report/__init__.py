@@ -1,0 +1,1 @@
+"""Tables, figures, records and provenance for the reports."""

@@ -1,0 +1,214 @@
+"""DataFrame or images in, matplotlib figure out; no arithmetic worth a test."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from dreamlib._engine.torchvision_import import torchvision
+
+# Colours told apart by readers with any colour vision (Okabe and Ito).
+COLORS = {
+    "random": "#999999",
+    "kmeans": "#E69F00",
+    "idc": "#0072B2",
+    "idc_same_batch": "#0072B2",
+    "dream": "#D55E00",
+}
+_SPARE = ("#009E73", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
+
+
+def style() -> None:
+    """One look for every figure of the report."""
+    mpl.rcParams.update(
+        {
+            "figure.dpi": 110,
+            "font.size": 10,
+            "axes.grid": True,
+            "grid.alpha": 0.3,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "legend.frameon": False,
+            "figure.constrained_layout.use": True,
+            "svg.hashsalt": "dream",
+        }
+    )
+
+
+def finished(figure: Figure) -> Figure:
+    """Closed for pyplot, so that a notebook shows the figure once: where it is displayed."""
+    plt.close(figure)
+    return figure
+
+
+def color(method: str) -> str:
+    """The colour a method keeps in every figure."""
+    return COLORS.get(method) or _SPARE[sum(map(ord, method)) % len(_SPARE)]
+
+
+def _grid(images: Sequence[Tensor], columns: int, gap: int = 2) -> np.ndarray:
+    """Images (C, H, W) laid in rows of ``columns`` on white, as one (H', W', 3) array: one artist draws them all."""
+    _, h, w = images[0].shape
+    rows = math.ceil(len(images) / columns)
+    sheet = np.ones((rows * (h + gap) - gap, columns * (w + gap) - gap, 3), dtype=np.float32)
+    for index, image in enumerate(images):
+        top, left = (index // columns) * (h + gap), (index % columns) * (w + gap)
+        pixels = image.detach().float().clamp(0, 1).cpu().permute(1, 2, 0).expand(h, w, 3).numpy()
+        sheet[top : top + h, left : left + w] = pixels
+    return sheet
+
+
+def _draw(sheet: np.ndarray, title: str, width: float) -> tuple[Figure, plt.Axes]:
+    height = width * sheet.shape[0] / sheet.shape[1]
+    figure, axis = plt.subplots(figsize=(width + 1.4, height + 0.5))
+    axis.imshow(sheet, interpolation="nearest")
+    axis.set_title(title)
+    axis.grid(False)
+    axis.set_xticks([])
+    axis.spines[:].set_visible(False)
+    return figure, axis
+
+
+def image_rows(groups: Mapping[str, Tensor], title: str = "", columns: int = 16, size: float = 0.62) -> Figure:
+    """One labelled row of images per group: name → (n, C, H, W), at most ``columns`` shown."""
+    columns = min(columns, max(len(images) for images in groups.values()))
+    sample = next(iter(groups.values()))
+    blank = sample.new_ones(sample.shape[1:])
+    cells = [
+        images[i] if i < len(images) else blank for images in groups.values() for i in range(columns)
+    ]  # rows shorter than the longest end in white
+    figure, axis = _draw(_grid(cells, columns), title, size * columns)
+    pitch = sample.shape[-2] + 2
+    axis.set_yticks([r * pitch + pitch / 2 - 1 for r in range(len(groups))], list(groups), fontsize=9)
+    axis.tick_params(length=0)
+    return finished(figure)
+
+
+def contact_sheet(canvases: Tensor, classes: Sequence[str], title: str = "", per_row: int = 10) -> Figure:
+    """All stored canvases of a set, a labelled row per class (``per_row`` of them at most, the first ones)."""
+    ipc = len(canvases) // len(classes)
+    if ipc == 1:  # one column of ten images is a poor use of a page: lay classes side by side
+        return captioned({name: canvases[c] for c, name in enumerate(classes)}, title)
+    groups = {name: canvases[c * ipc : c * ipc + min(ipc, per_row)] for c, name in enumerate(classes)}
+    return image_rows(groups, title, columns=per_row)
+
+
+def captioned(images: Mapping[str, Tensor], title: str = "", columns: int = 5, size: float = 1.4) -> Figure:
+    """A grid of images (C, H, W), each with its name below."""
+    h, w = next(iter(images.values())).shape[-2:]
+    label = max(6, h // 4)  # pixels kept free under each image for its name
+    padded = [torch.nn.functional.pad(image, (0, 0, 0, label), value=1.0) for image in images.values()]
+    figure, axis = _draw(_grid(padded, columns), title, size * columns)
+    axis.set_yticks([])
+    for index, name in enumerate(images):
+        x, y = (index % columns) * (w + 2) + w / 2, (index // columns) * (h + label + 2) + h
+        axis.text(x, y, name, ha="center", va="top", fontsize=9)
+    return finished(figure)
+
+
+def write_contact_sheet(canvases: Tensor, num_classes: int, path: Path, scale: int = 4) -> None:
+    """The canvases as one PNG, a row per class (one row of all classes at ipc 1), each pixel ``scale`` pixels wide."""
+    ipc = len(canvases) // num_classes
+    columns = ipc if ipc > 1 else min(num_classes, 10)
+    grid = torchvision.utils.make_grid(canvases.detach().clamp(0, 1).cpu(), nrow=columns, padding=1, pad_value=1.0)
+    pixels = (grid * 255).round().byte().permute(1, 2, 0).numpy()
+    picture = Image.fromarray(pixels)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(path)
+
+
+def scatter(points: np.ndarray, marks: Mapping[str, np.ndarray], clusters: np.ndarray, title: str) -> Figure:
+    """2-D ``points`` (n, 2) coloured by cluster; ``marks`` name → rows drawn large, one panel per name."""
+    figure, axes = plt.subplots(1, len(marks), figsize=(5.2 * len(marks), 4.4), sharex=True, sharey=True, squeeze=False)
+    for axis, (name, rows) in zip(axes.flat, marks.items(), strict=True):
+        axis.scatter(*points.T, c=clusters, cmap="tab20", s=4, alpha=0.35, linewidths=0)
+        axis.scatter(*points[rows].T, c="black", marker="x", s=36, linewidths=1.6)
+        axis.set(title=name, xlabel="first principal component", ylabel="second principal component")
+    figure.suptitle(title)
+    return finished(figure)
+
+
+def lines(
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    by: str,
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+    spread: str | None = None,
+    percent: bool = False,
+    logx: bool = False,
+) -> Figure:
+    """One line per value of ``by``; ``spread`` names the column of half-widths of the error bars."""
+    figure, axis = plt.subplots(figsize=(6.4, 4.0))
+    factor = 100 if percent else 1
+    for name, part in table.groupby(by, sort=False):
+        bars = part[spread] * factor if spread else None
+        axis.errorbar(
+            part[x], part[y] * factor, yerr=bars, label=str(name), color=color(str(name)), marker="o", ms=3, capsize=2
+        )
+    if logx:
+        axis.set_xscale("log")
+    axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    axis.legend(title=by)
+    return finished(figure)
+
+
+def bars(table: pd.DataFrame, title: str = "") -> Figure:
+    """Test accuracy (%) with standard deviation, methods side by side in a group per ipc."""
+    methods, ipcs = list(dict.fromkeys(table.method)), list(dict.fromkeys(table.ipc))
+    figure, axis = plt.subplots(figsize=(1.8 + 1.1 * len(methods) * len(ipcs), 4.0))
+    width = 0.8 / len(methods)
+    for k, method in enumerate(methods):
+        part = table[table.method == method].set_index("ipc").reindex(ipcs)
+        places = [i + (k - (len(methods) - 1) / 2) * width for i in range(len(ipcs))]
+        drawn = axis.bar(
+            places, 100 * part.accuracy, width, yerr=100 * part["std"], capsize=3, label=method, color=color(method)
+        )
+        axis.bar_label(drawn, [f"{100 * a:.1f}" for a in part.accuracy], fontsize=8, padding=2)
+    axis.set_xticks(range(len(ipcs)), [f"ipc {i}" for i in ipcs])
+    axis.set(ylabel="test accuracy (%)", title=title)
+    axis.set_ylim(0, 105)
+    axis.legend(ncols=len(methods), loc="upper center", bbox_to_anchor=(0.5, -0.08))
+    return finished(figure)
+
+
+def ranking(views: pd.DataFrame, title: str = "") -> Figure:
+    """Test accuracy (%) of every method, best on top: a dot for each seed, a bar for the mean; two tracks of labels.
+
+    ``views`` has one row per trained network: method, seed, view, network, label_kind, accuracy.
+    """
+    rows = views[(views.view == "protocol") & (views.network == views.network.iloc[0])]
+    means = rows.groupby(["method", "label_kind"])["accuracy"].mean().sort_values()
+    figure, axis = plt.subplots(figsize=(7.0, 0.6 + 0.3 * len(means)))
+    tracks = {"hard": COLORS["idc"], "soft": COLORS["kmeans"]}
+    for place, ((method, kind), mean) in enumerate(means.items()):
+        axis.barh(place, 100 * mean, color=tracks[kind], alpha=0.45, height=0.7)
+        dots = 100 * rows[rows.method == method]["accuracy"]
+        axis.plot(dots, [place] * len(dots), "o", color="black", ms=3)
+        axis.text(101, place, f"{100 * mean:.1f}", va="center", fontsize=9)
+    axis.set_yticks(range(len(means)), [method for method, _ in means.index])
+    axis.set(xlabel="test accuracy (%), dots are seeds", xlim=(0, 100))
+    axis.set_title(title, loc="left")
+    handles = [plt.Rectangle((0, 0), 1, 1, color=tone, alpha=0.45) for tone in tracks.values()]
+    names = [f"{kind} labels" for kind in tracks]
+    axis.legend(handles, names, ncols=2, loc="upper right", bbox_to_anchor=(1.0, -0.08))
+    return finished(figure)
+
+
+def storage(table: pd.DataFrame, title: str = "") -> Figure:
+    """Accuracy (%) against stored floats, a line per method."""
+    ordered = table.sort_values("stored_floats")
+    return lines(
+        ordered, "stored_floats", "accuracy", "method", "stored floats (log scale)", "test accuracy (%)", title,
+        spread="std", percent=True, logx=True,
+    )  # fmt: skip

@@ -1,0 +1,97 @@
+"""The pictures of the study of claims: DataFrame in, figure out."""
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from pipeline.report.figures import COLORS, color, finished
+
+_KINDS = {
+    "random": COLORS["random"],
+    "representative": COLORS["dream"],
+    "center": "#009E73",
+    "boundary": "#CC79A7",
+}
+
+
+def measures_by_step(table: pd.DataFrame, labels: dict[str, str]) -> Figure:
+    """One panel per measure in ``labels`` (column → axis label): a line a kind of batch, bars are seeds' deviations.
+
+    ``table`` has columns batch, point, measure, mean, std. A panel whose values lie far apart has a log scale, or those
+    that lie close together would be one line.
+    """
+    figure, axes = plt.subplots(1, len(labels), figsize=(3.3 * len(labels), 3.2), squeeze=False)
+    for axis, (measure, label) in zip(axes.flat, labels.items(), strict=True):
+        for kind, part in table[table.measure == measure].groupby("batch", sort=False):
+            axis.errorbar(part["point"], part["mean"], part["std"], color=_KINDS[kind], marker="o", ms=3, capsize=2)
+        axis.set(xlabel="training steps of the network", ylabel=label)
+        values = table[table.measure == measure]["mean"]
+        if values.min() > 0 and values.max() > 10 * values.min():
+            axis.set_yscale("log")
+    handles = [plt.Line2D([], [], color=tone, marker="o", ms=3) for tone in _KINDS.values()]
+    figure.legend(handles, _KINDS, ncols=len(_KINDS), loc="outside upper center")
+    return finished(figure)
+
+
+def picks(picture: pd.DataFrame, title: str = "") -> Figure:
+    """A class's images on two principal components, a panel for each kind with what it picks marked.
+
+    ``picture`` has x, y and a column of 0 and 1 for each kind.
+    """
+    figure, axes = plt.subplots(1, len(_KINDS), figsize=(3.1 * len(_KINDS), 3.3), sharex=True, sharey=True)
+    for axis, (kind, tone) in zip(axes.flat, _KINDS.items(), strict=True):
+        chosen = picture[picture[kind] == 1]
+        axis.scatter(picture.x, picture.y, color="#BBBBBB", s=4, linewidths=0)
+        axis.scatter(chosen.x, chosen.y, color=tone, marker="x", s=26, linewidths=1.3)
+        axis.set(title=kind, xlabel="first component")
+    axes.flat[0].set_ylabel("second component")
+    figure.suptitle(title)
+    return finished(figure)
+
+
+def accuracy_along(table: pd.DataFrame, x: str, xlabel: str) -> Figure:
+    """Validation accuracy (%) along the way, a panel for each ipc, a line a method; bars are seeds' deviations.
+
+    ``table`` has columns ipc, method, accuracy, std and ``x``.
+    """
+    groups = list(table.groupby("ipc", sort=False))
+    figure, axes = plt.subplots(1, len(groups), figsize=(5.0 * len(groups), 3.6), squeeze=False)
+    for axis, (ipc, part) in zip(axes.flat, groups, strict=True):
+        for method, line in part.groupby("method", sort=False):
+            axis.errorbar(
+                line[x], 100 * line.accuracy, 100 * line["std"], label=method, color=color(method), marker="o", ms=3,
+                capsize=2,
+            )  # fmt: skip
+        stored = f"{ipc} stored image{'s' if ipc > 1 else ''} per class"
+        axis.set(xlabel=xlabel, ylabel="validation accuracy (%)", title=stored)
+        axis.legend()
+    return finished(figure)
+
+
+def paired_gains(gains: pd.DataFrame, xlabel: str) -> Figure:
+    """A row a variant: a dot for each seed's gain (points), a bar for the mean. ``gains``: variants × seeds."""
+    figure, axis = plt.subplots(figsize=(7.0, 0.7 + 0.32 * len(gains)))
+    for place, (_, row) in enumerate(gains.iloc[::-1].iterrows()):
+        axis.barh(place, 100 * row.mean(), color=COLORS["idc"], alpha=0.45, height=0.7)
+        axis.plot(100 * row, [place] * len(row), "o", color="black", ms=3)
+    axis.axvline(0, color="black", lw=0.8)
+    axis.set_yticks(range(len(gains)), list(gains.index[::-1]))
+    axis.set(xlabel=xlabel)
+    return finished(figure)
+
+
+def against_operations(table: pd.DataFrame) -> Figure:
+    """Validation accuracy (%) against operations of training (log scale): full data along the way, sets as points.
+
+    ``table`` has columns data, operations, accuracy, std.
+    """
+    figure, axis = plt.subplots(figsize=(6.4, 4.0))
+    for place, (name, part) in enumerate(table.groupby("data", sort=False)):
+        tone = list(_KINDS.values())[1 + place] if len(part) == 1 else "black"
+        axis.errorbar(
+            part.operations, 100 * part.accuracy, 100 * part["std"], label=name, color=tone, marker="o", ms=4, capsize=2
+        )
+    axis.set_xscale("log")
+    axis.set(xlabel="floating-point operations of training (log scale)", ylabel="validation accuracy (%)")
+    axis.legend()
+    return finished(figure)

@@ -1,0 +1,173 @@
+"""What a run cost, and whether it came out like the committed one: ``python -m pipeline.report.record ACTION``."""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from dreamlib._engine.files import read_json, write_atomically, write_json
+from pipeline.params import find_root, read_params
+from pipeline.project import Project
+from pipeline.report.provenance import RUNS
+from pipeline.report.tables import between, markdown
+
+RECORD = Path("results") / "record.json"
+BEGIN, END = "<!-- results: written by `make record` -->", "<!-- end of results -->"
+RESULTS = {"clustering": "clusters", "distillation": "*/distillation", "evaluation": "*/evaluation"}  # of a study
+CLAIMS_BEGIN, CLAIMS_END = "<!-- claims: written by `make record` -->", "<!-- end of claims -->"
+TIMES_BEGIN, TIMES_END = "<!-- times: written by `make record` -->", "<!-- end of times -->"
+COMMANDS = {"make repro": "", "make methods": "methods", "make claims": "claims", "dvc repro best": "best"}  # → study
+
+
+def collect(root: Path, study: str = "", joining: Sequence[str] = ()) -> dict[str, Any]:
+    """What this machine's last run of every stage took, by stage instance; of the default pipeline or of a study.
+
+    With a study come those named after it and those ``joining`` it: 'claims' has claims_curves' under
+    "claims_curves/<stage instance>".
+    """
+    found = {path.stem: read_json(path) for path in sorted((root / RUNS / study).glob("*.json"))}
+    patterns = [*([f"{study}_*"] if study else []), *joining]
+    for path in (path for pattern in patterns for path in sorted((root / RUNS).glob(f"{pattern}/*.json"))):
+        found[f"{path.parent.name}/{path.stem}"] = read_json(path)
+    return found
+
+
+def cost_table(record: dict[str, Any]) -> pd.DataFrame:
+    """Seconds, peak memory, device of every recorded stage instance."""
+    rows = [
+        (
+            name,
+            sum(entry["seconds"].values()),
+            ", ".join(f"{k} {v:.0f} s" for k, v in entry["seconds"].items()),
+            entry["peak_memory_bytes"] / 2**20,
+            entry["device"],
+        )
+        for name, entry in record.items()
+    ]
+    return pd.DataFrame(rows, columns=["stage", "seconds", "of which", "peak memory (MiB)", "device"]).round(0)
+
+
+def record_table(root: Path, dataset: str) -> pd.DataFrame:
+    """What the committed record has of a data set, as a table; empty where that is nothing."""
+    record = read_json(root / RECORD) if (root / RECORD).is_file() else {}
+    return cost_table({name: entry for name, entry in record.items() if entry["dataset"] == dataset})
+
+
+def times_table(root: Path) -> str:
+    """What each command's committed record adds up to, as a Markdown table; a command without a record has no row."""
+    rows = []
+    for command, study in COMMANDS.items():
+        path = root / RECORD.parent / study / RECORD.name
+        if not path.is_file():
+            continue
+        entries = list(read_json(path).values())
+        minutes = sum(sum(entry["seconds"].values()) for entry in entries) / 60
+        memory = max(entry["peak_memory_bytes"] for entry in entries) / 2**20
+        machines = sorted({f"{e['device']}, {e['threads']} threads, {e['precision']}" for e in entries})
+        rows.append((f"`{command}`", len(entries), f"{minutes:.0f}", f"{memory:,.0f}", "; ".join(machines)))
+    return markdown(["command", "stages", "minutes", "largest memory (MiB)", "on"], rows)
+
+
+def committed(root: Path, path: str) -> bytes | None:
+    """A file as the last commit has it, or None."""
+    shown = subprocess.run(["git", "show", f"HEAD:{path}"], cwd=root, capture_output=True, check=False)
+    return shown.stdout if shown.returncode == 0 else None
+
+
+def compare(root: Path) -> tuple[pd.DataFrame, bool]:
+    """Every setting of params.yaml, its set and accuracy beside the last commit's; whether all are within the spread.
+
+    'within' means: no further from the committed mean than two standard deviations of the two together, at least one
+    percentage point (few networks estimate a spread poorly).
+    """
+    rows = []
+    for setting in Project(root, read_params(root)).settings:
+        path = root / "results" / "evaluation" / f"{setting.name}.json"
+        old, new = committed(root, path.relative_to(root).as_posix()), read_json(path)
+        if old is None:
+            rows.append((path.stem, "not committed", new["accuracy"], None, "nothing to compare"))
+            continue
+        recorded = json.loads(old)
+        set_path = f"results/sets/{path.stem}.safetensors"
+        same = committed(root, set_path) == (root / set_path).read_bytes()
+        allowed = max(0.01, 2 * (recorded["std"] ** 2 + new["std"] ** 2) ** 0.5)
+        within = abs(recorded["accuracy"] - new["accuracy"]) <= allowed
+        verdict = "within the spread" if within else f"OUTSIDE ± {100 * allowed:.1f} points"
+        rows.append((path.stem, "same bits" if same else "other bits", new["accuracy"], recorded["accuracy"], verdict))
+    table = pd.DataFrame(rows, columns=["setting", "distilled set", "accuracy", "recorded", "verdict"])
+    return table, not table["verdict"].str.startswith("OUTSIDE").any()
+
+
+def readme_text(root: Path) -> str:
+    """README.md with what stands between its markers replaced: summary.md, claims/verdicts.md, the records' times."""
+    text = between((root / "README.md").read_text(), BEGIN, END, (root / "results" / "summary.md").read_text)
+    text = between(text, CLAIMS_BEGIN, CLAIMS_END, (root / "results" / "claims" / "verdicts.md").read_text)
+    return between(text, TIMES_BEGIN, TIMES_END, lambda: times_table(root))
+
+
+def _result_kept(root: Path, name: str) -> bool:
+    """Whether what a study's stage instance made, "study/stage-setting", is among the results."""
+    study, _, instance = name.partition("/")
+    stage, _, setting = instance.partition("-")
+    return stage in RESULTS and any((root / "results" / study).glob(f"{RESULTS[stage]}/{setting}.json"))
+
+
+def _write(root: Path, studies: Sequence[str]) -> int:
+    study, *joining = studies or [""]
+    found = collect(root, study, joining)
+    if not found:
+        print(f"error: no run is noted in {RUNS}; run `make repro` first", file=sys.stderr)
+        return 1
+    path = RECORD.parent / study / RECORD.name
+    # Studies that were not run on this machine keep their entries, and so do the other seeds of those that were.
+    here = {name.partition("/")[0] for name in found if "/" in name}
+    kept = read_json(root / path) if here and (root / path).is_file() else {}
+    found |= {
+        name: entry
+        for name, entry in kept.items()
+        if name not in found and "/" in name and (name.partition("/")[0] not in here or _result_kept(root, name))
+    }
+    write_json(root / path, found)
+    print(f"{path}: {len(found)} stages")
+    return 0
+
+
+def _compare(root: Path) -> int:
+    table, good = compare(root)
+    shown = table.assign(**{c: (100 * table[c].astype(float)).round(1) for c in ("accuracy", "recorded")})
+    print("\nThis run beside the committed record (accuracies in percent):\n")
+    print(shown.to_string(index=False))
+    costs = cost_table(collect(root))
+    if len(costs):
+        print(
+            f"\nStages took {costs['seconds'].sum():.0f} s; largest memory {costs['peak memory (MiB)'].max():.0f} MiB."
+        )
+    print("Read the report: reports/04_figures.ipynb, or run `make report` and open reports/html/index.html")
+    return 0 if good else 1
+
+
+def _readme(root: Path) -> int:
+    write_atomically(root / "README.md", readme_text(root).encode())
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status: 1 when an accuracy lies outside the recorded spread."""
+    actions = {"compare": _compare, "readme": _readme}
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.report.record", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("action", choices=["compare", "readme", "write"])
+    told = "write: a study's record instead of the default pipeline's; those named after the first join its record"
+    parser.add_argument("--study", nargs="+", default=[], help=told)
+    given = parser.parse_args(arguments)
+    return _write(find_root(), given.study) if given.action == "write" else actions[given.action](find_root())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""The distillation stage: one setting from its starting canvases to its file."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from dreamlib._engine import ranks
+from dreamlib._engine.checkpoint import Checkpoint
+from dreamlib._engine.files import write_atomically, write_json
+from dreamlib.data.types import DatasetInfo, LabeledImages
+from dreamlib.distill import Distiller, DistillResult
+from dreamlib.matching import make as make_objective
+from dreamlib.matching.soft_labels import assign_soft_labels, train_teacher
+from dreamlib.networks import build
+from dreamlib.sampling.coresets import SELECTIONS, select
+from dreamlib.settings import DistillParams, digest
+from dreamlib.synthetic.initial import check_budget, fill, images_needed, noise, random_rows
+from dreamlib.synthetic.synthetic_set import SyntheticSet
+from dreamlib.training.trainer import TrainSettings, augmentation_for
+from pipeline.project import Project, Setting
+from pipeline.report.provenance import code_hash
+from pipeline.stages.clustering import representatives
+
+
+def starting_set(
+    project: Project, setting: Setting, how: DistillParams, data: LabeledImages, info: DatasetInfo
+) -> SyntheticSet:
+    """The canvases before distillation, by the method's ``init``; real images that fill them are rows of ``data``."""
+    check_budget(data, info, setting.ipc, how.factor, how.decode, how.init)
+    count = images_needed(setting.ipc, how.factor, how.decode)
+    make: dict[str, Callable[[], SyntheticSet]] = {
+        "noise": lambda: noise(data, info, setting.ipc, how.factor, how.decode, setting.seed),
+        "random": lambda: _filled(random_rows(data, count, setting.seed)),
+        "kmeans": lambda: _filled(representatives(project, setting, count)),
+        "released": lambda: _filled(representatives(project, setting, count)),
+    }
+
+    for rule in SELECTIONS:
+        make[rule] = lambda rule=rule: _filled(_selected(project, setting, count, rule))
+
+    def _filled(rows: Tensor) -> SyntheticSet:
+        return fill(data, rows, setting.ipc, how.factor, how.decode, how.shrink)
+
+    return make[how.init]()
+
+
+def _selected(project: Project, setting: Setting, count: int, rule: str) -> Tensor:
+    """Rows (K, count) that a selection rule picks in the features the clustering stage works in."""
+    how = project.params.clustering(setting.method)
+    return select(project.split("train"), count, rule, setting.seed, project.embedder(setting.seed, how), how.pool)
+
+
+def _labelled(
+    project: Project,
+    setting: Setting,
+    how: DistillParams,
+    synthetic: SyntheticSet,
+    data: LabeledImages,
+    info: DatasetInfo,
+) -> SyntheticSet:
+    """The set with the labels its method asks for."""
+    if how.labels == "hard":
+        return synthetic
+    train = TrainSettings(batch=128, augmentation=augmentation_for(info, how.network_augmentation), cutmix=how.cutmix)
+    teacher, kernels = train_teacher(
+        data, info, project.network, train, project.compute, epochs=how.teacher_epochs, seed=setting.seed
+    )
+    return assign_soft_labels(synthetic, teacher, info, kernels, how.temperature)
+
+
+def parameter_hash(project: Project, setting: Setting) -> str:
+    """A hash of every parameter that shapes a distilled set, but for those of the experts it may follow."""
+    p = project.used_params
+    how = p.distillation(setting.method, setting.ipc).model_dump(exclude={"checkpoint_every_s"})
+    compute = p.compute.model_dump(exclude={"workers"})  # how many share the work does not shape the set
+    held_out, clustering = p.validation_per_class, p.clustering(setting.method)
+    return digest(p.dataset, setting.name, how, clustering, p.network, p.data, held_out, compute)
+
+
+def _experts(project: Project, how: DistillParams, info: DatasetInfo) -> Any:
+    """What else shapes a run that follows experts, which must be all there."""
+    open_experts = getattr(make_objective(how.objective, how.options), "open_experts", None)
+    if open_experts is None:
+        return None
+    asked, (name, options) = project.params.experts(), project.network
+    network = build(name, info, torch.Generator(), options)
+    open_experts(network, info).check_whole(asked.count, asked.epochs)
+    return asked
+
+
+def run_distillation(project: Project, setting: Setting) -> DistillResult:
+    """Distil one setting, resuming where a killed run stopped, and write its set, snapshots, history and metrics.
+
+    results/sets/<name>.safetensors is the set; results/distillation/<name>.{json,csv} its metrics and loss history;
+    results/snapshots/<name>.safetensors the canvases along the way. With ``compute.workers`` above 1 the classes are
+    shared among that many processes; the first of them writes.
+    """
+    project.require(setting.method, setting.ipc, setting.seed)
+    if project.delegated("distillation", setting):
+        return read_result(project, setting)
+    how = project.params.distillation(setting.method, setting.ipc)
+    data, info = project.seen(project.split("train"), how)
+    experts = _experts(project, how, info)
+    start = starting_set(project, setting, how, data, info)
+    hashes = {"parameter_hash": parameter_hash(project, setting), "data_hash": project.data_hash}
+    key = digest(hashes, code_hash(project.stage("distillation"), project.root), experts)
+    checkpoint = Checkpoint(project.root / ".dream" / "checkpoints", f"{setting.name}-{key}")
+    run = Distiller(start, data, info, how, project.network, project.compute, setting.seed)
+    result = run.run(checkpoint, setting.name)
+    if not ranks.first():
+        return result
+    result.synthetic = _labelled(project, setting, how, result.synthetic, data, info)
+    result.synthetic.info |= describe(project, setting, how) | hashes
+    _write_distillation(project, setting, result)
+    checkpoint.delete()
+    project.note(f"distillation-{setting.name}", result.seconds, snapshots_s=result.clock)
+    return result
+
+
+def describe(project: Project, setting: Setting, how: DistillParams) -> dict[str, Any]:
+    """What a set's file says of where it comes from, besides its hashes, and in which units its canvases are."""
+    _, info = project.seen(project.split("train").subset(torch.arange(1)), how.model_copy(update={"bounded": True}))
+    units = {"whitening": info.whitening} if info.whitening != "none" else {}
+    return units | {
+        "bounded": how.bounded,
+        "dataset": info.name,
+        "classes": list(info.classes),
+        "mean": list(info.mean),
+        "std": list(info.std),
+        "method": setting.method,
+        "seed": setting.seed,
+        "budget": project.params.budget,
+        "augmentation": how.augmentation,
+        "augmentation_mode": how.augmentation_mode,
+    }
+
+
+def _write_distillation(project: Project, setting: Setting, result: DistillResult) -> None:
+    snapshots = {f"{iteration:07d}": canvases for iteration, canvases in result.snapshots.items()}
+    write_atomically(project.file("snapshots", setting, ".safetensors"), save(snapshots))
+    history = pd.DataFrame(result.history, columns=["iteration", "loss"])
+    write_atomically(project.file("distillation", setting, ".csv"), history.to_csv(index=False).encode())
+    sha256 = result.synthetic.save(project.file("sets", setting, ".safetensors"))
+    metrics = {
+        "iterations": len(result.history),
+        "first_loss": result.history[0][1] if result.history else None,
+        "last_loss": result.history[-1][1] if result.history else None,
+        "stored_floats": result.synthetic.stored_floats,
+        "training_images": len(result.synthetic.decode()[1]),
+        "sha256": sha256,
+    }
+    write_json(project.file("distillation", setting, ".json"), metrics)
+
+
+def read_result(project: Project, setting: Setting) -> DistillResult:
+    """A distillation read back from its files; the times are those of the last one of that name on this machine."""
+    history = pd.read_csv(project.file("distillation", setting, ".csv"))
+    rows = list(zip(history["iteration"].tolist(), history["loss"].tolist(), strict=True))
+    seconds = project.noted(f"distillation-{setting.name}")
+    return DistillResult(read_set(project, setting), rows, read_snapshots(project, setting), seconds)
+
+
+def read_snapshots(project: Project, setting: Setting) -> dict[int, Tensor]:
+    """Iteration → canvases, as the distillation stage kept them."""
+    path = project.file("snapshots", setting, ".safetensors")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; make it with `dvc repro distillation`")
+    return {int(key): canvases for key, canvases in sorted(load_file(path).items())}
+
+
+def read_set(project: Project, setting: Setting) -> SyntheticSet:
+    """The distilled set of one setting."""
+    return SyntheticSet.open(project.file("sets", setting, ".safetensors"))
+
+
+def read_pictures(project: Project, setting: Setting) -> Tensor:
+    """The stored canvases of one setting as pictures (K·ipc, C, H, W) in [0, 1]."""
+    return project.pictures(read_set(project, setting))

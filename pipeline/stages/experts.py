@@ -1,0 +1,43 @@
+"""Trajectories for trajectory matching, made once for all settings: ``python -m pipeline.stages.experts``."""
+
+from pathlib import Path
+
+import torch
+
+from dreamlib._engine.seeding import generator
+from dreamlib.matching.experts import ExpertSettings, expert_folder, train_experts
+from dreamlib.sampling.real_batches import class_pool
+from dreamlib.settings import DistillParams
+from pipeline.project import Project
+from pipeline.report.provenance import code_hash
+
+
+def run_experts(project: Project, seed: int = 0) -> list[Path]:
+    """Train what is missing under results/experts, or use it again; returns the files, one an expert.
+
+    Experts of whitened images, where a listed method asks for them, lie in results/experts/zca. Raises ValueError for
+    fewer than one expert or epoch.
+    """
+    how, made = project.params.experts(), []
+    settings, data = ExpertSettings(**how.model_dump(exclude={"images"})), project.split("train")
+    rows = [class_pool(data, c, how.images, generator(seed, "expert-images", c)) for c in range(data.num_classes)]
+    for how_seen in inputs_of_followers(project):
+        seen, info = project.seen(data, how_seen)
+        made += train_experts(
+            expert_folder(project.results / "experts", how_seen.whitening), seen.subset(torch.cat(rows)), info,
+            project.network, settings, project.compute, seed=seed, code_hash=code_hash("distillation", project.root),
+        )  # fmt: skip
+    return made
+
+
+def inputs_of_followers(project: Project) -> list[DistillParams]:
+    """How listed methods that follow experts see real images, one for each whitening; without one, as they are."""
+    p = project.params
+    every = [p.distillation(method, ipc) for method in p.methods for ipc in p.ipc]
+    followers = {how.whitening: how for how in every if how.objective == "trajectory"}
+    return [followers[whitening] for whitening in sorted(followers)] or [DistillParams()]
+
+
+if __name__ == "__main__":
+    for path in run_experts(Project.open()):
+        print(path)

@@ -1,0 +1,52 @@
+"""One of ``compute.workers`` processes of a stage: ``python -m pipeline.worker STAGE --method M --ipc N --seed S``.
+
+Started by torchrun from ``dreamlib._engine.ranks.run_workers``; the stage's own function does the work and process 0
+writes its files.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from dreamlib._engine import ranks
+from dreamlib.settings import NetworkParams
+from pipeline.params import read_params
+from pipeline.project import Project, Setting
+from pipeline.stages.distillation import run_distillation
+from pipeline.stages.evaluation import run_evaluation
+
+
+def work(project: Project, setting: Setting, stage: str, networks: list[dict[str, Any]] | None) -> None:
+    """One stage, as a member of the group."""
+    if stage == "distillation":
+        run_distillation(project, setting)
+    else:
+        run_evaluation(project, setting, [NetworkParams.model_validate(n) for n in networks] if networks else None)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status, and leaves the message of what went wrong for who started the workers."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.worker", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("stage", choices=["distillation", "evaluation"])
+    parser.add_argument("--root", type=Path, help="the project; default: around the current directory")
+    parser.add_argument("--method", required=True)
+    parser.add_argument("--ipc", type=int, required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--study")
+    parser.add_argument("--networks", type=json.loads, help="for evaluation: a JSON list of {name, options}")
+    given = parser.parse_args(arguments)
+    setting = Setting(given.method, given.ipc, given.seed)
+    try:
+        with ranks.joined(read_params(given.root, given.study).compute.device):
+            work(Project.open(given.root, given.study), setting, given.stage, given.networks)
+    except Exception as error:
+        # Those who wait for this one fail next: told now, the cause is told first.
+        ranks.report_failure(f"{type(error).__name__}: {error}")
+        raise
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
