@@ -25,12 +25,12 @@ from benchmarks.cost import INTERVAL, NETWORK_STEPS, POOL, kmeans_operations
 from benchmarks.reference import evaluation, matching_gradient, representatives, training_step, with_torchs_layers
 from benchmarks.table import clustered_images, results_file, spread, write
 from benchmarks.work import INFO, fast_matching_gradient, matching_state
+from dreamlib import evaluate
 from dreamlib._engine.compiled_network import Kernels
 from dreamlib._engine.compute import Compute
 from dreamlib._engine.files import write_json
 from dreamlib.data.types import LabeledImages
 from dreamlib.distill import Distiller
-from dreamlib.evaluate import evaluate
 from dreamlib.networks import build
 from dreamlib.networks.convnet import ConvNet
 from dreamlib.sampling.real_batches import RepresentativeSampler

@@ -19,12 +19,12 @@ from benchmarks.cost import POOL, START_STEPS
 from benchmarks.reference import evaluation
 from benchmarks.table import ACCURACY, ROOT, write
 from dreamlib import data as datasets
+from dreamlib import evaluate
 from dreamlib._engine.compute import Compute
 from dreamlib._engine.files import read_json, write_json
 from dreamlib._engine.seeding import generator
 from dreamlib.data.types import DatasetInfo, LabeledImages
 from dreamlib.distill import Distiller
-from dreamlib.evaluate import evaluate
 from dreamlib.networks import build
 from dreamlib.settings import DistillParams, EvaluationParams
 from dreamlib.synthetic.initial import cluster_class, fill, images_needed

@@ -11,11 +11,11 @@ from benchmarks import accuracy, cost, paper, reach, table
 from benchmarks.__main__ import AT_ONCE, WHOLE, counted, cpu_name, interleaved
 from benchmarks.reference import evaluation, matching_gradient, representatives, training_step, with_torchs_layers
 from benchmarks.work import INFO, fast_matching_gradient, matching_state
+from dreamlib import evaluate
 from dreamlib._engine.compiled_network import Kernels
 from dreamlib._engine.compute import Compute
 from dreamlib._engine.files import read_json, write_json
 from dreamlib.data import create
-from dreamlib.evaluate import evaluate
 from dreamlib.networks import build
 from dreamlib.settings import EvaluationParams
 from dreamlib.synthetic.synthetic_set import SyntheticSet

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from dreamlib.data.__main__ import main
 from PIL import Image
 
 from dreamlib.data import DataError, debian
 from dreamlib.data.debian import DebianFolder, DebianPackage, restore_gzip_header
 from dreamlib.data.fashion_mnist import PACKED_AT, FashionMnist
 from dreamlib.data.fetch import LocalFolder, Mirror, PublishedFile, SourceError, fetch_files
+from pipeline.fetch_data import main
 
 CONTENT = {"a.gz": b"first file" * 999, "b.gz": b"second file" * 999}
 FILES = tuple(PublishedFile(name, hashlib.md5(content).hexdigest()) for name, content in CONTENT.items())

@@ -5,12 +5,12 @@ import torch
 from golden_numbers import assert_near, golden, plain_info
 
 from dreamlib.data.types import LabeledImages
+from dreamlib.sampling import real_batches as sampling
 from dreamlib.sampling.kmeans import Clustering, kmeans, squared_distances
 from dreamlib.sampling.real_batches import ReleasedSampler
-from dreamlib.sampling.real_batches import real_batches as sampling
+from dreamlib.synthetic import initial as initialize
 from dreamlib.synthetic.initial import cluster_class, fill, noise
 from dreamlib.synthetic.synthetic_set import decode, tile
-from dreamlib.synthetic.synthetic_set import initial as initialize
 
 TOLERANCE = 1e-9
 TABLES = ("blobs", "loose")

@@ -7,8 +7,9 @@ from golden_numbers import FLOAT64, assert_near, convnet, golden, plain_info
 from torch import nn
 
 from dreamlib._engine.compiled_network import Kernels, weights_of
+from dreamlib.training import augment
 from dreamlib.training.augment import CutMixDraw, cutmix, draw_cutmix
-from dreamlib.training.trainer import Trainer, TrainSettings, augment, decayed_lr, fit, tenth_lr
+from dreamlib.training.trainer import Trainer, TrainSettings, decayed_lr, fit, tenth_lr
 
 # ---- learning rates -------------------------------------------------------------------------------------------------
 

@@ -11,13 +11,13 @@ import torch.multiprocessing
 from ruamel.yaml import YAML
 from torch import distributed
 
+from dreamlib import evaluate
 from dreamlib._engine import ranks as parallel
 from dreamlib._engine.checkpoint import Checkpoint
 from dreamlib._engine.compute import Compute
 from dreamlib.data import create, info, load_split
 from dreamlib.data.types import LabeledImages
 from dreamlib.distill import Distiller
-from dreamlib.evaluate import evaluate
 from dreamlib.matching import OBJECTIVES, Objective
 from dreamlib.settings import DistillParams, EvaluationParams, ParameterError
 from dreamlib.synthetic.initial import fill, random_rows

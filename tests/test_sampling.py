@@ -8,7 +8,8 @@ import torch
 
 from dreamlib._engine.seeding import generator
 from dreamlib.data.types import LabeledImages
-from dreamlib.sampling.kmeans import kmeans
+from dreamlib.sampling import kmeans
+from dreamlib.sampling import real_batches as sampling
 from dreamlib.sampling.real_batches import (
     SAMPLERS,
     BoundarySampler,
@@ -19,7 +20,6 @@ from dreamlib.sampling.real_batches import (
     ReleasedSampler,
     RepresentativeSampler,
 )
-from dreamlib.sampling.real_batches import real_batches as sampling
 
 
 def pixels(images):

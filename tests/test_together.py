@@ -19,9 +19,10 @@ from dreamlib.matching import make
 from dreamlib.sampling.real_batches import SAMPLERS, kmeans
 from dreamlib.settings import DistillParams
 from dreamlib.synthetic.initial import fill, random_rows
+from dreamlib.training import augment
+from dreamlib.training import trainer as training
 from dreamlib.training.augment import OPS, Augmentation
-from dreamlib.training.trainer import STEPS_RECORDED, Trainer, TrainSettings, augment, augmentation_for, embed, predict
-from dreamlib.training.trainer import trainer as training
+from dreamlib.training.trainer import STEPS_RECORDED, Trainer, TrainSettings, augmentation_for, embed, predict
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU on this machine")
 # torch.compile imports parts of torch that torch itself deprecates, and advises TF32 where float32 is asked for.

@@ -11,6 +11,7 @@ from dreamlib._engine.compiled_network import Kernels
 from dreamlib._engine.compute import Compute
 from dreamlib.matching.ridge import ridge_predictions
 from dreamlib.networks import NETWORKS, build
+from dreamlib.training import trainer as training
 from dreamlib.training.augment import Augmentation, cutmix
 from dreamlib.training.trainer import (
     Trainer,
@@ -25,7 +26,6 @@ from dreamlib.training.trainer import (
     predict,
     train_on_real,
 )
-from dreamlib.training.trainer import trainer as training
 
 PLAIN = TrainSettings(batch=8, lr=0.05, momentum=0.9, weight_decay=5e-4)
 
