@@ -25,12 +25,12 @@ from benchmarks.cost import INTERVAL, NETWORK_STEPS, POOL, kmeans_operations
 from benchmarks.reference import evaluation, matching_gradient, representatives, training_step, with_torchs_layers
 from benchmarks.table import clustered_images, results_file, spread, write
 from benchmarks.work import INFO, fast_matching_gradient, matching_state
-from dreamlib import evaluate
-from dreamlib._engine.compiled_network import Kernels
+from dreamlib._engine.compiled_network import CompiledNetwork
 from dreamlib._engine.compute import Compute
 from dreamlib._engine.files import write_json
 from dreamlib.data.types import LabeledImages
 from dreamlib.distill import Distiller
+from dreamlib.evaluate import evaluate
 from dreamlib.networks import build
 from dreamlib.networks.convnet import ConvNet
 from dreamlib.sampling.real_batches import RepresentativeSampler
@@ -41,8 +41,8 @@ from dreamlib.training.trainer import Trainer, TrainSettings, augmentation_for, 
 REPEATS = 5
 EVALUATIONS_OPS, DISTILLATIONS_OPS = "flip_color_crop_scale_rotate", "color_crop"  # of networks trained
 CLASS_IMAGES = 5500  # Fashion-MNIST's, less the validation split
-WHOLE = EvaluationParams(epochs=1000, repeats=5, at_once=2)  # the paper budget's; measured once: minutes
-AT_ONCE = WHOLE.at_once  # classes matched side by side on the CPU too, as the paper budget has it
+WHOLE = EvaluationParams(epochs=1000, repeats=5, parallel_networks=2)  # the paper budget's; measured once: minutes
+AT_ONCE = WHOLE.parallel_networks  # classes matched side by side on the CPU too, as the paper budget has it
 EVALUATED = WHOLE.model_copy(update={"epochs": 50, "repeats": 3})  # as often as anything; two at once, then one
 
 
@@ -180,7 +180,10 @@ def training(compute: Compute, batch: int, steps: int) -> dict[str, Any]:
     x, y = training_batch(compute, batch)
     model = compute.place(build("convnet", INFO, torch.Generator().manual_seed(1), {}))
     settings = TrainSettings(batch, augmentation=augmentation_for(INFO, EVALUATIONS_OPS))
-    trainer, reference = Trainer(model, INFO, settings, Kernels(model, compute)), plain_training(compute, batch, steps)
+    trainer, reference = (
+        Trainer(model, INFO, settings, CompiledNetwork(model, compute)),
+        plain_training(compute, batch, steps),
+    )
     row = interleaved(reference, lambda: trainer.train(x, y, lambda: torch.arange(batch), steps, rng))
     return {
         "work": f"training, {steps} steps of {batch}",
@@ -190,18 +193,20 @@ def training(compute: Compute, batch: int, steps: int) -> dict[str, Any]:
     }
 
 
-def clustering(compute: Compute, pool: int, real: int, *, warm: bool = False, pooled: bool = False) -> dict[str, Any]:
+def clustering(
+    compute: Compute, pool: int, real: int, *, warm: bool = False, spatial_mean: bool = False
+) -> dict[str, Any]:
     """Representatives: features and k-means; of all images for the reference, of ``pool`` (0: all) for ours.
 
     Of one class, or on a GPU, which clusters them together, of all. ``warm`` goes on from the centres found before the
-    network was trained for as long as between two clusterings of DREAM; ``pooled`` clusters features averaged over
-    space.
+    network was trained for as long as between two clusterings of DREAM; ``spatial_mean`` clusters features averaged
+    over space.
     """
     classes = INFO.num_classes if compute.device.type == "cuda" else 1
     images = torch.rand(classes * CLASS_IMAGES, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     plain = plain_network(compute)
     model = compute.place(build("convnet", INFO, torch.Generator().manual_seed(1), {}))
-    kernels = Kernels(model, compute)
+    kernels = CompiledNetwork(model, compute)
     data = LabeledImages(images, torch.arange(classes).repeat_interleave(CLASS_IMAGES), classes).to(compute.device)
     sampler = RepresentativeSampler(data, real, 0, interval=1, pool=pool, warm_start=warm)
     normal = INFO.normalise(data.images)
@@ -212,10 +217,10 @@ def clustering(compute: Compute, pool: int, real: int, *, warm: bool = False, po
 
     def fast() -> None:
         sampler.centers = dict(centers)
-        sampler.prepare(1, lambda x: embed(model, x, INFO, kernels, pooled=pooled))
+        sampler.prepare(1, lambda x: embed(model, x, INFO, kernels, spatial_mean=spatial_mean))
 
     if warm:
-        sampler.prepare(0, lambda x: embed(model, x, INFO, kernels, pooled=pooled))
+        sampler.prepare(0, lambda x: embed(model, x, INFO, kernels, spatial_mean=spatial_mean))
         trainer, rng = Trainer(model, INFO, TrainSettings(128), kernels), torch.Generator().manual_seed(2)
         for _ in range(INTERVAL * NETWORK_STEPS):
             rows = torch.randint(CLASS_IMAGES, (128,), generator=rng).to(compute.device)
@@ -223,11 +228,11 @@ def clustering(compute: Compute, pool: int, real: int, *, warm: bool = False, po
     centers = dict(sampler.centers)
     row = interleaved(reference, fast)
     # A network's features, and at most 10 iterations of distances and means in 2048 dimensions, or 128.
-    count, features = classes * (pool or CLASS_IMAGES), 128 if pooled else 2048
+    count, features = classes * (pool or CLASS_IMAGES), 128 if spatial_mean else 2048
     embedding = counted(lambda: plain.features(normal[:64]), compute.dtype)
     flops = embedding["operations"] * count // 64 + kmeans_operations(count, real, features)
     moved = embedding["bytes"] * count // 64 + 10 * 2 * compute.dtype.itemsize * count * features
-    named = f"{clustered_images(pool)}{', warm' if warm else ''}{', pooled' if pooled else ''}"
+    named = f"{clustered_images(pool)}{', warm' if warm else ''}{', pooled' if spatial_mean else ''}"
     return {
         "work": f"clustering {'a class' if classes == 1 else f'{classes} classes'} into {real}, {named}",
         "classes": classes,
@@ -249,7 +254,7 @@ def evaluating(compute: Compute, how: EvaluationParams, repeats: int = REPEATS) 
         repeats,
     )
     return {
-        "work": f"evaluation, ipc 1, {how.epochs} epochs, {how.repeats} networks, {how.at_once} at once",
+        "work": f"evaluation, ipc 1, {how.epochs} epochs, {how.repeats} networks, {how.parallel_networks} at once",
         "images_per_s": how.epochs * how.repeats * 4 * k / row["fast_s"],
         "once": repeats == 1,
         **row,
@@ -292,8 +297,8 @@ def dream(compute: Compute, ipc: int, pool: int, iterations: int) -> Distiller:
     settings = DistillParams(
         objective="gradient", sampler="representative", real_batch=128, interval=INTERVAL, pool=pool, snapshots=0,
         outer_iterations=1, inner_iterations=iterations + 2 * INTERVAL, network_steps=NETWORK_STEPS, network_batch=128,
-        image_update="collapsed", image_lr=1e-5, cutmix=0.0, network_augmentation=DISTILLATIONS_OPS,
-        at_once=AT_ONCE,
+        image_update="once_equivalent", image_lr=1e-5, cutmix=0.0, network_augmentation=DISTILLATIONS_OPS,
+        parallel_classes=AT_ONCE,
     )  # fmt: skip
     run = Distiller(start, data, INFO, settings, ("convnet", {}), compute, 0)
     for _ in range(2 * INTERVAL):
@@ -343,7 +348,7 @@ def main(arguments: list[str] | None = None) -> None:
     match = {size: matching(compute, *size) for size in sizes}
     step = training(compute, 128, 5)
     cluster = {pool: clustering(compute, pool, 128) for pool in (0, POOL)}
-    options = [{"pool": POOL, "warm": True}, {"pool": 0, "pooled": True}, {"pool": POOL, "pooled": True}]
+    options = [{"pool": POOL, "warm": True}, {"pool": 0, "spatial_mean": True}, {"pool": POOL, "spatial_mean": True}]
     clusters = [*cluster.values(), *(clustering(compute, real=128, **option) for option in options if on_cpu)]
     measured = [*match.values(), step, *([training(compute, 40, 25)] if on_cpu else []), *clusters]
     bandwidth, whole = peak_bandwidth(compute.device), {}
@@ -372,7 +377,7 @@ def main(arguments: list[str] | None = None) -> None:
         "peak_flops": peak,
         "peak_bytes_per_s": bandwidth,
         "repeats": REPEATS,
-        "at_once": AT_ONCE,
+        "parallel_classes": AT_ONCE,
         "rows": [*measured, *whole.values()],
     }
     if on_cpu:

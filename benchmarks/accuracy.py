@@ -19,17 +19,17 @@ from benchmarks.cost import POOL, START_STEPS
 from benchmarks.reference import evaluation
 from benchmarks.table import ACCURACY, ROOT, write
 from dreamlib import data as datasets
-from dreamlib import evaluate
 from dreamlib._engine.compute import Compute
 from dreamlib._engine.files import read_json, write_json
 from dreamlib._engine.seeding import generator
 from dreamlib.data.types import DatasetInfo, LabeledImages
 from dreamlib.distill import Distiller
+from dreamlib.evaluate import evaluate
 from dreamlib.networks import build
 from dreamlib.settings import DistillParams, EvaluationParams
 from dreamlib.synthetic.initial import cluster_class, fill, images_needed
 from dreamlib.synthetic.synthetic_set import SyntheticSet
-from dreamlib.training.trainer import embed, kernels_for
+from dreamlib.training.trainer import compiled_network, embed
 from pipeline.params import read_params
 
 FAST = {"pool": POOL}
@@ -39,7 +39,7 @@ VARIANTS: dict[str, tuple[bool, dict[str, Any]]] = {
     "fast": (True, FAST),
     "fast, all": (True, {"pool": 0}),
     "fast, warm": (True, FAST | {"warm_start": True}),
-    "fast, pooled": (True, FAST | {"cluster_features": "pooled"}),
+    "fast, pooled": (True, FAST | {"cluster_features": "spatial_mean"}),
 }
 # the difference that is asked for: of the first from the second
 PAIRS = (("fast", "plain"), ("fast", "fast, all"), ("fast, warm", "fast"), ("fast, pooled", "fast"))
@@ -63,7 +63,7 @@ def starting_set(
     """Canvases of the real images nearest to k-means centres of an untrained network's features."""
     network = ("convnet", {"width": width})
     model = compute.place(build(*network[:1], info, generator(seed, "clustering-network"), network[1]))
-    kernels = kernels_for(network, info, compute)
+    kernels = compiled_network(network, info, compute)
     return from_clusters(data, how, ipc, seed, lambda x: embed(model, x, info, kernels), how.pool, START_STEPS)
 
 

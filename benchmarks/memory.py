@@ -21,7 +21,7 @@ if __name__ == "__main__":
     start = SyntheticSet(canvases, torch.arange(k).repeat_interleave(ipc), k, 2)
     settings = DistillParams(
         objective="gradient", sampler="representative", real_batch=128, interval=2, pool=0, outer_iterations=1,
-        inner_iterations=4, network_steps=4, snapshots=0, at_once=2,
+        inner_iterations=4, network_steps=4, snapshots=0, parallel_classes=2,
     )  # fmt: skip
     compute = Compute.resolve("cpu", "auto", 2, True)
     Distiller(start, data, INFO, settings, ("convnet", {}), compute, 0).run()

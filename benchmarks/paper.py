@@ -48,7 +48,7 @@ def settings(ipc: int, pool: int) -> DistillParams:
     """
     how = paper_params().distillation(METHOD, ipc)
     how = DistillParams.model_validate(how.model_dump() | {"pool": pool})
-    needed = {"image_update": "collapsed", "image_optimizer": "sgd", "warm_start": False}  # a step without memory
+    needed = {"image_update": "once_equivalent", "image_optimizer": "sgd", "warm_start": False}  # a step without memory
     for name, value in needed.items():
         if getattr(how, name) != value:
             raise ValueError(f"a run in pieces needs {name}: {value} in the paper budget, not {getattr(how, name)}")
@@ -63,7 +63,7 @@ def settings(ipc: int, pool: int) -> DistillParams:
 def shaped_by(how: DistillParams) -> str:
     """A hash of all parameters that shape a run."""
     params = paper_params()
-    shape = how.model_dump(exclude={"checkpoint_every_s", "at_once", "snapshots"})
+    shape = how.model_dump(exclude={"checkpoint_every_s", "parallel_classes", "snapshots"})
     data = params.data.model_dump(exclude={"directory"}), params.validation_per_class
     return digest(params.dataset, *data, params.network, shape)
 
@@ -159,7 +159,7 @@ def evaluate_run(ipc: int, compute: Compute) -> None:
     params = paper_params()
     project, how, distilled = Project(ROOT, params), params.evaluation(METHOD, ipc), params.distillation(METHOD, ipc)
     about = {"protocol": how.protocol, "epochs": how.epochs, "device": compute.describe()["device"]}
-    about |= {"settings": digest(how.model_dump(exclude={"at_once"}), params.network)}
+    about |= {"settings": digest(how.model_dump(exclude={"parallel_classes"}), params.network)}
     about |= {"published": published(ipc, params)}
     before = paper_evaluations().get(str(ipc), {})
     known = before.pop("points", {})

@@ -96,8 +96,8 @@ def speeds(result: dict[str, Any] | None) -> str:
     forward, to_input, to_weight = (speed / 1e12 for speed in result["convolution_flops"].values())
     return (
         f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, {machine['precision']}"
-        f"{', compiled' if machine['compiled'] else ''}, {result['at_once']} classes matched at a time; medians of "
-        f"{result['repeats']}, interleaved:\n\n"
+        f"{', compiled' if machine['compiled'] else ''}, {result['parallel_classes']} classes matched at a time; "
+        f"medians of {result['repeats']}, interleaved:\n\n"
         + markdown(("work", "plain loop (s)", "library (s)", "ratio", "range", *FLOORS), rows)
         + f"\nFloors: the operations over the {most_operations(result) / 1e12:.3g} · 10¹² a second of whatever did "
         "best here, a matrix product or a convolution; the bytes that convolutions and products must move, each "

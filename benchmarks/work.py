@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dreamlib._engine.compiled_network import Kernels
+from dreamlib._engine.compiled_network import CompiledNetwork
 from dreamlib._engine.compute import Compute
 from dreamlib.data.types import DatasetInfo, LabeledImages
 from dreamlib.distill import side_by_side_gradients
@@ -29,20 +29,22 @@ def matching_state(
     synthetic = SyntheticSet(canvases, torch.arange(k).repeat_interleave(ipc), k, factor)
     network = compute.place(build("convnet", info, torch.Generator().manual_seed(1), {"width": width}))
     return MatchState(
-        synthetic, network, Kernels(network, compute), RandomSampler(data, real, 0), info,
+        synthetic, network, CompiledNetwork(network, compute), RandomSampler(data, real, 0), info,
         augmentation_for(info, "color_crop_cutout"), 0, 0, 128, together=compute.device.type == "cuda",
     )  # fmt: skip
 
 
-def fast_matching_gradient(state: MatchState, at_once: int = 1, threads: int = 0) -> tuple[Tensor, Tensor]:
+def fast_matching_gradient(state: MatchState, parallel_classes: int = 1, threads: int = 0) -> tuple[Tensor, Tensor]:
     """What ``reference.matching_gradient`` gives, by the library's own objective.
 
-    With ``threads``, ``at_once`` classes are computed at a time, each on so many of them.
+    With ``threads``, ``parallel_classes`` classes are computed at a time, each on so many of them.
     """
     canvases, total = state.synthetic.canvases, torch.zeros((), device=state.synthetic.canvases.device)
     canvases.grad, objective = None, make("gradient", {"distance": "mse"})
     if threads:
-        for _label, loss, (gradient,) in side_by_side_gradients(objective, state, [canvases], at_once, threads):
+        for _label, loss, (gradient,) in side_by_side_gradients(
+            objective, state, [canvases], parallel_classes, threads
+        ):
             assert gradient is not None
             canvases.grad = gradient if canvases.grad is None else canvases.grad.add_(gradient)
             total = total + loss

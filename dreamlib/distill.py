@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from dreamlib import matching
 from dreamlib._engine import ranks
 from dreamlib._engine.checkpoint import Checkpoint
-from dreamlib._engine.compiled_network import SHAPES, Kernels
+from dreamlib._engine.compiled_network import SHAPES, CompiledNetwork
 from dreamlib._engine.compute import Compute
-from dreamlib._engine.cuda_graphs import Replayed, on_another_stream
+from dreamlib._engine.cuda_graphs import CudaGraphed, on_another_stream
 from dreamlib._engine.progress import progress
 from dreamlib._engine.seeding import generator
 from dreamlib._engine.threads import in_order, shares
@@ -30,7 +30,7 @@ from dreamlib.sampling.kmeans import lloyd_steps
 from dreamlib.sampling.real_batches import SAMPLERS, EndlessPass, Sampler
 from dreamlib.settings import DistillParams
 from dreamlib.synthetic.synthetic_set import SyntheticSet
-from dreamlib.training.trainer import Trainer, TrainSettings, augmentation_for, embed, kernels_for, predict
+from dreamlib.training.trainer import Trainer, TrainSettings, augmentation_for, compiled_network, embed, predict
 
 # On a GPU, where reading a loss waits for everything that was asked of it before.
 LOSSES_READ_EVERY = 50
@@ -116,7 +116,7 @@ def make_sampler(
     settings: DistillParams,
     seed: int,
     classes: Sequence[int] | None = None,
-    lloyd: Replayed | None = None,
+    lloyd: CudaGraphed | None = None,
     share: tuple[int, int] = (1, 1),
 ) -> Sampler:
     """The sampler the settings name, for all classes or some; ``lloyd`` for one that clusters (see ``kmeans``).
@@ -134,7 +134,7 @@ def make_sampler(
         "classes": classes,
         "warm_start": settings.warm_start,
         "lloyd": lloyd,
-        "at_once": share[0],
+        "parallel_classes": share[0],
         "threads": share[1],
     }
     known = {each.name for each in fields(kind)}
@@ -145,20 +145,20 @@ def side_by_side_gradients(
     objective: Objective,
     state: MatchState,
     leaves: Sequence[Tensor],
-    at_once: int,
+    parallel_classes: int,
     threads: int,
     beside: Callable[[], None] | None = None,
 ) -> Iterator[tuple[int, Tensor, tuple[Tensor | None, ...]]]:
-    """(class, loss, gradients to ``leaves``) of each of ``state.classes``, ``at_once`` of them at a time.
+    """(class, loss, gradients to ``leaves``) of each of ``state.classes``, ``parallel_classes`` of them at a time.
 
     Each is computed on ``threads`` CPU threads and on a copy of ``state``'s network. ``beside`` is one more such piece
     of work, which may change that network. See ``dreamlib._engine.threads.in_order`` about what compiles.
 
     Raises RuntimeError for an objective that gives other losses than that of the class it is asked for.
     """
-    spare: SimpleQueue[tuple[Kernels, nn.Module]] = SimpleQueue()
-    for _ in range(at_once):
-        spare.put((state.kernels.of_a_thread(), copy.deepcopy(state.network)))
+    spare: SimpleQueue[tuple[CompiledNetwork, nn.Module]] = SimpleQueue()
+    for _ in range(parallel_classes):
+        spare.put((state.kernels.thread_local(), copy.deepcopy(state.network)))
 
     def one(label: int) -> tuple[int, Tensor, tuple[Tensor | None, ...]]:
         own = kernels, network = spare.get()
@@ -174,7 +174,7 @@ def side_by_side_gradients(
         loss = losses[0][1]
         return label, loss.detach(), torch.autograd.grad(loss.sum(), leaves, allow_unused=True)
 
-    yield from in_order([partial(one, label) for label in state.classes], at_once, threads, beside)
+    yield from in_order([partial(one, label) for label in state.classes], parallel_classes, threads, beside)
 
 
 @dataclass
@@ -189,9 +189,9 @@ class Distiller:
     so the sum is what one process computes, bit for bit. Every worker trains the same networks, which needs no
     exchange.
 
-    With ``settings.at_once`` classes are clustered and matched side by side on a CPU's cores. Beside the matching the
-    network takes its steps on real images, as it does in a single process on a GPU where steps are recorded (see
-    ``Kernels.replays``): ``seconds`` counts those as matching.
+    With ``settings.parallel_classes`` classes are clustered and matched side by side on a CPU's cores. Beside the
+    matching the network takes its steps on real images, as it does in a single process on a GPU where steps are
+    recorded (see ``CompiledNetwork.replays``): ``seconds`` counts those as matching.
     """
 
     start: SyntheticSet
@@ -210,7 +210,7 @@ class Distiller:
         every = range(self.info.num_classes)
         if ranks.world() > 1 and s.image_update == "per_class":
             raise ValueError(
-                "image_update 'per_class' takes the classes in turn: with workers use batched or collapsed"
+                "image_update 'per_class' takes the classes in turn: with workers use batched or once_equivalent"
             )
         if ranks.world() > len(every):
             raise ValueError(f"{ranks.world()} workers share {len(every)} classes; use at most {len(every)}")
@@ -220,23 +220,24 @@ class Distiller:
         learned = self.objective.learned(self.synthetic)
         self.synthetic.extras = {name: value.clone().requires_grad_(True) for name, value in learned.items()}
         self.data = self.data.to(self.compute.device)
-        self._recordings: dict[str, Replayed] = {}
+        self._recordings: dict[str, CudaGraphed] = {}
         if self.compute.device.type == "cuda" and self.compute.compile:
-            self._recordings["lloyd"] = Replayed(partial(lloyd_steps, most=s.cluster_iterations))
+            self._recordings["lloyd"] = CudaGraphed(partial(lloyd_steps, most=s.cluster_iterations))
         apart = self.objective.by_class and s.image_update != "per_class" and self.compute.device.type == "cpu"
-        # Classes of many sizes have as many batch shapes, twice where clustering has its own: see Kernels.of_a_thread.
+        # Classes of many sizes have as many batch shapes, twice where clustering has its own: see
+        # CompiledNetwork.thread_local.
         sizes = self.data.labels.bincount().unique()
         threads = torch.get_num_threads() if apart and len(sizes) <= SHAPES // 2 else 1
         # By the smallest share of the classes among workers: all must train on as many threads, for the same bits.
         fewest = len(every) // (ranks.world() if self.objective.by_class else 1)
-        self._at_once, self._threads_of_each = share = next(shares(fewest, threads, s.at_once))
+        self._at_once, self._threads_of_each = share = next(shares(fewest, threads, s.parallel_classes))
         self.sampler = make_sampler(self.data, s, self.seed, self.classes, self._recordings.get("lloyd"), share)
         self.augmentation = augmentation_for(self.info, s.augmentation, s.augmentation_mode)
         self.lr = effective_image_lr(s, self.synthetic.ipc, self.info)
         self.optimizer = self._image_optimizer()
         self._first_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.total = s.outer_iterations * s.inner_iterations
-        self.kernels: Kernels | None = None  # made with the first network, kept for all
+        self.kernels: CompiledNetwork | None = None  # made with the first network, kept for all
         self._copied: nn.Module | None = None  # the network, for matching beside its training on a GPU
         self._compiled_kinds: set[str] = set()  # of what runs side by side: it may do so from the second time on
         self.iteration = 0
@@ -268,7 +269,7 @@ class Distiller:
             groups.append({"params": list(self.synthetic.extras.values()), "lr": s.learned_lr})
         if s.image_optimizer == "adam":
             return torch.optim.Adam(groups, betas=(0.5, 0.999))
-        if s.image_update == "collapsed":
+        if s.image_update == "once_equivalent":
             # The released code steps one shared momentum buffer once a class, so that a class's gradient g goes on
             # moving it while the others take their turn: lr·g/(1 − momentum) in all. One plain step does it to 2^-K.
             groups[0]["lr"] = self.lr / (1 - s.image_momentum)
@@ -350,7 +351,7 @@ class Distiller:
             return images.flatten(1)
         model = self._untrained if how == "random" else self.model
         info = self.info if self.sampler.normalised_features else self.info.unbounded()
-        return embed(model, images, info, self._kernels_of_a_thread(), pooled=how == "pooled")
+        return embed(model, images, info, self._kernels_of_a_thread(), spatial_mean=how == "spatial_mean")
 
     @cached_property
     def _untrained(self) -> nn.Module:
@@ -360,9 +361,9 @@ class Distiller:
     def _predict(self, images: Tensor) -> Tensor:
         return predict(self.model, images, self.info, self._kernels_of_a_thread())
 
-    def _kernels_of_a_thread(self) -> Kernels:
+    def _kernels_of_a_thread(self) -> CompiledNetwork:
         """For a call that may be one of several threads': with a template of its own where nothing is compiled."""
-        return self.kernels.of_a_thread() if self._at_once > 1 else self.kernels
+        return self.kernels.thread_local() if self._at_once > 1 else self.kernels
 
     def _begin_outer(self) -> None:
         self._fresh_network()
@@ -377,7 +378,7 @@ class Distiller:
         outer = self.iteration // s.inner_iterations
         self.model = self.compute.place(build(name, self.info, generator(self.seed, "network", outer), options))
         if self.kernels is None:
-            self.kernels = kernels_for(self.network, self.info, self.compute)
+            self.kernels = compiled_network(self.network, self.info, self.compute)
         self.trainer = Trainer(self.model, self.info, network_settings(s, self.info), self.kernels)
 
     def _train(self, steps: int, purpose: str = "train", order: EndlessPass | None = None) -> None:
@@ -449,9 +450,9 @@ class Distiller:
     def _side_by_side(self, state: MatchState, beside: Callable[[], None] | None) -> Iterator[tuple[int, Tensor]]:
         """The same of several classes at once."""
         kinds = {"matching", "training"} if beside else {"matching"}
-        at_once = self._at_once if kinds <= self._compiled_kinds else 1
+        parallel_classes = self._at_once if kinds <= self._compiled_kinds else 1
         self._compiled_kinds |= kinds
-        how = at_once, self._threads_of_each, beside
+        how = parallel_classes, self._threads_of_each, beside
         with closing(side_by_side_gradients(self.objective, state, self._leaves, *how)) as found:
             for label, loss, gradients in found:
                 self._refuse_broken_loss(self.iteration, label, float(loss))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dreamlib import data as datasets
 from dreamlib._engine import ranks
-from dreamlib._engine.compiled_network import Kernels
+from dreamlib._engine.compiled_network import CompiledNetwork
 from dreamlib._engine.compute import Compute
 from dreamlib._engine.files import read_json, write_json
 from dreamlib._engine.progress import progress
@@ -27,9 +27,9 @@ from dreamlib.training.trainer import (
     TrainSettings,
     accuracy,
     augmentation_for,
+    compiled_network,
     fit,
     fit_last_layer,
-    kernels_for,
     predict,
 )
 from pipeline.params import DataParams
@@ -116,7 +116,7 @@ def seen_as(view: str, synthetic: SyntheticSet, how: EvaluationParams) -> tuple[
     if view == "hard_labels":
         return replace(synthetic, soft_labels=None), how.model_copy(update={"label_smoothing": 0.0})
     if view == "idc":
-        return synthetic, EvaluationParams(protocol="idc", repeats=how.repeats, at_once=how.at_once)
+        return synthetic, EvaluationParams(protocol="idc", repeats=how.repeats, parallel_networks=how.parallel_networks)
     return synthetic, how
 
 
@@ -140,7 +140,7 @@ def evaluate(
     Network i starts from the seed derived from (seed, i) alone, so every set meets the same initial networks. Nothing
     is chosen on ``against``: it is looked at once, after training. Soft labels are used where the set stores them. A
     set of the rule 'bound' is decoded as 'single', by its factor alone, as in IDC's code, unless it stores labels for
-    its images. On a CPU ``how.at_once`` networks train side by side (``dreamlib._engine.threads``). Workers
+    its images. On a CPU ``how.parallel_networks`` networks train side by side (``dreamlib._engine.threads``). Workers
     (``dreamlib._engine.ranks``) take turns at the networks; every one of them gets all accuracies. Networks whose
     results are ``kept`` are not trained again.
     """
@@ -152,10 +152,10 @@ def evaluate(
     labels = hard if placed.soft_labels is None else placed.soft_labels
     against, settings = against.to(compute.device), train_settings(info, how, synthetic)
     name, options = network
-    kernels, kept = kernels_for(network, info, compute), kept or PartialResults()
+    kernels, kept = compiled_network(network, info, compute), kept or PartialResults()
     mine = ranks.my_share(range(repeats))
 
-    def train(one: tuple[nn.Module, int, Kernels], stepped: Callable[[], object]) -> None:
+    def train(one: tuple[nn.Module, int, CompiledNetwork], stepped: Callable[[], object]) -> None:
         model, own, its_kernels = one
         if how.replay:
             replay(model, placed, info, compute, generator(own, "replay"))
@@ -164,7 +164,7 @@ def evaluate(
             return
         fit(
             model, images, labels, info, settings, its_kernels,
-            epochs=epochs, seed=own, schedule=SCHEDULES[how.decay], finish=how.finish, on_epoch=stepped,
+            epochs=epochs, seed=own, schedule=SCHEDULES[how.decay], clean_share=how.clean_share, on_epoch=stepped,
         )  # fmt: skip
 
     threads = torch.get_num_threads() if compute.device.type == "cpu" else 1
@@ -173,13 +173,13 @@ def evaluate(
     with progress(len(mine) * epochs, label, unit="epoch") as bar:
         if compute.compile:
             bar.set_postfix_str("the first epoch may compile, which takes longer")
-        for group, of_each in groups(mine, threads, how.at_once):
+        for group, of_each in groups(mine, threads, how.parallel_networks):
             if all(index in kept for index in group):
                 bar.update(len(group) * epochs)
                 continue
             seeds = [derive(seed, "evaluation", index) for index in group]
             models = [compute.place(build(name, info, generator(own, "network"), options)) for own in seeds]
-            theirs = [kernels if len(group) == 1 else kernels.of_a_thread() for _ in models]
+            theirs = [kernels if len(group) == 1 else kernels.thread_local() for _ in models]
             side_by_side(train, list(zip(models, seeds, theirs, strict=True)), of_each, on_step=bar.update)
             for index, model in zip(group, models, strict=True):
                 found = [accuracy(predict(model, against.images, info, kernels), against.labels)]
@@ -201,9 +201,9 @@ def groups(indices: Sequence[int], threads: int, most: int) -> Iterator[tuple[Se
     [([0, 1], 1), ([2], 2)]
     """
     start = 0
-    for at_once, of_each in shares(len(indices), threads, most):
-        yield indices[start : start + at_once], of_each
-        start += at_once
+    for parallel_networks, of_each in shares(len(indices), threads, most):
+        yield indices[start : start + parallel_networks], of_each
+        start += parallel_networks
 
 
 def curve(

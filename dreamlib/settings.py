@@ -100,20 +100,20 @@ class DistillParams(Strict):
     pixels that are never clamped, and ``image_lr`` is a step in those units (DC, DSA, DM, MTT, DD, FRePo).
     ``statistics`` 'dc' normalises by DC's mean and standard deviation where they differ from IDC's. ``image_update``
     says when pixels step: 'per_class', after every class on one shared momentum buffer (the released code);
-    'collapsed', once an iteration with the plain step that equals it to momentum^K where an objective has a loss for
-    each of K classes; 'batched', once with momentum. ``learned_lr`` is the step size of whatever an objective learns
-    besides pixels. ``cluster_features`` is the space real batches are chosen in: the 'current' network's features
-    (DREAM), the same averaged over space ('pooled'), those of one untrained network kept for the run ('random'), or
-    'pixels'; ``warm_start`` goes on from the last clustering's centres. ``decode`` 'dct' keeps factor² images a canvas
-    as their strongest frequencies (FreD; see ``dreamlib.synthetic.frequency``): ``image_lr`` is then the step size on
-    orthonormal coefficients, and ``shrink`` plays no part. ``image_lr_schedule`` 'cosine' lets the step size on pixels
-    fall to zero at the last iteration, 'cosine_to_tenth' to a tenth (FRePo), 'halved' halves it after every tenth of
-    the run (DD). ``pretrain_epochs`` passes over the real images, or a part of one, train each network before its first
-    matching. ``whitening`` 'zca' is MTT's: real images whitened by the statistics of the training images, evaluation on
-    test images whitened alike (``dreamlib.data.whitening``). On a CPU, up to ``at_once`` classes, a number that divides
-    the threads, are clustered and matched side by side, and a network that trains on real images does so beside the
-    matching: less time, more memory, another rounding. That needs an objective with a loss for each class, and no
-    ``image_update`` 'per_class'.
+    'once_equivalent', once an iteration with the plain step that equals it to momentum^K where an objective has a loss
+    for each of K classes; 'batched', once with momentum. ``learned_lr`` is the step size of whatever an objective
+    learns besides pixels. ``cluster_features`` is the space real batches are chosen in: the 'current' network's
+    features (DREAM), the same averaged over space ('spatial_mean'), those of one untrained network kept for the run
+    ('random'), or 'pixels'; ``warm_start`` goes on from the last clustering's centres. ``decode`` 'dct' keeps factor²
+    images a canvas as their strongest frequencies (FreD; see ``dreamlib.synthetic.frequency``): ``image_lr`` is then
+    the step size on orthonormal coefficients, and ``shrink`` plays no part. ``image_lr_schedule`` 'cosine' lets the
+    step size on pixels fall to zero at the last iteration, 'cosine_to_tenth' to a tenth (FRePo), 'halved' halves it
+    after every tenth of the run (DD). ``pretrain_epochs`` passes over the real images, or a part of one, train each
+    network before its first matching. ``whitening`` 'zca' is MTT's: real images whitened by the statistics of the
+    training images, evaluation on test images whitened alike (``dreamlib.data.whitening``). On a CPU, up to
+    ``parallel_classes`` classes, a number that divides the threads, are clustered and matched side by side, and a
+    network that trains on real images does so beside the matching: less time, more memory, another rounding. That needs
+    an objective with a loss for each class, and no ``image_update`` 'per_class'.
     """
 
     objective: str = "gradient"
@@ -129,7 +129,7 @@ class DistillParams(Strict):
     pool: Natural = 0
     cluster_iterations: Positive = 10
     cluster_start: Literal["random", "k-means++"] = "random"
-    cluster_features: Literal["current", "pooled", "random", "pixels"] = "current"
+    cluster_features: Literal["current", "spatial_mean", "random", "pixels"] = "current"
     warm_start: bool = False
     synthetic_batch: Positive = 128
     outer_iterations: Natural = 2000
@@ -141,7 +141,7 @@ class DistillParams(Strict):
     bounded: bool = True
     statistics: Literal["idc", "dc"] = "idc"
     image_momentum: Momentum = 0.5
-    image_update: Literal["per_class", "collapsed", "batched"] = "batched"
+    image_update: Literal["per_class", "once_equivalent", "batched"] = "batched"
     learned_lr: Rate = 1e-5
     augmentation: str = "color_crop_cutout"
     augmentation_mode: Literal["idc", "dsa", "dc", "idc_per_image"] = "idc"
@@ -158,7 +158,7 @@ class DistillParams(Strict):
     temperature: Rate = 1.0
     whitening: Literal["none", "zca"] = "none"
     teacher_epochs: Positive = 20
-    at_once: Positive = 1
+    parallel_classes: Positive = 1
     checkpoint_every_s: Rate = 30.0
     snapshots: Natural = 4
 
@@ -194,7 +194,7 @@ _DSA = {"epochs": 1001, "batch": 256, "decay": "tenth", **_SIAMESE}
 
 
 # Keys of an evaluation that do not describe how a network is trained: they hold whatever the protocol is.
-OF_EVERY_PROTOCOL = ("networks", "repeats", "at_once", "views", "curve_networks", "curve_epochs")
+OF_EVERY_PROTOCOL = ("networks", "repeats", "parallel_networks", "views", "curve_networks", "curve_epochs")
 
 
 # What each published evaluation sets apart from IDC's, whose values are the defaults of EvaluationParams. The loops of
@@ -208,7 +208,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     "dm": _DSA,
     "mtt": {**_DSA, "learned_lr": True},
     "dd": {"replay": True},
-    "ridge": {"finish": 0.25, "last_layer": "ridge"},
+    "ridge": {"clean_share": 0.25, "last_layer": "ridge"},
 }
 
 
@@ -216,17 +216,17 @@ class EvaluationParams(Strict):
     """The protocol that turns a set into an accuracy; the defaults are IDC's, ``protocol`` names another's.
 
     ``repeats`` fresh networks of each of ``networks`` are trained per set; none listed means the matched network, and
-    the first listed is the one whose accuracy stands for the set. ``decay``: 'fifths' is × 0.2 at 2/3 and 5/6 of the
+    the first listed is the one whose accuracy stands for the set. ``decay``: 'idc_steps' is × 0.2 at 2/3 and 5/6 of the
     epochs (IDC), 'tenth' × 0.1 after half of them with momentum anew (DC, DSA, DM, MTT), 'none' a constant rate.
     ``replay`` trains as the set was unrolled, by its own steps and learned rates (DD, RaT-BPTT): epochs, batches,
     augmentation and rates of the protocol then play no part. ``label_smoothing`` is the share of every label that is
-    spread over all classes; the last ``finish`` of the epochs, a share too, go without CutMix and have mirror images as
-    their only augmentation. ``last_layer``: 'trained' as all others, or 'ridge', then fitted anew by ridge regression
-    on the set's features with ``last_layer_penalty``, as the objective 'ridge' assumes; the accuracy before is kept
-    beside it. ``views`` asks the same set again: 'plain' without augmentation, 'idc' by IDC's protocol untouched,
-    'hard_labels' without the soft labels it stores and without smoothing. ``curve_epochs`` is the shorter protocol
-    behind accuracy-against-iterations curves, on the validation split. On a CPU, up to ``at_once`` networks train side
-    by side, each on its share of the threads: less time, and another rounding.
+    spread over all classes; the last ``clean_share`` of the epochs, a share too, go without CutMix and have mirror
+    images as their only augmentation. ``last_layer``: 'trained' as all others, or 'ridge', then fitted anew by ridge
+    regression on the set's features with ``last_layer_penalty``, as the objective 'ridge' assumes; the accuracy before
+    is kept beside it. ``views`` asks the same set again: 'plain' without augmentation, 'idc' by IDC's protocol
+    untouched, 'hard_labels' without the soft labels it stores and without smoothing. ``curve_epochs`` is the shorter
+    protocol behind accuracy-against-iterations curves, on the validation split. On a CPU, up to ``parallel_networks``
+    networks train side by side, each on its share of the threads: less time, and another rounding.
 
     >>> EvaluationParams(protocol="dc").epochs, EvaluationParams(protocol="dc", epochs=30).epochs
     (301, 30)
@@ -235,9 +235,9 @@ class EvaluationParams(Strict):
     protocol: str = "idc"
     networks: NetworkList = []
     repeats: Positive = 3
-    at_once: Positive = 1
+    parallel_networks: Positive = 1
     views: list[Literal["plain", "hard_labels", "idc"]] = []
-    decay: Literal["fifths", "tenth", "none"] = "fifths"
+    decay: Literal["idc_steps", "tenth", "none"] = "idc_steps"
     epochs: Positive = 1000
     batch: Positive = 64
     lr: Rate = 0.01
@@ -247,7 +247,7 @@ class EvaluationParams(Strict):
     augmentation_mode: Literal["idc", "dsa", "dc", "idc_per_image"] = "idc"
     cutmix: Fraction = 0.5
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    finish: Fraction = 0.0
+    clean_share: Fraction = 0.0
     last_layer: Literal["trained", "ridge"] = "trained"
     last_layer_penalty: Rate = 0.03
     learned_lr: bool = False

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dreamlib import data as datasets
 from dreamlib._engine import ranks
-from dreamlib._engine.compiled_network import Kernels
+from dreamlib._engine.compiled_network import CompiledNetwork
 from dreamlib._engine.compute import Compute
 from dreamlib._engine.seeding import derive, generator
 from dreamlib.data.types import DatasetInfo, LabeledImages
@@ -210,7 +210,7 @@ class Project:
             return lambda images: images.flatten(1)
         name, options = self.network
         model = self.compute.place(build(name, self.info, generator(seed, "clustering-network"), options))
-        kernels = Kernels(model, self.compute)
+        kernels = CompiledNetwork(model, self.compute)
         if how.features == "trained":
             data = self.split("train").to(self.compute.device)
             train_on_real(model, data, self.info, kernels, epochs=how.epochs, seed=derive(seed, "clustering-training"))

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dreamlib._engine.compiled_network import Kernels
+from dreamlib._engine.compiled_network import CompiledNetwork
 from dreamlib._engine.compute import Compute
 from dreamlib.data.types import DatasetInfo, LabeledImages
 from dreamlib.matching import MatchState, Objective
@@ -78,6 +78,7 @@ def matching_state(
     learned = objective.learned(synthetic)
     synthetic.extras = {name: value.clone().requires_grad_() for name, value in learned.items()}
     return MatchState(
-        synthetic=synthetic, network=network, kernels=Kernels(network, FLOAT64), sampler=WholeClasses(real, 128, 0),
-        info=info, augmentation=Augmentation.parse("none"), seed=0, iteration=0, synthetic_batch=128, classes=classes,
+        synthetic=synthetic, network=network, kernels=CompiledNetwork(network, FLOAT64),
+        sampler=WholeClasses(real, 128, 0), info=info, augmentation=Augmentation.parse("none"),
+        seed=0, iteration=0, synthetic_batch=128, classes=classes,
     )  # fmt: skip

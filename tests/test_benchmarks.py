@@ -11,11 +11,11 @@ from benchmarks import accuracy, cost, paper, reach, table
 from benchmarks.__main__ import AT_ONCE, WHOLE, counted, cpu_name, interleaved
 from benchmarks.reference import evaluation, matching_gradient, representatives, training_step, with_torchs_layers
 from benchmarks.work import INFO, fast_matching_gradient, matching_state
-from dreamlib import evaluate
-from dreamlib._engine.compiled_network import Kernels
+from dreamlib._engine.compiled_network import CompiledNetwork
 from dreamlib._engine.compute import Compute
 from dreamlib._engine.files import read_json, write_json
 from dreamlib.data import create
+from dreamlib.evaluate import evaluate
 from dreamlib.networks import build
 from dreamlib.settings import EvaluationParams
 from dreamlib.synthetic.synthetic_set import SyntheticSet
@@ -36,7 +36,7 @@ def test_the_benchmarks_cluster_as_many_images_as_the_quick_budget():
 def test_the_evaluation_measured_whole_is_the_paper_budgets():
     budgets = YAML(typ="safe", pure=True).load(table.ROOT / "params.yaml")["budgets"]
     assert EvaluationParams(**budgets["paper"]["evaluation"]) == WHOLE
-    assert budgets["paper"]["distillation"]["at_once"] == AT_ONCE
+    assert budgets["paper"]["distillation"]["parallel_classes"] == AT_ONCE
 
 
 def relative(a, b):
@@ -55,7 +55,7 @@ def test_matching_step_agrees_with_the_plain_loop(precision, dtype, bound):
     assert float(pixels.norm()) > 0
     assert relative(fast_value, value) < bound
     assert relative(fast_pixels, pixels) < bound
-    apart_value, apart_pixels = fast_matching_gradient(state, at_once=2, threads=1)
+    apart_value, apart_pixels = fast_matching_gradient(state, parallel_classes=2, threads=1)
     assert relative(apart_value, value) < bound
     assert relative(apart_pixels, pixels) < bound
 
@@ -74,7 +74,7 @@ def test_training_step_agrees_with_the_plain_loop():
         compute.place(build("convnet", INFO, torch.Generator().manual_seed(1), {"width": 16})) for _ in "ab"
     )
     optimizer = torch.optim.SGD(plain.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
-    trainer = Trainer(model, INFO, TrainSettings(8), Kernels(model, compute))
+    trainer = Trainer(model, INFO, TrainSettings(8), CompiledNetwork(model, compute))
     for _ in range(3):
         expected = training_step(plain, optimizer, INFO.normalise(x), y)
         assert float(trainer.step(x, y, torch.Generator())) == pytest.approx(float(expected), rel=1e-10)

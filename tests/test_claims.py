@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from dreamlib._engine.compiled_network import Kernels
+from dreamlib._engine.compiled_network import CompiledNetwork
 from dreamlib._engine.compute import Compute
 from dreamlib._engine.seeding import derive, generator
 from dreamlib.networks import build
@@ -42,7 +42,7 @@ def test_the_bootstrap_lists_every_draw():
     assert sorted(seen) == [(0, 0), (0, 1), (1, 0), (1, 1)]
     # Means of draws from (0, 3): 0, 1.5, 1.5, 3, each a quarter: the middle half is from 0 (the first quarter) to 1.5.
     assert bootstrap(lambda drawn: sum(3.0 * d for d in drawn) / 2, 2, level=0.5) == (0.0, 1.5)
-    # 27 draws valued 0 to 26: a tenth of them is 2.7, so that the third and the twenty-fifth bound four fifths
+    # 27 draws valued 0 to 26: a tenth of them is 2.7, so that the third and the twenty-fifth bound four idc_steps
     assert bootstrap(lambda drawn: 9 * drawn[0] + 3 * drawn[1] + drawn[2], 3, level=0.8) == (2.0, 24.0)
     assert bootstrap(lambda drawn: 7.0 + drawn[0], 1) == (7.0, 7.0)
     with pytest.raises(ValueError, match="give 1 to 6"):
@@ -82,7 +82,7 @@ def test_a_class_gradient_in_chunks_is_autograds_of_the_whole(toy_data, toy_info
     images = data.images[data.of_class(2)]
     loss = nn.functional.cross_entropy(network(info.normalise(images)), torch.full((12,), 2))
     want = torch.autograd.grad(loss, [p for p in network.parameters() if p.ndim == 4])
-    found = class_gradient(network, images, 2, info, Kernels(network, float64), chunk=5)
+    found = class_gradient(network, images, 2, info, CompiledNetwork(network, float64), chunk=5)
     assert torch.allclose(found.double(), torch.cat([g.flatten() for g in want]), rtol=1e-5, atol=1e-7)
 
 
@@ -97,7 +97,7 @@ def test_batches_of_every_kind_are_of_the_class_and_of_one_size(toy_data, toy_in
     info, network = toy_info(), tiny()
     data, rows = pooled(toy_data(per_class=30), 20, seed=0)
     assert data.labels.bincount().tolist() == [20, 20, 20] and len(set(rows.tolist())) == 60
-    study = BatchStudy(data, info, Kernels(network, Compute()), size=4, draws=2, seed=0)
+    study = BatchStudy(data, info, CompiledNetwork(network, Compute()), size=4, draws=2, seed=0)
     features, logits = study.features(network)
     for kind in KINDS:
         found = study.batches(kind, 1, features, logits, 0)
@@ -118,7 +118,9 @@ def test_batches_of_every_kind_are_of_the_class_and_of_one_size(toy_data, toy_in
 
 def test_a_batch_of_the_whole_class_is_the_class(toy_data, toy_info, tiny):
     network, data = tiny(), toy_data(per_class=6)
-    table = BatchStudy(data, toy_info(), Kernels(network, Compute()), size=6, draws=2, seed=0).measure(network, 0)
+    table = BatchStudy(data, toy_info(), CompiledNetwork(network, Compute()), size=6, draws=2, seed=0).measure(
+        network, 0
+    )
     assert (table.distance < 1e-6).all() and (table.nearest_distance < 1e-5).all() and (table.clusters_hit == 1).all()
 
 
@@ -139,15 +141,15 @@ def test_joules_are_read_where_there_is_a_meter(tmp_path):
     assert energy_joules(tmp_path / "energy_uj") == 2.5
 
 
-@pytest.mark.parametrize("finish", [0.0, 0.5])
-def test_watched_training_is_plain_training_asked_on_the_way(toy_data, toy_info, monkeypatch, finish):
+@pytest.mark.parametrize("clean_share", [0.0, 0.5])
+def test_watched_training_is_plain_training_asked_on_the_way(toy_data, toy_info, monkeypatch, clean_share):
     data, info, compute = toy_data(per_class=12), toy_info(), Compute()
     network, how = ("convnet", {"width": 8}), TrainSettings(batch=10, cutmix=0.5)
     losses, step = [], Trainer.step
     monkeypatch.setattr(Trainer, "step", lambda *given: losses.append(step(*given)) or losses[-1])
     watched = watched_training(
         data.images, data.labels, data, info, network, how, compute, points=(2, 4, 8), seed=0,
-        decay="fifths", finish=finish,
+        decay="idc_steps", clean_share=clean_share,
     )  # fmt: skip
     found = list(watched)
     seen = [losses.pop(0) for _ in range(8)]
@@ -155,8 +157,8 @@ def test_watched_training_is_plain_training_asked_on_the_way(toy_data, toy_info,
     assert 0 < found[0]["seconds"] < found[1]["seconds"] < found[2]["seconds"]
     own = derive(0, "cost")
     plain = compute.place(build("convnet", info, generator(own, "network"), network[1]))
-    kernels = Kernels(plain, compute)
-    fit(plain, data.images, data.labels, info, how, kernels, epochs=2, seed=own, finish=finish)
+    kernels = CompiledNetwork(plain, compute)
+    fit(plain, data.images, data.labels, info, how, kernels, epochs=2, seed=own, clean_share=clean_share)
     assert seen == losses, "the same steps, to the bit"
     assert accuracy(predict(plain, data.images, info, kernels), data.labels) == found[2]["accuracy"]
 
@@ -174,7 +176,7 @@ def test_watched_training_asks_a_copy_whose_last_layer_is_fitted(toy_data, toy_i
     own = derive(0, "cost")
     for penalty, found in zip((0.1, 10.0), accuracies[1:], strict=True):
         plain = compute.place(build("convnet", info, generator(own, "network"), network[1]))
-        kernels = Kernels(plain, compute)
+        kernels = CompiledNetwork(plain, compute)
         fit(
             plain, data.images, data.labels, info, TrainSettings(batch=10), kernels, epochs=2, seed=own,
             schedule=SCHEDULES["none"],

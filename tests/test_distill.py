@@ -43,8 +43,8 @@ VARIANTS = {
     "boundary": {"sampler": "boundary"},
     "fixed features": {"sampler": "representative", "cluster_features": "random", "pool": 9},
     "batched dsa": {"image_update": "batched", "augmentation_mode": "dsa", "pretrain_epochs": 0.5},
-    "warm pooled": {"sampler": "representative", "interval": 2, "warm_start": True, "cluster_features": "pooled"},
-    "collapsed": {"image_update": "collapsed", "train_on": "synthetic"},
+    "warm pooled": {"sampler": "representative", "interval": 2, "warm_start": True, "cluster_features": "spatial_mean"},
+    "once_equivalent": {"image_update": "once_equivalent", "train_on": "synthetic"},
     "frequencies": {"decode": "dct", "image_optimizer": "adam"},
 }
 
@@ -167,7 +167,7 @@ def test_the_fast_path_repeats_and_resumes_to_the_bit(tmp_path):
 SIDE_BY_SIDE = {
     "dream": {"sampler": "representative", "pool": 9, "pretrain_epochs": 0.5},
     "statistics": {"network": ("convnet", {"width": 8, "depth": 1, "norm": "batch"})},  # training changes buffers
-    "synthetic": {"image_update": "collapsed", "train_on": "synthetic"},  # trained after matching, not beside it
+    "synthetic": {"image_update": "once_equivalent", "train_on": "synthetic"},  # trained after matching, not beside it
     "uncertain": {"sampler": "boundary", "pool": 9, "interval": 2},
     "features": {"options": {"feature_weight": 0.1}},
     "distribution": {"objective": "distribution", "train_on": "none"},
@@ -190,7 +190,7 @@ def test_classes_side_by_side_are_those_one_by_one(
     torch.set_num_threads(1)
     apart = distiller(**changes).run()
     torch.set_num_threads(threads)
-    changes = changes | {"at_once": threads}  # on four threads two at once too: three would leave one idle
+    changes = changes | {"parallel_classes": threads}  # on four threads two at once too: three would leave one idle
     together = distiller(**changes).run()
     assert torch.get_num_threads() == threads_of_a_new_thread() == threads
     if threads == 2:  # else classes are on two threads each, which may round otherwise
@@ -226,23 +226,23 @@ def test_classes_of_more_sizes_than_compile_are_matched_one_by_one(monkeypatch, 
     info, data = toys()
     uneven = data.subset(torch.cat([data.of_class(label)[: 8 + label] for label in range(3)]))
 
-    def at_once(data):
+    def parallel_classes(data):
         start = fill(data, random_rows(data, 8, 0), 2, 2, "single")
-        return Distiller(start, data, info, DistillParams(**SMALL, at_once=2), NETWORK, Compute(), 0)._at_once
+        return Distiller(start, data, info, DistillParams(**SMALL, parallel_classes=2), NETWORK, Compute(), 0)._at_once
 
-    assert (at_once(data), at_once(uneven)) == (2, 2)
+    assert (parallel_classes(data), parallel_classes(uneven)) == (2, 2)
     monkeypatch.setattr(distill, "SHAPES", 4)  # half of them: two sizes
-    assert (at_once(data), at_once(uneven)) == (2, 1)
+    assert (parallel_classes(data), parallel_classes(uneven)) == (2, 1)
 
 
 def test_workers_of_unequal_shares_compute_on_as_many_threads(monkeypatch, threads_restored):
     """Or the networks each trains by itself would round apart."""
     torch.set_num_threads(4)
-    monkeypatch.setattr(distill.parallel, "world", lambda: 3)
+    monkeypatch.setattr(distill.ranks, "world", lambda: 3)
     found = set()
     for rank in range(3):
-        monkeypatch.setattr(distill.parallel, "rank", lambda rank=rank: rank)
-        run = distiller(classes=10, at_once=4, image_update="collapsed")
+        monkeypatch.setattr(distill.ranks, "rank", lambda rank=rank: rank)
+        run = distiller(classes=10, parallel_classes=4, image_update="once_equivalent")
         found.add((len(run.classes), run._at_once, run._threads_of_each))
     assert found == {(4, 2, 2), (3, 2, 2)}  # by itself the first would do four at once on one thread each
 
@@ -250,7 +250,7 @@ def test_workers_of_unequal_shares_compute_on_as_many_threads(monkeypatch, threa
 def test_a_network_trains_beside_the_classes_that_are_matched(monkeypatch, threads_restored):
     """Training waits for a class to be matched, which one after the other would never be."""
     torch.set_num_threads(2)
-    run, matched, waited = distiller(at_once=2, train_on="real"), threading.Event(), []
+    run, matched, waited = distiller(parallel_classes=2, train_on="real"), threading.Event(), []
     drawn, train = MatchState.draw, run._train
 
     def draw(self, label):
@@ -265,19 +265,19 @@ def test_a_network_trains_beside_the_classes_that_are_matched(monkeypatch, threa
 
     monkeypatch.setattr(MatchState, "draw", draw)
     run._train = waiting
-    assert same(run.run(), distiller(at_once=2).run())
+    assert same(run.run(), distiller(parallel_classes=2).run())
     assert waited == [True]
 
 
 def test_the_first_time_nothing_runs_side_by_side(monkeypatch, threads_restored):
     """Where it would compile; after a resumption too, and for training when it first comes."""
     torch.set_num_threads(2)
-    run, used = distiller(at_once=2), []
+    run, used = distiller(parallel_classes=2), []
     real = distill.side_by_side_gradients
 
-    def watched(objective, state, leaves, at_once, *rest):
-        used.append((state.iteration, at_once))
-        return real(objective, state, leaves, at_once, *rest)
+    def watched(objective, state, leaves, parallel_classes, *rest):
+        used.append((state.iteration, parallel_classes))
+        return real(objective, state, leaves, parallel_classes, *rest)
 
     monkeypatch.setattr(distill, "side_by_side_gradients", watched)
     run.iteration = 3  # the last of its outer iteration: no training there
@@ -290,10 +290,12 @@ def test_the_first_time_nothing_runs_side_by_side(monkeypatch, threads_restored)
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
 def test_the_fast_path_is_the_same_side_by_side(threads_restored):
     found = []
-    for threads, at_once in ((1, 1), (2, 2)):
+    for threads, parallel_classes in ((1, 1), (2, 2)):
         torch.set_num_threads(threads)
         compute = Compute(dtype=torch.bfloat16, compile=True)
-        found.append(distiller(compute=compute, sampler="representative", pool=9, at_once=at_once).run())
+        found.append(
+            distiller(compute=compute, sampler="representative", pool=9, parallel_classes=parallel_classes).run()
+        )
     assert same(*found)
 
 
@@ -306,7 +308,7 @@ def test_an_objective_deaf_to_the_class_it_is_asked_for_is_told_so(toy_objective
         )
     )
     with pytest.raises(RuntimeError, match=r"Toy gave losses of classes \[0, 1, 2\] where class 0 was asked for: loop"):
-        distiller(objective="toy", at_once=2).run()
+        distiller(objective="toy", parallel_classes=2).run()
 
 
 @pytest.mark.parametrize("iteration", [0, 2])  # nothing runs side by side yet; it does
@@ -320,7 +322,7 @@ def test_divergence_side_by_side_names_the_class(toy_objective, threads_restored
 
     toy_objective(losses)
     with pytest.raises(DistillationDivergedError, match=rf"class 1 \(b\).*iteration {iteration}"):
-        distiller(objective="toy", at_once=2).run()
+        distiller(objective="toy", parallel_classes=2).run()
     assert threads_of_a_new_thread() == 2
 
 
@@ -337,7 +339,7 @@ def test_a_failing_objective_ends_a_run_side_by_side(
 
     toy_objective(losses)
     with pytest.raises(ValueError, match="of its own"):
-        distiller(objective="toy", at_once=2).run()
+        distiller(objective="toy", parallel_classes=2).run()
     assert threads_of_a_new_thread() == 2
 
 
@@ -350,13 +352,15 @@ def test_what_is_learned_besides_pixels_adds_up_side_by_side(toy_objective, thre
             yield label, state.synthetic.extras["rates"].sum() * (label + 1) + state.synthetic.decode_class(label).sum()
 
     toy_objective(losses, learned=lambda self, start: {"rates": torch.ones(2)})
-    result = distiller(objective="toy", at_once=2, learned_lr=0.01, image_update="collapsed").run()
+    result = distiller(objective="toy", parallel_classes=2, learned_lr=0.01, image_update="once_equivalent").run()
     assert result.synthetic.extras["rates"].tolist() == pytest.approx([1 - 12 * 0.01 * (1 + 2 + 3)] * 2, rel=1e-5)
 
 
 def test_classes_in_turn_are_not_matched_side_by_side(threads_restored):
     torch.set_num_threads(2)
-    found = [distiller(image_update="per_class", at_once=at_once).run() for at_once in (1, 2)]
+    found = [
+        distiller(image_update="per_class", parallel_classes=parallel_classes).run() for parallel_classes in (1, 2)
+    ]
     assert same(*found)
 
 
@@ -434,29 +438,29 @@ TEN = {"classes": 10, "double": True, "train_on": "none", "image_momentum": 0.5,
 def test_the_first_per_class_iteration_falls_short_of_the_collapsed_step_by_a_known_part():
     """Class c of K steps by lr·g at its own turn and lr·g/2, lr·g/4, … in the K − 1 − c turns that follow.
 
-    That is 2·lr·g·(1 − 2^-(K − c)) of the collapsed step 2·lr·g, and what the momentum still gives in the c turns
+    That is 2·lr·g·(1 − 2^-(K − c)) of the once_equivalent step 2·lr·g, and what the momentum still gives in the c turns
     before its next visit, lr·buffer·(1 − 2^-c) of buffer = g·2^-(K − 1 − c), leaves 2^-K of it for every class.
     """
-    runs = {update: distiller(**TEN, image_update=update) for update in ("per_class", "collapsed")}
-    begun = runs["collapsed"].synthetic.canvases.detach().clone()
+    runs = {update: distiller(**TEN, image_update=update) for update in ("per_class", "once_equivalent")}
+    begun = runs["once_equivalent"].synthetic.canvases.detach().clone()
     moved = {}
     for update, run in runs.items():
         run.step()
         moved[update] = (run.synthetic.canvases.detach() - begun).view(10, 2, 1, 8, 8)
     k, c = 10, torch.arange(10).view(10, 1, 1, 1, 1)
     share = 1 - 2.0 ** -(k - c)
-    torch.testing.assert_close(moved["per_class"], share * moved["collapsed"], rtol=1e-9, atol=1e-15)
+    torch.testing.assert_close(moved["per_class"], share * moved["once_equivalent"], rtol=1e-9, atol=1e-15)
     per_class = runs["per_class"]
     buffer = per_class.optimizer.state[per_class.synthetic.canvases]["momentum_buffer"].view(10, 2, 1, 8, 8)
     to_come = -per_class.lr * buffer * (1 - 2.0**-c)
-    whole = (1 - 2.0**-k) * moved["collapsed"]
+    whole = (1 - 2.0**-k) * moved["once_equivalent"]
     torch.testing.assert_close(moved["per_class"] + to_come, whole, rtol=1e-9, atol=1e-15)
 
 
 def test_per_class_at_the_second_visit_is_the_collapsed_run_to_two_to_the_minus_k():
     """Recorded where it counts: a class's canvases when its turn comes again."""
     seen = {}
-    for update in ("per_class", "collapsed"):
+    for update in ("per_class", "once_equivalent"):
         run, at_turn = distiller(**TEN, image_update=update), []
         original = run.objective.losses
 
@@ -471,9 +475,9 @@ def test_per_class_at_the_second_visit_is_the_collapsed_run_to_two_to_the_minus_
         run.step()
         seen[update] = at_turn
     for label in range(10):
-        begun = seen["collapsed"][label]
+        begun = seen["once_equivalent"][label]
         moved = {update: turns[10 + label] - begun for update, turns in seen.items()}
-        torch.testing.assert_close(moved["per_class"], (1 - 2.0**-10) * moved["collapsed"], rtol=1e-9, atol=1e-15)
+        torch.testing.assert_close(moved["per_class"], (1 - 2.0**-10) * moved["once_equivalent"], rtol=1e-9, atol=1e-15)
 
 
 def toy_gradient(run):
@@ -483,7 +487,7 @@ def toy_gradient(run):
     return run.start.canvases - probe.synthetic.canvases.detach()
 
 
-@pytest.mark.parametrize(("update", "multiple"), [("batched", 1.0), ("collapsed", 2.0)])
+@pytest.mark.parametrize(("update", "multiple"), [("batched", 1.0), ("once_equivalent", 2.0)])
 def test_the_first_step_is_the_rate_times_the_gradient(update, multiple):
     run = distiller(image_update=update, image_lr=1e-3, double=True)
     gradient = toy_gradient(run)
@@ -715,7 +719,7 @@ def test_a_broken_learned_value_is_named_with_its_own_rate(toy_objective):
 
     toy_objective(losses, learned=lambda self, start: {"rate": torch.tensor(1.0)})
     with pytest.raises(DistillationDivergedError, match=r"learned 'rate' .* with learned_lr 0\.01: lower learned_lr"):
-        distiller(objective="toy", learned_lr=0.01, image_update="collapsed").run()
+        distiller(objective="toy", learned_lr=0.01, image_update="once_equivalent").run()
 
 
 def test_a_loss_of_all_classes_is_not_blamed_on_one(toy_objective):
@@ -735,7 +739,7 @@ def test_what_is_learned_besides_pixels_steps_at_its_own_rate_and_is_resumed(tmp
         yield -1, state.synthetic.extras["rate"] * 3.0 + state.synthetic.canvases.square().sum()
 
     toy_objective(losses, learned=lambda self, start: {"rate": torch.tensor(1.0)})
-    changes = {"objective": "toy", "learned_lr": 0.01, "image_update": "collapsed"}
+    changes = {"objective": "toy", "learned_lr": 0.01, "image_update": "once_equivalent"}
     result = distiller(**changes).run()
     assert result.synthetic.extras["rate"].item() == pytest.approx(1 - 12 * 0.01 * 3, rel=1e-5)
     assert (result.synthetic.stored_floats, result.synthetic.learned_floats) == (6 * 64, 1)

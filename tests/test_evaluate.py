@@ -15,7 +15,7 @@ from dreamlib.evaluate import PartialResults, curve, evaluate, seen_as, train_se
 from dreamlib.networks import build
 from dreamlib.settings import PROTOCOLS, EvaluationParams
 from dreamlib.synthetic.synthetic_set import SyntheticSet
-from dreamlib.training.trainer import SCHEDULES, fit, kernels_for
+from dreamlib.training.trainer import SCHEDULES, compiled_network, fit
 from pipeline.params import find_root, read_params
 from pipeline.project import check_names
 
@@ -26,7 +26,7 @@ SIX = "flip_color_crop_scale_rotate_cutout"
 SIAMESE = (SIX, "dsa", 0.0, "tenth")
 LATE = {0: 1, 501: 1, 502: 0.1, 1000: 0.1}
 PUBLISHED = {
-    "idc": (1000, 64, "flip_color_crop_scale_rotate", "idc", 0.5, "fifths", 0.01,
+    "idc": (1000, 64, "flip_color_crop_scale_rotate", "idc", 0.5, "idc_steps", 0.01,
             {0: 1, 665: 1, 666: 0.2, 832: 0.2, 833: 0.04, 999: 0.04}),
     "dc": (301, 256, "none", "idc", 0.0, "tenth", 0.01, {0: 1, 151: 1, 152: 0.1, 300: 0.1}),
     "dsa": (1001, 256, *SIAMESE, 0.01, LATE),
@@ -50,14 +50,14 @@ def test_protocols_are_the_published_ones(name):
     found = (p.epochs, p.batch, p.augmentation, p.augmentation_mode, p.cutmix, p.decay)
     assert found == PUBLISHED[name][:6]
     assert (p.lr, p.momentum, p.weight_decay, p.learned_lr) == (0.01, 0.9, 5e-4, name == "mtt")
-    assert (p.label_smoothing, p.finish, p.last_layer) == (0, 0, "trained")
+    assert (p.label_smoothing, p.clean_share, p.last_layer) == (0, 0, "trained")
 
 
 def test_ridge_is_idcs_with_two_changes():
     assert set(PROTOCOLS) == {*PUBLISHED, "dd", "ridge"}
     ours, idcs = (EvaluationParams(protocol=name).model_dump() for name in ("ridge", "idc"))
     differ = {key: ours[key] for key in ours if ours[key] != idcs[key]}
-    assert differ == {"protocol": "ridge", "last_layer": "ridge", "finish": 0.25}
+    assert differ == {"protocol": "ridge", "last_layer": "ridge", "clean_share": 0.25}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -73,7 +73,7 @@ def test_a_network_is_trained_as_its_protocol_says(name, synthetic, toy_info, to
     for settings, named in asked:
         assert (named["epochs"], settings.batch, settings.momentum, settings.weight_decay) == (epochs, batch, 0.9, 5e-4)
         assert settings.lr == pytest.approx(rate)
-        assert (settings.label_smoothing, named["finish"]) == (0, 0)
+        assert (settings.label_smoothing, named["clean_share"]) == (0, 0)
         assert (set(settings.augmentation.ops), settings.augmentation.mode, settings.cutmix) == (ops, mode, cutmix)
         given = {epoch: named["schedule"](1.0, epoch, epochs) for epoch in rates}
         assert given == pytest.approx(rates)
@@ -82,10 +82,10 @@ def test_a_network_is_trained_as_its_protocol_says(name, synthetic, toy_info, to
 def test_a_network_is_trained_with_the_smoothing_and_the_finish_asked_for(synthetic, toy_info, toy_data, monkeypatch):
     asked = []
     monkeypatch.setattr(evaluation, "fit", lambda *given, **named: asked.append((given[4], named)))
-    how = EvaluationParams(repeats=1, label_smoothing=0.4, finish=0.5)
+    how = EvaluationParams(repeats=1, label_smoothing=0.4, clean_share=0.5)
     evaluate(synthetic, toy_data(), toy_info(), how, NETWORK, Compute(), seed=0, split="validation")
     ((settings, named),) = asked
-    assert (settings.label_smoothing, settings.cutmix, named["finish"]) == (0.4, 0.5, 0.5)
+    assert (settings.label_smoothing, settings.cutmix, named["clean_share"]) == (0.4, 0.5, 0.5)
 
 
 def test_keys_beside_a_protocol_win_and_an_unknown_one_is_named():
@@ -102,7 +102,7 @@ def test_networks_may_be_names_or_names_with_options():
 
 
 def test_schedules_by_hand():
-    assert [SCHEDULES["fifths"](1.0, e, 6) for e in range(6)] == pytest.approx([1, 1, 1, 1, 0.2, 0.04])
+    assert [SCHEDULES["idc_steps"](1.0, e, 6) for e in range(6)] == pytest.approx([1, 1, 1, 1, 0.2, 0.04])
     assert [SCHEDULES["tenth"](1.0, e, 6) for e in range(6)] == pytest.approx([1, 1, 1, 1, 1, 0.1])
     assert [SCHEDULES["none"](1.0, e, 6) for e in range(6)] == [1] * 6
 
@@ -127,8 +127,8 @@ def test_views_change_what_they_name_and_nothing_else(synthetic, toy_info):
     hard, same = seen_as("hard_labels", synthetic, how)
     assert hard.soft_labels is None and same == how and synthetic.soft_labels is not None
     assert seen_as("protocol", synthetic, how) == (synthetic, how)
-    _, bare = seen_as("hard_labels", synthetic, EvaluationParams(label_smoothing=0.4, finish=0.25))
-    assert (bare.label_smoothing, bare.finish) == (0, 0.25)
+    _, bare = seen_as("hard_labels", synthetic, EvaluationParams(label_smoothing=0.4, clean_share=0.25))
+    assert (bare.label_smoothing, bare.clean_share) == (0, 0.25)
 
 
 def test_the_learned_step_size_is_used_where_the_protocol_says_so(synthetic, toy_info):
@@ -138,7 +138,7 @@ def test_the_learned_step_size_is_used_where_the_protocol_says_so(synthetic, toy
 
 def seen_by_the_network(view, synthetic, info, against, monkeypatch):
     """The images and labels of every training step of one evaluation under a view."""
-    batches, kernels = [], kernels_for(NETWORK, info, Compute())
+    batches, kernels = [], compiled_network(NETWORK, info, Compute())
     loss = kernels.training_loss
     seen, how = seen_as(view, synthetic, EvaluationParams(repeats=1, epochs=8))
     with monkeypatch.context() as patch:
@@ -173,7 +173,7 @@ def plain_accuracy(synthetic, against, info, how, own, soft):
     optimizer, drops = new(how.lr), [how.epochs * 2 // 3, how.epochs * 5 // 6]
     x, y = info.normalise(synthetic.canvases.double()), synthetic.soft_labels.double() if soft else synthetic.labels
     for epoch in range(how.epochs):
-        if how.decay == "fifths" and epoch in drops:
+        if how.decay == "idc_steps" and epoch in drops:
             optimizer.param_groups[0]["lr"] *= 0.2
         if how.decay == "tenth" and epoch == how.epochs // 2 + 2:
             optimizer = new(0.1 * how.lr)  # without the momentum so far
@@ -184,7 +184,7 @@ def plain_accuracy(synthetic, against, info, how, own, soft):
     return right.double().mean().item()
 
 
-@pytest.mark.parametrize(("soft", "decay"), [(True, "fifths"), (False, "fifths"), (False, "tenth")])
+@pytest.mark.parametrize(("soft", "decay"), [(True, "idc_steps"), (False, "idc_steps"), (False, "tenth")])
 def test_an_evaluation_is_what_a_plain_loop_gives(soft, decay, synthetic, toy_info, toy_data):
     info, against = toy_info(), toy_data(per_class=40)
     how = EvaluationParams(augmentation="none", cutmix=0.0, epochs=12, batch=64, repeats=2, lr=0.05, decay=decay)
@@ -211,12 +211,14 @@ def test_a_set_of_the_rule_bound_is_evaluated_as_single(soft, synthetic, toy_inf
     assert len(images) == len(labels) == 3 * (124 if soft else 360)
 
 
-@pytest.mark.parametrize("at_once", [1, 2])
-def test_a_last_layer_fitted_anew_is_fitted_to_the_set_alone(at_once, synthetic, toy_info, toy_data, threads_restored):
+@pytest.mark.parametrize("parallel_networks", [1, 2])
+def test_a_last_layer_fitted_anew_is_fitted_to_the_set_alone(
+    parallel_networks, synthetic, toy_info, toy_data, threads_restored
+):
     """Beside the networks as they were trained, which the other setting gives."""
     info, against = toy_info(), toy_data(per_class=40)
     synthetic = replace(synthetic, soft_labels=torch.rand(6, 3, generator=torch.Generator().manual_seed(1)).softmax(1))
-    how = EvaluationParams(epochs=6, batch=64, repeats=3, lr=0.05, at_once=at_once)
+    how = EvaluationParams(epochs=6, batch=64, repeats=3, lr=0.05, parallel_networks=parallel_networks)
     compute = Compute(torch.device("cpu"), torch.float64)
     trained = evaluate(synthetic, against, info, how, NETWORK, compute, seed=3, split="validation")
     assert trained.as_trained == ()
@@ -229,8 +231,8 @@ def test_a_last_layer_fitted_anew_is_fitted_to_the_set_alone(at_once, synthetic,
         network = build(*NETWORK[:1], info, generator(own, "network"), NETWORK[1]).double()
         settings = train_settings(info, how, synthetic)
         fit(
-            network, synthetic.canvases, synthetic.soft_labels, info, settings, kernels_for(NETWORK, info, compute),
-            epochs=6, seed=own,
+            network, synthetic.canvases, synthetic.soft_labels, info, settings,
+            compiled_network(NETWORK, info, compute), epochs=6, seed=own,
         )  # fmt: skip
         with torch.no_grad():
             x, asked = (network.features(info.normalise(i.double())) for i in (synthetic.canvases, against.images))
@@ -244,7 +246,7 @@ def test_a_last_layer_fitted_anew_is_fitted_to_the_set_alone(at_once, synthetic,
 def test_networks_trained_at_once_are_those_trained_in_turn(repeats, synthetic, toy_info, toy_data, threads_restored):
     """Draws, steps and order are each network's own: on one core, one after the other, every accuracy is the same."""
     info, against = toy_info(), toy_data(per_class=40)
-    how, found = EvaluationParams(epochs=10, repeats=repeats, at_once=3, lr=0.05), []
+    how, found = EvaluationParams(epochs=10, repeats=repeats, parallel_networks=3, lr=0.05), []
     compute = Compute(torch.device("cpu"), torch.float64)  # rounding, which may depend on the cores, moves no image
     for threads in (1, 2, 4):
         torch.set_num_threads(threads)
@@ -261,8 +263,8 @@ def test_one_trace_serves_all_networks_and_batches_of_a_thread_count(
     monkeypatch.setattr("dreamlib._engine.compiled_network.compiler_found", lambda: True)
     info, against, found, made = toy_info(), toy_data(per_class=40), [], []
     torch.set_num_threads(2)
-    for at_once in (1, 2):
-        how = EvaluationParams(epochs=12, repeats=2, at_once=at_once, lr=0.05, cutmix=0.5)
+    for parallel_networks in (1, 2):
+        how = EvaluationParams(epochs=12, repeats=2, parallel_networks=parallel_networks, lr=0.05, cutmix=0.5)
         compute = Compute(torch.device("cpu"), torch.float64, compile=True)
         seen = traces()
         found.append(evaluate(synthetic, against, info, how, ("convnet", {"width": 9}), compute, seed=1, split="v"))
@@ -356,12 +358,12 @@ def test_a_key_of_any_layer_wins_over_the_protocol(reading):
         ({"networks": {"name": "mlp", "option": {}}}, "did you mean 'options'?"),
         ({"views": ["plane"]}, "views.0: Input should be 'plain', 'hard_labels'"),
         ({"views": "plain"}, "valid list, got 'plain'"),
-        ({"decay": "tenths"}, "'fifths', 'tenth' or 'none', got 'tenths'"),
+        ({"decay": "tenths"}, "'idc_steps', 'tenth' or 'none', got 'tenths'"),
         ({"networks": ["mlp", "convnett"]}, "did you mean 'convnet'?"),
         ({"networks": 3}, "got 3"),  # it was the number of networks before `repeats`
         ({"repeat": 3}, "did you mean 'repeats'?"),
         ({"label_smoothing": 1}, "label_smoothing: Input should be less than 1, got 1"),
-        ({"finish": 1.2}, "finish: Input should be less than or equal to 1, got 1.2"),
+        ({"clean_share": 1.2}, "clean_share: Input should be less than or equal to 1, got 1.2"),
     ],
 )
 def test_a_mistake_in_the_evaluation_is_one_clear_line(reading, change, said):

@@ -95,12 +95,12 @@ def test_clamping_before_each_outer_iteration(run, numbers):
 
 
 def test_collapsed_is_the_released_update_up_to_the_momentum_to_the_number_of_classes(run, numbers):
-    """At a class's turn its earlier gradients g have moved it by rate · g / (1 − m) · (1 − m^(K·age)), where collapsed
-    has moved it by rate · g / (1 − m): m^K = 2^-3 of a step is missing after one iteration, and after many at most
-    rate · max|g| / (1 − m) · m^K / (1 − m^K).
+    """At a class's turn its earlier gradients g have moved it by rate · g / (1 − m) · (1 − m^(K·age)), where
+    once_equivalent has moved it by rate · g / (1 − m): m^K = 2^-3 of a step is missing after one iteration, and
+    after many at most rate · max|g| / (1 − m) · m^K / (1 − m^K).
     """
     rate, m = numbers["rate"].item(), numbers["momentum"].item()
-    released, ours = numbers["per_class.pixels"], run("collapsed").at_turn
+    released, ours = numbers["per_class.pixels"], run("once_equivalent").at_turn
     step = rate * numbers["gradients"] / (1 - m)  # (5, 3, 2, 1, 4, 4)
     bound = step.abs().max() * m**CLASSES / (1 - m**CLASSES)
     for label in range(CLASSES):

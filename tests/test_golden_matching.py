@@ -4,7 +4,7 @@ import pytest
 import torch
 from golden_numbers import FLOAT64, assert_near_relative, convnet, golden, matching_state, plain_info
 
-from dreamlib._engine.compiled_network import Kernels
+from dreamlib._engine.compiled_network import CompiledNetwork
 from dreamlib.data.types import LabeledImages
 from dreamlib.matching.gradient import GradientMatching, matched_weights
 
@@ -47,7 +47,7 @@ def loss_and_gradient(numbers, network, options, together=False):
 
 
 def test_the_real_images_gradient(numbers, network):
-    kernels, (matched, fixed) = Kernels(network, FLOAT64), matched_weights(network, "conv_linear")
+    kernels, (matched, fixed) = CompiledNetwork(network, FLOAT64), matched_weights(network, "conv_linear")
     found = kernels.weight_gradient(matched, fixed, numbers["real.images"], numbers["real.labels"])
     layers = ["conv1", "conv2", "conv3", "linear"]
     assert len(found) == len(layers)

@@ -16,7 +16,7 @@ from golden_numbers import (
 from safetensors.torch import save_file
 from torch import nn
 
-from dreamlib._engine.compiled_network import Kernels, weights_of
+from dreamlib._engine.compiled_network import CompiledNetwork, weights_of
 from dreamlib.data.types import LabeledImages
 from dreamlib.data.whitening import ZCA
 from dreamlib.matching.distribution import DistributionMatching
@@ -35,7 +35,7 @@ def test_distribution_matching():
     numbers = golden("other_methods", "dm.")
     real, info = numbers["real"].flatten(0, 1), plain_info(numbers["syn"], 3)
     network = convnet(golden("other_methods", "dm.weights."), info)
-    features = Kernels(network, FLOAT64).features
+    features = CompiledNetwork(network, FLOAT64).features
     for images, name in ((real, "real"), (numbers["syn"], "syn")):
         means = features(weights_of(network), images).unflatten(0, (3, -1)).mean(1)
         assert_near(means, numbers[f"{name}_mean_features"], TOLERANCE)

@@ -284,7 +284,7 @@ def test_dream_by_its_common_settings():
     how, common = paper("cifar10").distillation("dream", 10), SETTINGS["common"]["dream_only"]
     assert how.interval == common["interval"]
     assert how.real_batch // how.per_cluster == how.real_batch, "as many clusters as images, one image each"
-    assert (how.image_optimizer, how.image_update) == ("sgd", "collapsed")
+    assert (how.image_optimizer, how.image_update) == ("sgd", "once_equivalent")
     assert {"init", "sampler", "image_update"} <= listed("dream")
     released = paper("cifar10").distillation("dream_released", 10)
     assert (released.init, released.sampler, released.shrink) == ("released", "released", "nearest")

@@ -6,7 +6,7 @@ import torch
 from golden_numbers import FLOAT64, assert_near, convnet, golden, plain_info
 from torch import nn
 
-from dreamlib._engine.compiled_network import Kernels, weights_of
+from dreamlib._engine.compiled_network import CompiledNetwork, weights_of
 from dreamlib.training import augment
 from dreamlib.training.augment import CutMixDraw, cutmix, draw_cutmix
 from dreamlib.training.trainer import Trainer, TrainSettings, decayed_lr, fit, tenth_lr
@@ -56,7 +56,7 @@ def test_momentum_begins_at_zero_where_the_rate_drops(name, rate, epochs):
     path = [0.0]
     fit(
         network, image, label, info, TrainSettings(lr=rate, momentum=0.9, weight_decay=0.0),
-        Kernels(network, FLOAT64), epochs=epochs, seed=0, schedule=tenth_lr,
+        CompiledNetwork(network, FLOAT64), epochs=epochs, seed=0, schedule=tenth_lr,
         on_epoch=lambda: path.append(network.weight.item()),
     )  # fmt: skip
     weights, rates = torch.tensor(path, dtype=torch.float64), golden("schedules")[name]
@@ -137,7 +137,7 @@ def assert_weights(network, wanted):
 
 
 def test_loss_and_gradient_of_two_mixed_batches(images, labels, network, recorded_step):
-    kernels = Kernels(network, FLOAT64)
+    kernels = CompiledNetwork(network, FLOAT64)
     optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
     for number in (0, 1):
         wanted, after = recorded_step(number)
@@ -153,7 +153,7 @@ def test_loss_and_gradient_of_two_mixed_batches(images, labels, network, recorde
 
 def test_two_steps_of_the_trainer(images, labels, network, recorded_step):
     settings = TrainSettings(lr=0.01, momentum=0.9, weight_decay=5e-4, cutmix=1.0)
-    trainer = Trainer(network, plain_info(images, 10), settings, Kernels(network, FLOAT64))
+    trainer = Trainer(network, plain_info(images, 10), settings, CompiledNetwork(network, FLOAT64))
     for number in (0, 1):
         wanted, after = recorded_step(number)
         assert_near(trainer.step(images, labels, torch.Generator()), wanted, 1e-9)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dreamlib._engine.compiled_network import Kernels, compiler_found, run_beside_python, weights_of
+from dreamlib._engine.compiled_network import CompiledNetwork, compiler_found, run_beside_python, weights_of
 from dreamlib._engine.compute import Compute
 from dreamlib.matching.gradient import absolute, matched_weights, row_cosine, squared
 
@@ -53,7 +53,7 @@ def ours(kernels, network, distance, x, real, y, layers="conv"):
 def test_gradient_and_match_equal_the_tape(tiny, double, rtol, atol, distance, layers):
     dtype = torch.float64 if double else torch.float32
     network = tiny(double=double)
-    kernels = Kernels(network, Compute(dtype=dtype))
+    kernels = CompiledNetwork(network, Compute(dtype=dtype))
     (real, y), (x, _) = batch(6, 0, dtype), batch(4, 1, dtype)
     want, got = (f(distance, x, real, y, layers) for f in (
         lambda *a: plain(network, *a), lambda *a: ours(kernels, network, *a)))  # fmt: skip
@@ -67,7 +67,7 @@ def test_gradient_and_match_equal_the_tape(tiny, double, rtol, atol, distance, l
 def test_training_loss_logits_and_features_are_the_networks(tiny):
     network = tiny(double=True, norm="batch")
     other = tiny(double=True, norm="batch", seed=1)
-    kernels = Kernels(other, Compute(dtype=torch.float64))
+    kernels = CompiledNetwork(other, Compute(dtype=torch.float64))
     (x, a), b = batch(6, 0, torch.float64), torch.tensor([2, 1, 0, 2, 1, 0])
     lam = torch.tensor(0.3, dtype=torch.float64)
     reference = copy.deepcopy(network).train()
@@ -86,7 +86,7 @@ def test_training_loss_logits_and_features_are_the_networks(tiny):
 
 def test_the_gradient_of_a_scaled_loss_is_scaled(tiny):
     network = tiny(double=True)
-    kernels = Kernels(network, Compute(dtype=torch.float64))
+    kernels = CompiledNetwork(network, Compute(dtype=torch.float64))
     (real, y), (x, _) = batch(5, 0, torch.float64), batch(5, 1, torch.float64)
     matched, fixed = matched_weights(network, "conv")
     target = kernels.weight_gradient(matched, fixed, real, y)
@@ -99,7 +99,7 @@ def test_the_gradient_of_a_scaled_loss_is_scaled(tiny):
 
 def test_no_gradient_reaches_the_networks_own_parameters(tiny):
     network = tiny()
-    ours(Kernels(network, Compute()), network, squared, *(b for b in (batch(4, 1)[0], *batch(4, 0))))
+    ours(CompiledNetwork(network, Compute()), network, squared, *(b for b in (batch(4, 1)[0], *batch(4, 0))))
     assert all(p.grad is None for p in network.parameters())
 
 
@@ -110,7 +110,7 @@ def test_bfloat16_stays_close_to_float64(tiny, distance):
     arbiter = tiny(double=True)
     (real, y), (x, _) = batch(32, 0, torch.float64), batch(16, 1, torch.float64)
     want = plain(arbiter, distance, x, real, y)
-    half = Kernels(network, Compute(dtype=torch.bfloat16))
+    half = CompiledNetwork(network, Compute(dtype=torch.bfloat16))
     got = ours(half, network, distance, x.bfloat16(), real.bfloat16(), y)
     for name, gradient in got[0].items():
         assert gradient.dtype == torch.float32
@@ -129,7 +129,7 @@ def test_bfloat16_stays_close_to_float64(tiny, distance):
 def test_compiled_equals_uncompiled(tiny):
     """One convolution and the hardest function: it holds the weight gradient and its derivative. C++ takes long."""
     network = tiny(depth=1, norm="none")
-    fast, eager = Kernels(network, Compute(compile=True)), Kernels(network, Compute())
+    fast, eager = CompiledNetwork(network, Compute(compile=True)), CompiledNetwork(network, Compute())
     assert fast.compile
     (real, y), (x, _) = batch(4, 0), batch(4, 1)
     matched, fixed = matched_weights(network, "conv")
@@ -158,7 +158,7 @@ def test_other_threads_of_python_run_beside_compiled_code(tiny, threads_restored
         return x
 
     x, ticks, done = torch.linspace(0, 1, 2**22), [], threading.Event()
-    compiled = Kernels(tiny(), Compute(compile=True)).compiled("slow", slow)
+    compiled = CompiledNetwork(tiny(), Compute(compile=True)).compiled("slow", slow)
     with inductor().patch(compile_threads=1):
         torch.testing.assert_close(compiled(x), slow(x), rtol=1e-4, atol=1e-5)
     ticking = threading.Thread(target=lambda: [ticks.append(1) for _ in iter(lambda: done.wait(0.001), True)])
@@ -180,7 +180,7 @@ def inductor():
 @torchs_own_warning
 def test_fresh_networks_are_served_without_tracing_again(tiny, traces):
     """What is counted is how often torch has to begin anew."""
-    kernels = Kernels(tiny(), Compute(compile=True))
+    kernels = CompiledNetwork(tiny(), Compute(compile=True))
     (real, y), (x, _) = batch(6, 0), batch(6, 1)
 
     def use(network):
@@ -210,7 +210,7 @@ def test_networks_that_do_not_ask_for_it_are_not_compiled(toy_info):
     from dreamlib.networks import build
 
     network = build("mlp", toy_info(), torch.Generator().manual_seed(0))
-    assert not Kernels(network, Compute(compile=True)).compile
+    assert not CompiledNetwork(network, Compute(compile=True)).compile
 
 
 def test_without_a_compiler_it_runs_uncompiled_and_says_so(tiny, monkeypatch, caplog):
@@ -219,8 +219,8 @@ def test_without_a_compiler_it_runs_uncompiled_and_says_so(tiny, monkeypatch, ca
     monkeypatch.setattr(kernels.shutil, "which", lambda _: None)
     compiler_found.cache_clear()
     try:
-        assert not Kernels(tiny(), Compute(compile=True)).compile
-        Kernels(tiny(), Compute(compile=True))
+        assert not CompiledNetwork(tiny(), Compute(compile=True)).compile
+        CompiledNetwork(tiny(), Compute(compile=True))
     finally:
         compiler_found.cache_clear()
     assert [record.message for record in caplog.records].count(caplog.records[0].message) == 1

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dreamlib._engine.compiled_network import Kernels
+from dreamlib._engine.compiled_network import CompiledNetwork
 from dreamlib._engine.compute import Compute
 from dreamlib._engine.registry import UnknownNameError
 from dreamlib.matching import MatchState, make
@@ -28,7 +28,7 @@ def state_of(toy_info, toy_data, tiny, float64):
         network = network or compute.place(tiny(info, **options))
         sampler = RandomSampler(data, 5, seed=1)
         parsed = Augmentation.parse(augmentation)
-        kernels = Kernels(network, compute)
+        kernels = CompiledNetwork(network, compute)
         return MatchState(synthetic, network, kernels, sampler, info, parsed, 0, iteration, synthetic_batch)
 
     return make_state

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dreamlib import matching as objectives
-from dreamlib._engine.compiled_network import Kernels
+from dreamlib._engine.compiled_network import CompiledNetwork
 from dreamlib._engine.compute import Compute
 from dreamlib.distill import Distiller
 from dreamlib.matching import OBJECTIVES, MatchState
@@ -51,7 +51,7 @@ def make_state(objective, data, info, network, *, ipc=2, factor=1, compute=None,
     learned = objective.learned(synthetic)
     synthetic.extras = {key: value.clone().requires_grad_(True) for key, value in learned.items()}
     given = {"augmentation": Augmentation.parse("color_crop_cutout", mode="dsa"), "seed": 0, "iteration": 3, **changes}
-    sampler, kernels = RandomSampler(data, 16, given["seed"]), Kernels(network, compute or Compute())
+    sampler, kernels = RandomSampler(data, 16, given["seed"]), CompiledNetwork(network, compute or Compute())
     return MatchState(synthetic, network, kernels, sampler, info, synthetic_batch=128, **given)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dreamlib._engine.compiled_network import Kernels
+from dreamlib._engine.compiled_network import CompiledNetwork
 from dreamlib._engine.compute import Compute
 from dreamlib.matching.soft_labels import assign_soft_labels, labels_of, starting_logits, train_teacher
 from dreamlib.synthetic.initial import fill, random_rows
@@ -20,7 +20,7 @@ def toy_set(toy_data):
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_assigned_labels_are_the_teachers_own_answers(temperature, toy_set, toy_info, tiny, tmp_path):
     info, teacher = toy_info(), tiny()
-    given = assign_soft_labels(toy_set, teacher, info, Kernels(teacher, Compute()), temperature)
+    given = assign_soft_labels(toy_set, teacher, info, CompiledNetwork(teacher, Compute()), temperature)
     images, hard = toy_set.decode()
     logits = teacher((images - 0.4) / 0.25).detach() / temperature
     odds = logits.exp()
@@ -49,7 +49,7 @@ def test_a_teacher_learns_and_depends_on_its_seed_alone(toy_data, toy_info, glob
 
 def test_refusals_name_the_remedy(toy_set, toy_data, toy_info, tiny):
     with pytest.raises(ValueError, match="temperature = 0 must be above 0"):
-        assign_soft_labels(toy_set, tiny(), toy_info(), Kernels(tiny(), Compute()), 0)
+        assign_soft_labels(toy_set, tiny(), toy_info(), CompiledNetwork(tiny(), Compute()), 0)
     with pytest.raises(ValueError, match="at least 1; raise it, or set labels: hard"):
         train_teacher(toy_data(), toy_info(), ("convnet", {}), TrainSettings(), Compute(), epochs=0, seed=0)
     with pytest.raises(ValueError, match="between 1/3 and 1"):

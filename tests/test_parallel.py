@@ -11,13 +11,13 @@ import torch.multiprocessing
 from ruamel.yaml import YAML
 from torch import distributed
 
-from dreamlib import evaluate
 from dreamlib._engine import ranks as parallel
 from dreamlib._engine.checkpoint import Checkpoint
 from dreamlib._engine.compute import Compute
 from dreamlib.data import create, info, load_split
 from dreamlib.data.types import LabeledImages
 from dreamlib.distill import Distiller
+from dreamlib.evaluate import evaluate
 from dreamlib.matching import OBJECTIVES, Objective
 from dreamlib.settings import DistillParams, EvaluationParams, ParameterError
 from dreamlib.synthetic.initial import fill, random_rows
@@ -43,8 +43,8 @@ SMALL = {
 }
 RUNS = {
     "random": {"image_optimizer": "adam"},
-    "representative": {"sampler": "representative", "pool": 30, "image_update": "collapsed"},
-    "warm pooled": {"sampler": "representative", "warm_start": True, "cluster_features": "pooled", "interval": 1},
+    "representative": {"sampler": "representative", "pool": 30, "image_update": "once_equivalent"},
+    "warm pooled": {"sampler": "representative", "warm_start": True, "cluster_features": "spatial_mean", "interval": 1},
     "distribution": {"objective": "distribution", "train_on": "none", "image_momentum": 0.9},
     # One loss of the whole set: done alike by everyone.
     "unrolled": {"objective": "unrolled", "options": {"steps": 1, "passes": 2, "real_batch": 0}, "train_on": "none"},
@@ -98,7 +98,7 @@ def member(rank, folder):
     distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=patience)
     found = {name: told(distiller(folder, name).run()) for name in RUNS}
     torch.set_num_threads(2)
-    found["side by side"] = told(distiller(folder, "representative", at_once=2).run())
+    found["side by side"] = told(distiller(folder, "representative", parallel_classes=2).run())
     torch.set_num_threads(1)
     for name in ("warm pooled", "representative"):
         half = distiller(folder, name)
@@ -192,7 +192,7 @@ def test_shares_come_together_in_order_and_decisions_are_the_firsts(together):
 def test_what_cannot_be_shared_is_refused(together):
     _, found = together
     for theirs in found:
-        assert "batched or collapsed" in theirs["per_class"]
+        assert "batched or once_equivalent" in theirs["per_class"]
         assert "loop over state.classes, or set by_class = False" in theirs["careless"]
 
 
@@ -265,7 +265,9 @@ def test_classes_in_turn_cannot_be_shared(root):
     params["budgets"]["quick"]["distillation"].update(image_optimizer="sgd", image_update="per_class")
     try:
         yaml.dump(params, root / "params.yaml")
-        with pytest.raises(ParameterError, match=r"method dream has image_update: per_class.*batched or collapsed"):
+        with pytest.raises(
+            ParameterError, match=r"method dream has image_update: per_class.*batched or once_equivalent"
+        ):
             Project.open(root)
     finally:
         (root / "params.yaml").write_bytes(before)

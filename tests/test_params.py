@@ -159,7 +159,11 @@ def test_settings_that_contradict_each_other(reading, changes, words):
 
 
 def test_momentum_one_never_reaches_the_division_by_one_minus_momentum(reading):
-    sgd = {f"{QUICK}.image_optimizer": "sgd", f"{QUICK}.image_update": "collapsed", f"{QUICK}.image_momentum": 1.0}
+    sgd = {
+        f"{QUICK}.image_optimizer": "sgd",
+        f"{QUICK}.image_update": "once_equivalent",
+        f"{QUICK}.image_momentum": 1.0,
+    }
     assert "image_momentum" in refused(lambda: reading(sgd, budget="quick"))
 
 

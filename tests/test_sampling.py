@@ -8,8 +8,8 @@ import torch
 
 from dreamlib._engine.seeding import generator
 from dreamlib.data.types import LabeledImages
-from dreamlib.sampling import kmeans
 from dreamlib.sampling import real_batches as sampling
+from dreamlib.sampling.kmeans import kmeans
 from dreamlib.sampling.real_batches import (
     SAMPLERS,
     BoundarySampler,
@@ -141,7 +141,7 @@ def test_classes_chosen_for_side_by_side_get_the_same_rows(name, toy_data, threa
         return watched
 
     data = toy_data(per_class=30, classes=4)
-    alone, beside = SAMPLERS[name](data, 6, seed=0), SAMPLERS[name](data, 6, seed=0, at_once=2)
+    alone, beside = SAMPLERS[name](data, 6, seed=0), SAMPLERS[name](data, 6, seed=0, parallel_classes=2)
     for iteration in (0, 10, 20):
         how = {"embed": drift(iteration), "predict": guesses}
         expected = batches(alone, iteration, **how)

@@ -10,13 +10,14 @@ import torch
 
 from benchmarks.reference import matching_gradient
 from benchmarks.work import fast_matching_gradient, matching_state
-from dreamlib._engine.compiled_network import Kernels, weights_of
+from dreamlib._engine.compiled_network import CompiledNetwork, weights_of
 from dreamlib._engine.compute import Compute
-from dreamlib._engine.cuda_graphs import Replayed, on_another_stream
+from dreamlib._engine.cuda_graphs import CudaGraphed, on_another_stream
 from dreamlib.data.types import DatasetInfo
 from dreamlib.distill import LOSSES_READ_EVERY, DistillationDivergedError, Distiller
 from dreamlib.matching import make
-from dreamlib.sampling.real_batches import SAMPLERS, kmeans
+from dreamlib.sampling import kmeans
+from dreamlib.sampling.real_batches import SAMPLERS
 from dreamlib.settings import DistillParams
 from dreamlib.synthetic.initial import fill, random_rows
 from dreamlib.training import augment
@@ -100,9 +101,9 @@ def test_the_recorded_training_step_is_the_step(digits, toy_info, tiny, monkeypa
     augmentation = augmentation_for(info, "flip_color_crop_cutout")
     settings = TrainSettings(32, augmentation=augmentation, cutmix=0.7, label_smoothing=smoothing)
     for recorded in (False, True):
-        monkeypatch.setattr(Kernels, "replays", recorded)
+        monkeypatch.setattr(CompiledNetwork, "replays", recorded)
         network = tiny(info, double=True)
-        trainer = Trainer(network, info, settings, Kernels(network, Compute(dtype=torch.float64)))
+        trainer = Trainer(network, info, settings, CompiledNetwork(network, Compute(dtype=torch.float64)))
         for step, size in enumerate((32, 32, 7, 1, 32)):
             rows = torch.randint(len(digits.labels), (size,), generator=rng(step))
             labels = digits.labels[rows]
@@ -119,9 +120,9 @@ def test_steps_recorded_together_are_the_steps(digits, toy_info, tiny, monkeypat
     info, found = toy_info(classes=10, name="digits"), []
     settings = TrainSettings(16, momentum=momentum, augmentation=augmentation_for(info, "color_crop"), cutmix=cutmix)
     for recorded in (False, True):
-        monkeypatch.setattr(Kernels, "replays", recorded)
+        monkeypatch.setattr(CompiledNetwork, "replays", recorded)
         network, draws = tiny(info, double=True), rng(0)
-        trainer = Trainer(network, info, settings, Kernels(network, Compute(dtype=torch.float64)))
+        trainer = Trainer(network, info, settings, CompiledNetwork(network, Compute(dtype=torch.float64)))
         draw_rows = lambda draws=draws: torch.randint(300, (16,), generator=draws)  # noqa: E731
         for steps in (STEPS_RECORDED + 3, 2):  # more than one recording holds, then on from there
             trainer.train(digits.images.double(), digits.labels, draw_rows, steps, draws)
@@ -183,7 +184,12 @@ def test_classes_of_unequal_size_are_matched_one_by_one(digits, toy_info, tiny):
     synthetic = fill(few, random_rows(few, 1, 0), 1, 1, "single")
     synthetic.canvases.requires_grad_(True)
     network = tiny(info)
-    state.synthetic, state.info, state.network, state.kernels = synthetic, info, network, Kernels(network, Compute())
+    state.synthetic, state.info, state.network, state.kernels = (
+        synthetic,
+        info,
+        network,
+        CompiledNetwork(network, Compute()),
+    )
     state.sampler, state.together = SAMPLERS["random"](few, 8, 0), True
     assert [label for label, _ in make("gradient", {}).losses(state)] == list(range(10))
 
@@ -218,7 +224,7 @@ def distiller(digits, toy_info, **settings):
 def run_ahead(monkeypatch):
     """As on a GPU, with all that is recorded there: called as it is here."""
     monkeypatch.setattr(Distiller, "_ahead", property(lambda self: True))
-    monkeypatch.setattr(Kernels, "replays", True)
+    monkeypatch.setattr(CompiledNetwork, "replays", True)
 
 
 def test_a_run_that_reads_its_losses_late_is_the_same_run(digits, toy_info, monkeypatch):
@@ -285,7 +291,7 @@ def full_float32():
 
 @needs_gpu
 def test_replayed_is_the_function_for_every_shape_and_value():
-    replayed = Replayed(lambda x, other: {"sum": x + other["y"], "product": x * other["y"]})
+    replayed = CudaGraphed(lambda x, other: {"sum": x + other["y"], "product": x * other["y"]})
     for size in (3, 5, 3):
         for seed in (0, 1):
             x, y = torch.rand(2, size, device="cuda", generator=torch.Generator("cuda").manual_seed(seed))
@@ -330,7 +336,7 @@ def test_recorded_training_follows_the_plain_one(digits, toy_info, tiny, full_fl
     networks = []
     for compute in (on_gpu(), on_gpu(compile=False)):
         network = compute.place(tiny(info))
-        trainer, data = Trainer(network, info, settings, Kernels(network, compute)), digits.to("cuda")
+        trainer, data = Trainer(network, info, settings, CompiledNetwork(network, compute)), digits.to("cuda")
         assert trainer.kernels.replays == compute.compile
         for epoch, steps in enumerate((STEPS_RECORDED + 3, 1, 8)):  # the rate changes between recordings and replays
             trainer.enter(epoch, 3, lambda lr, epoch, epochs: lr / (epoch + 1))
@@ -391,6 +397,8 @@ def test_training_on_a_stream_beside_matching_is_training_after_it(
 def test_embeddings_do_not_depend_on_the_batch(digits, toy_info, tiny, full_float32):
     info = toy_info(classes=10, name="digits")
     network, compute = tiny(info), on_gpu()
-    here = embed(network, digits.images, info, Kernels(network, Compute()))
-    there = embed(compute.place(copy.deepcopy(network)), digits.images, info, Kernels(compute.place(network), compute))
+    here = embed(network, digits.images, info, CompiledNetwork(network, Compute()))
+    there = embed(
+        compute.place(copy.deepcopy(network)), digits.images, info, CompiledNetwork(compute.place(network), compute)
+    )
     torch.testing.assert_close(there.cpu(), here, rtol=1e-2, atol=1e-2)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.optim.lr_scheduler import MultiStepLR
 
-from dreamlib._engine.compiled_network import Kernels
+from dreamlib._engine.compiled_network import CompiledNetwork
 from dreamlib._engine.compute import Compute
 from dreamlib.matching.ridge import ridge_predictions
 from dreamlib.networks import NETWORKS, build
@@ -37,7 +37,7 @@ def toys(toy_info, toy_data, tiny):
     def make(per_class=12, norm="instance", seed=0):
         info = toy_info()
         network = tiny(info, seed=seed, norm=norm)
-        return info, toy_data(per_class=per_class), network, Kernels(network, Compute())
+        return info, toy_data(per_class=per_class), network, CompiledNetwork(network, Compute())
 
     return make
 
@@ -206,8 +206,8 @@ def test_fit_follows_its_seed_alone(toys, global_generators_untouched):
     assert not torch.equal(trained(0), trained(1))
 
 
-@pytest.mark.parametrize(("epochs", "finish", "first"), [(8, 0.25, 6), (8, 0.0, 8), (3, 1.0, 0), (10, 0.3, 7)])
-def test_fit_finishes_on_mirror_images_alone(toys, monkeypatch, epochs, finish, first):
+@pytest.mark.parametrize(("epochs", "clean_share", "first"), [(8, 0.25, 6), (8, 0.0, 8), (3, 1.0, 0), (10, 0.3, 7)])
+def test_fit_finishes_on_mirror_images_alone(toys, monkeypatch, epochs, clean_share, first):
     info, data, network, kernels = toys()
     seen, original = [], Trainer.step
 
@@ -217,7 +217,7 @@ def test_fit_finishes_on_mirror_images_alone(toys, monkeypatch, epochs, finish, 
 
     monkeypatch.setattr(Trainer, "step", spy)
     how = TrainSettings(36, augmentation=Augmentation.parse("flip_color_crop"), cutmix=0.5, label_smoothing=0.1)
-    fit(network, data.images, data.labels, info, how, kernels, epochs=epochs, seed=0, finish=finish)
+    fit(network, data.images, data.labels, info, how, kernels, epochs=epochs, seed=0, clean_share=clean_share)
     usual, last = (("flip", "color", "crop"), 0.5, 0.1), (("flip",), 0.0, 0.1)
     assert seen == [usual] * first + [last] * (epochs - first)
 
@@ -247,7 +247,7 @@ def test_fit_learns_digits(digits, tiny):
 
     info = info_of("digits")
     network = tiny(info)
-    kernels = Kernels(network, Compute())
+    kernels = CompiledNetwork(network, Compute())
     settings = TrainSettings(batch=64, lr=0.05)
     before = accuracy(predict(network, digits.images, info, kernels), digits.labels)
     fit(network, digits.images, digits.labels, info, settings, kernels, epochs=4, seed=0)
@@ -308,7 +308,7 @@ def test_predictions_do_not_depend_on_batches_or_padding(toys, monkeypatch, size
 
 
 def test_predictions_and_features_are_of_the_network_as_it_is_now(toys):
-    """One Kernels object serves many networks: its template's weights are never used."""
+    """One CompiledNetwork object serves many networks: its template's weights are never used."""
     info, data, network, kernels = toys()
     _, _, other, _ = toys(seed=1)
     x = (data.images - info.mean[0]) / info.std[0]
@@ -320,8 +320,8 @@ def test_predictions_and_features_are_of_the_network_as_it_is_now(toys):
 
 def test_half_precision_predictions_come_back_wide(toys):
     info, data, network, _ = toys()
-    half = Kernels(network, Compute(dtype=torch.bfloat16))
-    full = Kernels(network, Compute())
+    half = CompiledNetwork(network, Compute(dtype=torch.bfloat16))
+    full = CompiledNetwork(network, Compute())
     for ask in (predict, embed):
         got, want = ask(network, data.images, info, half), ask(network, data.images, info, full)
         assert got.dtype == torch.float32
@@ -340,7 +340,9 @@ def test_pooled_features_are_the_mean_over_places_of_the_last_blocks_output(toys
         maps = network.eval().blocks(info.normalise(data.images))  # (N, C, h, w)
     assert maps.shape[2:] == (2, 2), "there must be something to average"
     hand = (maps[:, :, 0, 0] + maps[:, :, 0, 1] + maps[:, :, 1, 0] + maps[:, :, 1, 1]) / 4
-    torch.testing.assert_close(embed(network, data.images, info, kernels, pooled=True), hand, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        embed(network, data.images, info, kernels, spatial_mean=True), hand, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_pooling_of_half_precision_features_sums_in_float32():
@@ -351,4 +353,4 @@ def test_pooling_of_half_precision_features_sums_in_float32():
 def test_a_network_without_places_to_average_over_is_refused(toy_info, toy_data):
     network = build("mlp", toy_info(), torch.Generator().manual_seed(0))
     with pytest.raises(ValueError, match="use convnet, or cluster_features: current"):
-        embed(network, toy_data().images, toy_info(), Kernels(network, Compute()), pooled=True)
+        embed(network, toy_data().images, toy_info(), CompiledNetwork(network, Compute()), spatial_mean=True)

@@ -17,7 +17,7 @@ from torch.func import functional_call, grad, grad_and_value
 from torch.nn import functional as F
 
 from dreamlib._engine.compute import Compute
-from dreamlib._engine.cuda_graphs import Replayed, side_streams
+from dreamlib._engine.cuda_graphs import CudaGraphed, side_streams
 
 Weights = dict[str, Tensor]
 SHAPES = 64  # batch shapes a function is compiled for; beyond, torch runs it as it is
@@ -59,7 +59,7 @@ def weights_of(network: nn.Module) -> Weights:
     return {**dict(network.named_parameters()), **dict(network.named_buffers())}
 
 
-class Kernels:
+class CompiledNetwork:
     """Loss, predictions and weight gradients of one architecture.
 
     ``template`` gives the structure; its own weights are never used. With ``compute.compile``, networks that say they
@@ -106,13 +106,13 @@ class Kernels:
 
         return for_any_number
 
-    def of_a_thread(self) -> "Kernels":
+    def thread_local(self) -> "CompiledNetwork":
         """The same for one of several threads: an uncompiled call writes its weights into the template while it runs.
 
         Compiled functions have no template and are shared; first calls compile, one thread after the other. That holds
         for up to ``SHAPES`` batch shapes: with more, nothing may run side by side.
         """
-        return self if self.compile else Kernels(self._train, self.compute)
+        return self if self.compile else CompiledNetwork(self._train, self.compute)
 
     def _features(self, weights: Weights, x: Tensor) -> Tensor:
         return functional_call(self._eval, {f"network.{k}": v for k, v in weights.items()}, (x,))
@@ -168,12 +168,12 @@ class Kernels:
         return replayed
 
     def recorded(self, key: Any, function: Callable[..., Any], high_priority: bool = False) -> Callable[..., Any]:
-        """The function as a CUDA graph, the same one for every call with an equal key (see ``Replayed``).
+        """The function as a CUDA graph, the same one for every call with an equal key (see ``CudaGraphed``).
 
         What the function takes from around it must be the same for equal keys, and is kept as long as these kernels.
         """
         if ("recorded", key) not in self._made:
-            self._made["recorded", key] = Replayed(function, high_priority)
+            self._made["recorded", key] = CudaGraphed(function, high_priority)
         return self._made["recorded", key]
 
     def _class_loss(self, matched: Weights, fixed: Weights, x: Tensor, y: Tensor) -> Tensor:

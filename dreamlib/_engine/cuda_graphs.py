@@ -21,7 +21,7 @@ class _Recording:
     outputs: Any
 
 
-class Replayed:
+class CudaGraphed:
     """A function of trees of tensors, recorded at its first call with tensors of given shapes and replayed after that.
 
     The function must do the same kernels at every call: no branch on a value, no wait for the device, nothing random.
@@ -32,7 +32,7 @@ class Replayed:
     streams from one pool for each priority: ``high_priority`` takes those of the other pool for the capture, and is for
     what is replayed inside ``on_another_stream``.
 
-    >>> double = Replayed(lambda x: {"twice": 2 * x})
+    >>> double = CudaGraphed(lambda x: {"twice": 2 * x})
     >>> double(torch.ones(2))["twice"].tolist()
     [2.0, 2.0]
     """

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from dreamlib._engine.compiled_network import Kernels, Weights
+from dreamlib._engine.compiled_network import CompiledNetwork, Weights
 from dreamlib._engine.compute import Compute
 from dreamlib._engine.files import write_atomically
 from dreamlib._engine.progress import progress
@@ -112,7 +112,7 @@ def train_experts(
                 bar.update(settings.epochs)
                 continue
             model = compute.place(build(network[0], info, generator(own, "network"), network[1]))
-            kernels = kernels or Kernels(model, compute)
+            kernels = kernels or CompiledNetwork(model, compute)
             weights = _trajectory(model, placed, info, settings, kernels, own, bar.update)
             about = {"format": FORMAT, "key": key, "dataset": info.name, "network": list(network)}
             about |= {"whitening": info.whitening, "made_by": common}
@@ -127,7 +127,7 @@ def _trajectory(
     data: LabeledImages,
     info: DatasetInfo,
     settings: ExpertSettings,
-    kernels: Kernels,
+    kernels: CompiledNetwork,
     seed: int,
     on_epoch: Callable[[], object],
 ) -> Weights:

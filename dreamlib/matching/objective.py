@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dreamlib._engine.compiled_network import Kernels
-from dreamlib._engine.cuda_graphs import Replayed
+from dreamlib._engine.compiled_network import CompiledNetwork
+from dreamlib._engine.cuda_graphs import CudaGraphed
 from dreamlib._engine.registry import Registry
 from dreamlib._engine.seeding import generator
 from dreamlib.data.types import DatasetInfo
@@ -33,7 +33,7 @@ class MatchState:
 
     synthetic: SyntheticSet
     network: nn.Module
-    kernels: Kernels
+    kernels: CompiledNetwork
     sampler: Sampler
     info: DatasetInfo
     augmentation: Augmentation
@@ -42,7 +42,7 @@ class MatchState:
     synthetic_batch: int
     classes: Sequence[int] = field(default=())
     together: bool = False
-    recordings: dict[str, Replayed] = field(default_factory=dict)
+    recordings: dict[str, CudaGraphed] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.classes = self.classes or range(self.info.num_classes)
@@ -107,13 +107,13 @@ class MatchState:
         return there(images, table), lambda upstream: to_canvases(back(images, table, upstream))[0]
 
     def recorded(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function as a CUDA graph that serves the whole run (see ``Replayed``).
+        """The function as a CUDA graph that serves the whole run (see ``CudaGraphed``).
 
         It may use of this state what stays the same while a run lasts: ``info``, ``augmentation``, ``kernels``,
         ``classes`` and all of ``synthetic`` but its canvases.
         """
         if name not in self.recordings:
-            self.recordings[name] = Replayed(function)
+            self.recordings[name] = CudaGraphed(function)
         return self.recordings[name]
 
     def prepare(self, images: Tensor, draw: AugmentationDraw) -> Tensor:

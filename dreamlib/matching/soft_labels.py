@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dreamlib._engine.compiled_network import Kernels
+from dreamlib._engine.compiled_network import CompiledNetwork
 from dreamlib._engine.compute import Compute
 from dreamlib._engine.seeding import derive, generator
 from dreamlib.data.types import DatasetInfo, LabeledImages
@@ -31,7 +31,7 @@ def train_teacher(
     *,
     epochs: int,
     seed: int,
-) -> tuple[torch.nn.Module, Kernels]:
+) -> tuple[torch.nn.Module, CompiledNetwork]:
     """A network trained on the real images for ``epochs`` passes, with the kernels that ask it for predictions.
 
     Its seed is derived from ``seed`` for this purpose alone, so that no evaluated network starts as the teacher did.
@@ -42,13 +42,17 @@ def train_teacher(
     own = derive(seed, "teacher")
     name, options = network
     teacher = compute.place(build(name, info, generator(own, "network"), options))
-    kernels, placed = Kernels(teacher, compute), data.to(compute.device)
+    kernels, placed = CompiledNetwork(teacher, compute), data.to(compute.device)
     fit(teacher, placed.images, placed.labels, info, settings, kernels, epochs=epochs, seed=own)
     return teacher, kernels
 
 
 def assign_soft_labels(
-    synthetic: SyntheticSet, teacher: torch.nn.Module, info: DatasetInfo, kernels: Kernels, temperature: float = 1.0
+    synthetic: SyntheticSet,
+    teacher: torch.nn.Module,
+    info: DatasetInfo,
+    kernels: CompiledNetwork,
+    temperature: float = 1.0,
 ) -> SyntheticSet:
     """The set with the teacher's probabilities as labels, (M, K): one row per decoded image (Hinton et al. 2015).
 

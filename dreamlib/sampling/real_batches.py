@@ -129,15 +129,15 @@ class KeptSampler(Sampler):
     between.
 
     ``pool`` bounds how many random images of a class it chooses from (0: all, as DREAM's released code); on a CPU
-    features of at most ``at_once`` classes are held at a time. ``classes`` are those it chooses for: all, or a worker's
-    share. ``at_once`` of them are chosen for side by side on a CPU, each on ``threads`` threads: ``embed`` and
-    ``predict`` must be thread-safe. The first time it is one after the other, because that compiles.
+    features of at most ``parallel_classes`` classes are held at a time. ``classes`` are those it chooses for: all, or a
+    worker's share. ``parallel_classes`` of them are chosen for side by side on a CPU, each on ``threads`` threads:
+    ``embed`` and ``predict`` must be thread-safe. The first time it is one after the other, because that compiles.
     """
 
     interval: int = 10
     pool: int = 0
     classes: Sequence[int] | None = None
-    at_once: int = 1
+    parallel_classes: int = 1
     threads: int = 1
 
     def __post_init__(self) -> None:
@@ -163,9 +163,9 @@ class KeptSampler(Sampler):
     ) -> dict[int, Tensor]:
         """``choose`` for every class."""
         tasks = [partial(self.choose, label, rows, rngs[label], embed, predict) for label, rows in members.items()]
-        if self.at_once == 1:
+        if self.parallel_classes == 1:
             return {label: task() for label, task in zip(members, tasks, strict=True)}
-        at_once, self._compiled = self.at_once if self._compiled else 1, True
+        at_once, self._compiled = self.parallel_classes if self._compiled else 1, True
         return dict(zip(members, in_order(tasks, at_once, self.threads), strict=True))
 
     def rows(self, label: int, iteration: int) -> Tensor:

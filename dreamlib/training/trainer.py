@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dreamlib._engine.compiled_network import Kernels, Weights, weights_of
+from dreamlib._engine.compiled_network import CompiledNetwork, Weights, weights_of
 from dreamlib._engine.compute import Compute
 from dreamlib._engine.seeding import generator
 from dreamlib.data.types import DatasetInfo, LabeledImages
@@ -54,11 +54,11 @@ def augmentation_for(info: DatasetInfo, ops: str, mode: str = "idc") -> Augmenta
 
 
 @cache
-def _shared_kernels(name: str, options: str, info: DatasetInfo, compute: Compute) -> Kernels:
-    return Kernels(compute.place(build(name, info, torch.Generator(), json.loads(options))), compute)
+def _shared_kernels(name: str, options: str, info: DatasetInfo, compute: Compute) -> CompiledNetwork:
+    return CompiledNetwork(compute.place(build(name, info, torch.Generator(), json.loads(options))), compute)
 
 
-def kernels_for(network: tuple[str, dict[str, Any]], info: DatasetInfo, compute: Compute) -> Kernels:
+def compiled_network(network: tuple[str, dict[str, Any]], info: DatasetInfo, compute: Compute) -> CompiledNetwork:
     """The kernels of an architecture, made once in a process: torch.compile gives up on code it meets too often."""
     return _shared_kernels(network[0], json.dumps(network[1], sort_keys=True), info, compute)
 
@@ -81,7 +81,9 @@ class Trainer:
     One augmentation draw per image; CutMix with probability ``settings.cutmix`` (β = 1).
     """
 
-    def __init__(self, network: nn.Module, info: DatasetInfo, settings: TrainSettings, kernels: Kernels) -> None:
+    def __init__(
+        self, network: nn.Module, info: DatasetInfo, settings: TrainSettings, kernels: CompiledNetwork
+    ) -> None:
         self.network, self.info, self.settings, self.kernels = network, info, settings, kernels
         self.optimizer = torch.optim.SGD(
             network.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay,
@@ -89,12 +91,14 @@ class Trainer:
         )  # fmt: skip
         self._parameters = dict(network.named_parameters())
 
-    def enter(self, epoch: int, epochs: int, schedule: Callable[[float, int, int], float], finish: float = 0.0) -> None:
+    def enter(
+        self, epoch: int, epochs: int, schedule: Callable[[float, int, int], float], clean_share: float = 0.0
+    ) -> None:
         """Take up the rate that ``schedule`` has for ``epoch``, from 0, of ``epochs``; call it before its steps.
 
-        The last ``finish`` of the epochs, a share, have no CutMix and no augmentation but mirror images.
+        The last ``clean_share`` of the epochs, a share, have no CutMix and no augmentation but mirror images.
         """
-        if epoch >= epochs - round(epochs * finish):
+        if epoch >= epochs - round(epochs * clean_share):
             augmentation = self.settings.augmentation
             mirrored = replace(augmentation, ops=tuple(op for op in augmentation.ops if op == "flip"))
             self.settings = replace(self.settings, augmentation=mirrored, cutmix=0.0)
@@ -248,7 +252,7 @@ def constant_lr(lr: float, epoch: int, epochs: int) -> float:
     return lr
 
 
-SCHEDULES = {"fifths": decayed_lr, "tenth": tenth_lr, "none": constant_lr}
+SCHEDULES = {"idc_steps": decayed_lr, "tenth": tenth_lr, "none": constant_lr}
 
 
 def fit(
@@ -257,22 +261,22 @@ def fit(
     labels: Tensor,
     info: DatasetInfo,
     settings: TrainSettings,
-    kernels: Kernels,
+    kernels: CompiledNetwork,
     *,
     epochs: int,
     seed: int,
     schedule: Callable[[float, int, int], float] = decayed_lr,
-    finish: float = 0.0,
+    clean_share: float = 0.0,
     on_epoch: Callable[[], object] | None = None,
 ) -> float:
     """Train ``network`` for ``epochs`` passes over shuffled batches; returns the last epoch's mean loss.
 
     ``images`` (N, C, H, W) in [0, 1]; the last batch of an epoch may be smaller. Everything random comes from ``seed``.
-    The last ``finish`` of the epochs, a share, have no CutMix and no augmentation but mirror images.
+    The last ``clean_share`` of the epochs, a share, have no CutMix and no augmentation but mirror images.
     """
     trainer, mean = Trainer(network, info, settings, kernels), float("nan")
     for epoch in range(epochs):
-        trainer.enter(epoch, epochs, schedule, finish)
+        trainer.enter(epoch, epochs, schedule, clean_share)
         rng = generator(seed, "fit", epoch)
         order = torch.randperm(len(labels), generator=rng).to(labels.device, non_blocking=True)
         losses = [trainer.step(images[rows], labels[rows], rng) for rows in order.split(settings.batch)]
@@ -283,7 +287,7 @@ def fit(
 
 
 def train_on_real(
-    network: nn.Module, data: LabeledImages, info: DatasetInfo, kernels: Kernels, *, epochs: float, seed: int
+    network: nn.Module, data: LabeledImages, info: DatasetInfo, kernels: CompiledNetwork, *, epochs: float, seed: int
 ) -> None:
     """Train ``network`` on real images for ``epochs`` passes, or a part of one, as IDC and DREAM train theirs.
 
@@ -317,20 +321,22 @@ def in_batches(function: Callable[[Tensor], Tensor], images: Tensor, info: Datas
     return out.float() if out.dtype == torch.bfloat16 else out
 
 
-def predict(network: nn.Module, images: Tensor, info: DatasetInfo, kernels: Kernels) -> Tensor:
+def predict(network: nn.Module, images: Tensor, info: DatasetInfo, kernels: CompiledNetwork) -> Tensor:
     """Logits (N, K) in evaluation mode."""
     weights, logits = weights_of(network), kernels.replayed("logits")
     return in_batches(lambda x: logits(weights, x), images, info, kernels.compute)
 
 
-def embed(network: nn.Module, images: Tensor, info: DatasetInfo, kernels: Kernels, *, pooled: bool = False) -> Tensor:
+def embed(
+    network: nn.Module, images: Tensor, info: DatasetInfo, kernels: CompiledNetwork, *, spatial_mean: bool = False
+) -> Tensor:
     """Features (N, D): the flattened output of the network's last block, in evaluation mode.
 
-    ``pooled`` averages it over space, to (N, channels): 16 times fewer numbers of a ConvNet-3 at 32 pixels. Raises
-    ValueError for a network that does not say its ``feature_channels``.
+    ``spatial_mean`` averages it over space, to (N, channels): 16 times fewer numbers of a ConvNet-3 at 32 pixels.
+    Raises ValueError for a network that does not say its ``feature_channels``.
     """
     weights, features = weights_of(network), kernels.replayed("features")
-    if not pooled:
+    if not spatial_mean:
         return in_batches(lambda x: features(weights, x), images, info, kernels.compute)
     channels = feature_channels(network)
     return in_batches(lambda x: pooled_over_space(features(weights, x), channels), images, info, kernels.compute)
@@ -355,7 +361,7 @@ def last_linear(network: nn.Module) -> nn.Linear:
 
 @torch.no_grad()
 def fit_last_layer(
-    network: nn.Module, images: Tensor, labels: Tensor, info: DatasetInfo, kernels: Kernels, penalty: float
+    network: nn.Module, images: Tensor, labels: Tensor, info: DatasetInfo, kernels: CompiledNetwork, penalty: float
 ) -> None:
     """Replace the network's last layer by ridge regression from its features of the images to their labels (FRePo).
 
@@ -379,8 +385,8 @@ def feature_channels(network: nn.Module) -> int:
     channels = getattr(network, "feature_channels", None)
     if channels is None:
         raise ValueError(
-            f"cluster_features 'pooled' averages a feature map over space, which {type(network).__name__} does not "
-            "give; use convnet, or cluster_features: current"
+            f"cluster_features 'spatial_mean' averages a feature map over space, which {type(network).__name__} does "
+            "not give; use convnet, or cluster_features: current"
         )
     return channels
 

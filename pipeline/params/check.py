@@ -24,7 +24,7 @@ def _check_workers(compute: ComputeParams, how: DistillParams, method: str) -> N
     if how.image_update == "per_class" and how.outer_iterations:
         raise ParameterError(
             f"params.yaml: compute.workers = {compute.workers}, but method {method} has image_update: per_class, which "
-            "takes the classes in turn; use batched or collapsed, or workers: 1"
+            "takes the classes in turn; use batched or once_equivalent, or workers: 1"
         )
     if compute.device not in ("auto", "cpu", "cuda"):
         raise ParameterError(
@@ -131,5 +131,5 @@ def preflight(params: Params, info: DatasetInfo, train: LabeledImages) -> None:
             _check_pool(params, method, ipc, how)
             objective = make_objective(how.objective, how.options)
             objective.check(matched, info, params.experts().epochs)
-            if how.cluster_features == "pooled":
+            if how.cluster_features == "spatial_mean":
                 feature_channels(matched)

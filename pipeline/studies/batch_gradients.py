@@ -7,14 +7,14 @@ import pandas as pd
 import torch
 from sklearn.decomposition import PCA
 
-from dreamlib._engine.compiled_network import Kernels
+from dreamlib._engine.compiled_network import CompiledNetwork
 from dreamlib._engine.files import write_atomically
 from dreamlib._engine.seeding import generator
 from dreamlib.data.types import LabeledImages
 from dreamlib.distill import network_settings
 from dreamlib.networks import build
 from dreamlib.settings import DistillParams
-from dreamlib.training.trainer import Trainer, kernels_for
+from dreamlib.training.trainer import Trainer, compiled_network
 from pipeline.launch_notebook import exit_status, restart_prepared
 from pipeline.params import BatchesParams, read_claims
 from pipeline.project import Project
@@ -35,7 +35,7 @@ def run_batches(project: Project, how: BatchesParams) -> pd.DataFrame:
     data = project.split("train").to(project.compute.device)
     for seed in project.params.seeds:
         images, rows = pooled(data, how.pool, seed)
-        kernels = kernels_for(project.network, project.info, project.compute)
+        kernels = compiled_network(project.network, project.info, project.compute)
         study = BatchStudy(images, project.info, kernels, settings.real_batch, how.draws, seed)
         trainer, step = _trainer(project, settings, kernels, seed), 0
         for point in sorted(how.points):
@@ -52,7 +52,7 @@ def run_batches(project: Project, how: BatchesParams) -> pd.DataFrame:
     return table
 
 
-def _trainer(project: Project, settings: DistillParams, kernels: Kernels, seed: int) -> Trainer:
+def _trainer(project: Project, settings: DistillParams, kernels: CompiledNetwork, seed: int) -> Trainer:
     """A network as the distillation trains its own."""
     name, options = project.network
     network = project.compute.place(build(name, project.info, generator(seed, "batches-network"), options))

@@ -6,7 +6,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from dreamlib._engine.compiled_network import Kernels
+from dreamlib._engine.compiled_network import CompiledNetwork
 from dreamlib._engine.seeding import generator
 from dreamlib.data.types import DatasetInfo, LabeledImages
 from dreamlib.matching.gradient import matched_weights
@@ -26,7 +26,7 @@ def pooled(data: LabeledImages, pool: int, seed: int) -> tuple[LabeledImages, Te
 
 
 def class_gradient(
-    network: nn.Module, images: Tensor, label: int, info: DatasetInfo, kernels: Kernels, chunk: int
+    network: nn.Module, images: Tensor, label: int, info: DatasetInfo, kernels: CompiledNetwork, chunk: int
 ) -> Tensor:
     """The gradient (P,) of the mean cross-entropy of one class's images with respect to the convolution weights.
 
@@ -70,7 +70,7 @@ class BatchStudy:
 
     data: LabeledImages
     info: DatasetInfo
-    kernels: Kernels
+    kernels: CompiledNetwork
     size: int
     draws: int
     seed: int

@@ -16,7 +16,15 @@ from dreamlib._engine.seeding import derive, generator
 from dreamlib.data.types import DatasetInfo, LabeledImages
 from dreamlib.networks import build
 from dreamlib.synthetic.synthetic_set import SyntheticSet
-from dreamlib.training.trainer import SCHEDULES, Trainer, TrainSettings, accuracy, fit_last_layer, kernels_for, predict
+from dreamlib.training.trainer import (
+    SCHEDULES,
+    Trainer,
+    TrainSettings,
+    accuracy,
+    compiled_network,
+    fit_last_layer,
+    predict,
+)
 
 RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")  # the processor's own meter, on Intel and AMD alike
 
@@ -60,18 +68,18 @@ def watched_training(
     points: Sequence[int],
     seed: int,
     decay: str = "none",
-    finish: float = 0.0,
+    clean_share: float = 0.0,
     last_layer_penalty: float = 0.0,
 ) -> Iterator[dict[str, float | None]]:
     """Train one fresh network and ask it on ``against`` after each number of steps in ``points``.
 
     Yields steps, images seen, accuracy, and the seconds and joules (None without a meter) of training alone, asking
-    left out. Batches are drawn as ``fit`` draws them, epoch by epoch; ``decay`` and ``finish`` are the protocol's, over
-    the epochs up to the last point. With a ``last_layer_penalty`` above 0 a copy is asked whose last layer is fitted by
-    ridge regression (see ``fit_last_layer``), which counts as training.
+    left out. Batches are drawn as ``fit`` draws them, epoch by epoch; ``decay`` and ``clean_share`` are the protocol's,
+    over the epochs up to the last point. With a ``last_layer_penalty`` above 0 a copy is asked whose last layer is
+    fitted by ridge regression (see ``fit_last_layer``), which counts as training.
     """
     own = derive(seed, "cost")
-    kernels = kernels_for(network, info, compute)
+    kernels = compiled_network(network, info, compute)
     model = compute.place(build(network[0], info, generator(own, "network"), network[1]))
     trainer = Trainer(model, info, settings, kernels)
     per_epoch = -(-len(labels) // settings.batch)
@@ -80,7 +88,7 @@ def watched_training(
     seconds, joules = 0.0, 0.0 if energy_joules() is not None else None
     began, meter = time.perf_counter(), energy_joules()
     for epoch in range(epochs):
-        trainer.enter(epoch, epochs, SCHEDULES[decay], finish)
+        trainer.enter(epoch, epochs, SCHEDULES[decay], clean_share)
         rng = generator(own, "fit", epoch)
         for rows in torch.randperm(len(labels), generator=rng).to(labels.device).split(settings.batch):
             loss = trainer.step(images[rows], labels[rows], rng)

@@ -64,7 +64,7 @@ class _Training:
     settings: TrainSettings
     points: tuple[int, ...]
     decay: str
-    finish: float
+    clean_share: float
     last_layer_penalty: float  # 0: as trained
     stored_bytes: int
 
@@ -73,7 +73,8 @@ class _Training:
         against = project.split("validation").to(project.compute.device)
         return watched_training(
             self.images, self.labels, against, project.info, project.network, self.settings, project.compute,
-            points=points, seed=seed, decay=self.decay, finish=self.finish, last_layer_penalty=self.last_layer_penalty,
+            points=points, seed=seed, decay=self.decay, clean_share=self.clean_share,
+            last_layer_penalty=self.last_layer_penalty,
         )  # fmt: skip
 
 
@@ -85,7 +86,7 @@ def _trainings(project: Project, how: CostParams) -> Iterator[_Training]:
         settings = train_settings(project.info, protocol, synthetic)
         steps = (protocol.epochs * -(-len(labels) // settings.batch),)
         size = stored_bytes(synthetic)
-        phases = protocol.decay, protocol.finish, protocol.last_layer_penalty * (protocol.last_layer == "ridge")
+        phases = protocol.decay, protocol.clean_share, protocol.last_layer_penalty * (protocol.last_layer == "ridge")
         yield _Training(f"{METHOD} ipc {ipc}", ipc, images, labels, settings, steps, *phases, size)
     train, protocol = project.split("train"), p.evaluation(METHOD, p.ipc[0])
     augmentation = augmentation_for(project.info, protocol.augmentation, protocol.augmentation_mode)
