@@ -21,9 +21,9 @@ from torch import Tensor
 from benchmarks.accuracy import starting_set
 from benchmarks.cost import POOL
 from benchmarks.table import PAPER, ROOT, canvases_file, paper_evaluations, paper_run, write
-from dreamlib._engine import progress
 from dreamlib._engine.compute import Compute
 from dreamlib._engine.files import write_atomically, write_json
+from dreamlib._engine.progress import progress
 from dreamlib.distill import Distiller
 from dreamlib.evaluate import evaluate, test_split
 from dreamlib.settings import DistillParams, digest
