@@ -139,5 +139,5 @@ def test_what_cannot_be_kept_is_refused():
         frequency.affordable(4, 9, (1, 8, 8))
     with pytest.raises(ValueError, match="rule is 'single'"):
         SyntheticSet(torch.zeros(2, 1, 4, 4), torch.arange(2), 2, frequencies=torch.arange(3))
-    with pytest.raises(ValueError, match=r"decode = dct keeps pixels in .*: set bounded: true, or decode: single"):
+    with pytest.raises(ValueError, match=r"decode = dct decodes to pixels in .*: set bounded: true, or decode: single"):
         DistillParams(decode="dct", bounded=False)
