@@ -70,7 +70,7 @@ def test_only_evaluate_reads_the_test_split():
                 readers.add(name)
             if last == "test_split":
                 users.add(name)
-    assert readers == {"dreamlib.evaluate"}
+    assert readers == {"dreamlib.evaluation"}
     assert users == {"pipeline.stages.evaluation"}
     mentions = {
         name
@@ -78,7 +78,7 @@ def test_only_evaluate_reads_the_test_split():
         if not name.startswith("dreamlib.data")
         and any(isinstance(n, ast.Constant) and n.value == "test" for n in ast.walk(tree))
     }
-    assert mentions <= {"dreamlib.evaluate", "pipeline.stages.evaluation"}  # the stage says so in its metrics
+    assert mentions <= {"dreamlib.evaluation", "pipeline.stages.evaluation"}  # the stage says so in its metrics
 
 
 GLOBAL = {
