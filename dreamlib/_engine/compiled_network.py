@@ -18,6 +18,8 @@ from torch.nn import functional as F
 
 from dreamlib._engine.compute import Compute
 from dreamlib._engine.cuda_graphs import CudaGraphed, side_streams
+from dreamlib._engine.network import network_traits
+from dreamlib._engine.release_python_lock import release_python_lock
 
 Weights = dict[str, Tensor]
 SHAPES = 64  # batch shapes a function is compiled for; beyond, torch runs it as it is
@@ -32,26 +34,6 @@ def compiler_found() -> bool:
     if not found:
         _log.warning("no C++ compiler found: running uncompiled, about three times slower (install g++ or clang++)")
     return found
-
-
-@cache
-def run_beside_python() -> bool:
-    """Let compiled C++ run while other Python threads do; whether torch's compiler could be told to.
-
-    It holds Python's lock while a function compiled for a CPU runs, so that of two threads' steps only convolutions and
-    products would be made side by side. There is no option for it: this changes the line that calls such a function,
-    where it is the one of torch 2.13, and leaves it otherwise, at the cost of time alone.
-    """
-    from torch._inductor import codecache  # takes a second, and many a process compiles nothing
-
-    bindings = getattr(codecache, "CppPythonBindingsCodeCache", None)
-    if getattr(bindings, "call_entry_function", None) != "kernel({}); Py_RETURN_NONE;":
-        return False
-    # Taken again also where the function throws, for which torch has a handler around this line.
-    unlocked = "struct Unlocked { PyThreadState* s = PyEval_SaveThread(); ~Unlocked() { PyEval_RestoreThread(s); } };"
-    called = f"[](auto... a) {{ {unlocked} Unlocked unlocked; kernel(a...); }}"
-    bindings.call_entry_function = called.replace("{", "{{").replace("}", "}}") + "({}); Py_RETURN_NONE;"
-    return True
 
 
 def weights_of(network: nn.Module) -> Weights:
@@ -69,7 +51,7 @@ class CompiledNetwork:
 
     def __init__(self, template: nn.Module, compute: Compute) -> None:
         self.compute = compute
-        self.compile = compute.compile and getattr(template, "compiles", False) and compiler_found()
+        self.compile = compute.compile and network_traits(template).compiles and compiler_found()
         # Two copies, because a compiled function is tied to the mode it was traced in.
         self._train = copy.deepcopy(template).train().requires_grad_(False)
         self._eval = _Features(copy.deepcopy(template).eval().requires_grad_(False))
@@ -96,7 +78,7 @@ class CompiledNetwork:
         compiled = torch.compile(function, dynamic=False, recompile_limit=SHAPES)
         if self.compute.device.type != "cpu":
             return compiled
-        run_beside_python()
+        release_python_lock()
 
         def for_any_number(*arguments: Any) -> Any:
             for argument in arguments:

@@ -6,8 +6,9 @@ those of one piece of work after the other, as far as the arithmetic does not de
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
@@ -95,27 +96,58 @@ def side_by_side(
 
 
 def in_order(
-    tasks: Iterable[Callable[[], R]], at_once: int, threads: int, beside: Callable[[], object] | None = None
-) -> Iterator[R]:
-    """The tasks' results, in their order; ``at_once`` of them run at a time, each on ``threads`` CPU threads.
+    tasks: Iterable[Callable[[], R]],
+    parallel: int,
+    threads: int,
+    concurrent_job: Callable[[], object] | None = None,
+) -> Generator[R, None, None]:
+    """Yield the results of the tasks in their order; ``parallel`` of them run at a time.
 
-    ``beside`` is one more, begun first, whose end is waited for after the last result. A failure is raised when its
-    turn comes, until when others begin; then, or when the iterator is closed, those that run end and no other begins.
-    What compiles must not do so twice at once: let tasks of a new kind run one at a time, on as many ``threads``,
-    before several do.
+    tasks: functions without arguments.
+    parallel: number of tasks that run at a time.
+    threads: CPU threads of each task.
+    concurrent_job: one more piece of work, submitted first and joined last.
 
-    >>> list(in_order([lambda: torch.get_num_threads(), lambda: 7], at_once=2, threads=1))
+    A task's failure is raised when its turn comes; until then, others start. After a failure, or when the generator is
+    closed, running tasks end and no other starts. Tasks that compile must not run at the same time: see ``Workers``.
+
+    >>> list(in_order([lambda: torch.get_num_threads(), lambda: 7], parallel=2, threads=1))
     [1, 7]
     """
     before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(threads,))
+    pool = ThreadPoolExecutor(parallel, initializer=torch.set_num_threads, initargs=(threads,))
     try:
-        last = pool.submit(beside) if beside else None
-        asked = deque(pool.submit(task) for task in tasks)
-        while asked:
-            yield asked.popleft().result()
-        if last:
-            last.result()
+        job = pool.submit(concurrent_job) if concurrent_job else None
+        futures = deque(pool.submit(task) for task in tasks)
+        while futures:
+            yield futures.popleft().result()
+        if job:
+            job.result()
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(before)  # as in ``side_by_side``
+
+
+@dataclass
+class Workers:
+    """``parallel`` tasks at a time, each on ``threads`` CPU threads, with a warm-up for each kind of task.
+
+    The first tasks of a kind run one at a time, on as many threads, because they may compile, which is not safe in two
+    threads at once. ``warm`` holds the kinds that have run.
+
+    >>> workers = Workers(parallel=2)
+    >>> list(workers.in_order({"square"}, [lambda: 1, lambda: 4])), workers.warm
+    ([1, 4], {'square'})
+    """
+
+    parallel: int = 1
+    threads: int = 1
+    warm: set[str] = field(default_factory=set)
+
+    def in_order(
+        self, kinds: set[str], tasks: Iterable[Callable[[], R]], concurrent_job: Callable[[], object] | None = None
+    ) -> Generator[R, None, None]:
+        """Return the results in order (see ``in_order``); ``kinds`` names the work of the tasks and of the job."""
+        parallel = self.parallel if kinds <= self.warm else 1
+        self.warm |= kinds
+        return in_order(tasks, parallel, self.threads, concurrent_job)

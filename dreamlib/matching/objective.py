@@ -13,6 +13,7 @@ from dreamlib._engine.cuda_graphs import CudaGraphed
 from dreamlib._engine.registry import Registry
 from dreamlib._engine.seeding import generator
 from dreamlib.data.types import DatasetInfo
+from dreamlib.matching.experts import Experts
 from dreamlib.sampling.real_batches import Sampler
 from dreamlib.synthetic.synthetic_set import SyntheticSet
 from dreamlib.training.augment import Augmentation, AugmentationDraw
@@ -144,42 +145,56 @@ class MatchState:
 class Objective(ABC):
     """A distance between what the synthetic and the real images do to a network.
 
-    A subclass is a frozen dataclass whose fields are its options, registered in ``OBJECTIVES``. It must not change
-    the network, the real data or any global state.
-
-    ``by_class`` says that it yields one loss for each of ``state.classes``, which workers may share. An objective that
-    yields one loss of the whole set, as class -1, sets it to False: every worker then does all of it, identically.
+    A subclass is a frozen dataclass whose fields are its options, registered in ``OBJECTIVES``. It implements
+    ``losses``; everything else has a default. It must not change the network, the real data or any global state. It has
+    no state of its own: what it learns besides pixels is in ``state.synthetic.extras``, which checkpoints hold.
     """
 
+    # Whether ``losses`` gives one loss for each of ``state.classes``, which ranks and threads may share. An objective
+    # with one loss for the whole set, given as class -1, sets it to False: every rank then computes all of it.
     by_class: ClassVar[bool] = True
+    # The setting that makes the objective use a sampler's batches where ``uses_sampler`` is False, for errors.
+    sampler_option: ClassVar[str] = ""
 
     @property
     def uses_sampler(self) -> bool:
-        """Whether it reads the real batches a sampler chooses."""
+        """Whether it reads the real batches that a sampler chooses."""
         return True
 
-    def check(self, network: nn.Module, info: DatasetInfo, expert_epochs: int | None = None) -> None:  # noqa: B027 (most have nothing to refuse)
-        """Refuse, before any work, a network or data set that these options cannot be used with; raises ValueError.
+    @property
+    def learns_labels(self) -> bool:
+        """Whether it learns the labels, so that none may be assigned afterwards."""
+        return False
 
-        ``expert_epochs`` is how long the experts are trained that params.yaml asks for, where that is known.
+    def check(self, network: nn.Module, info: DatasetInfo, expert_epochs: int | None = None) -> None:  # noqa: B027 (most have nothing to refuse)
+        """Raise ValueError, before any work, for a network or data set that these options cannot be used with.
+
+        expert_epochs: how long the experts are trained, where that is known.
         """
 
-    def learned(self, start: SyntheticSet) -> dict[str, Tensor]:
-        """Starting values of what is learned besides pixels (a step size, label logits), by name; none by default.
+    def open_experts(self, network: nn.Module, info: DatasetInfo) -> Experts | None:
+        """Return the expert trajectories that ``losses`` follows; None for an objective without experts.
 
-        During distillation they are leaves in ``state.synthetic.extras``; they are saved with the set and counted
-        in its stored floats under a protocol that uses them.
+        Raises ExpertError when they are missing or of another network or data set.
+        """
+        return None
+
+    def learned(self, start: SyntheticSet) -> dict[str, Tensor]:
+        """Return starting values of what is learned besides pixels (a step size, label logits), by name.
+
+        During distillation they are leaves in ``state.synthetic.extras``. They are saved with the set, and counted in
+        its stored floats under a protocol that uses them.
         """
         return {}
 
     def finish(self, synthetic: SyntheticSet) -> SyntheticSet:
-        """The set as it is given away: whatever is learned in another form than it is used in, turned into that."""
+        """Return the set in its final form: values that are learned in one form and used in another are converted."""
         return synthetic
 
     @abstractmethod
     def losses(self, state: MatchState) -> Iterator[tuple[int, Tensor]]:
         """Yield (class, scalar loss) over ``state.classes``; the caller back-propagates each before the next.
 
-        Yielding class by class keeps one class's graph in memory at a time, and lets the caller step after each one as
-        the released code does. With ``state.together`` it may yield (-1, losses (K,)) once instead.
+        Class by class, one class's graph is in memory at a time, and the caller can step after each class as the
+        released code does. With ``state.together`` it may yield (-1, losses (K,)) once instead.
         """

@@ -65,7 +65,7 @@ class TrajectoryMatching(Objective):
 
     @property
     def uses_sampler(self) -> bool:
-        """No: experts have seen the real images."""
+        """False: the experts have seen the real images."""
         return False
 
     def learned(self, start: SyntheticSet) -> dict[str, Tensor]:
@@ -99,7 +99,7 @@ class TrajectoryMatching(Objective):
             )
 
     def open_experts(self, network: nn.Module, info: DatasetInfo) -> Experts:
-        """The trajectories to follow; raises ExpertError when they are missing or of another network or data set."""
+        """Return the trajectories to follow; raises ExpertError for missing ones or another network or data set."""
         folder = expert_folder(self.experts, info.whitening)
         return Experts.open(folder if folder.is_absolute() else find_root() / folder, network, info)
 

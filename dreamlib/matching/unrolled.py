@@ -111,6 +111,7 @@ class UnrolledTraining(Objective):
     """
 
     by_class: ClassVar[bool] = False
+    sampler_option: ClassVar[str] = "options.real_batch: 0"
 
     steps: int = 10
     passes: int = 3
@@ -143,8 +144,13 @@ class UnrolledTraining(Objective):
 
     @property
     def uses_sampler(self) -> bool:
-        """Only where ``real_batch`` is 0."""
+        """Whether ``real_batch`` is 0."""
         return self.real_batch == 0
+
+    @property
+    def learns_labels(self) -> bool:
+        """Whether ``learn_labels`` is set."""
+        return self.learn_labels
 
     def check(self, network: nn.Module, info: DatasetInfo, expert_epochs: int | None = None) -> None:
         """See ``Objective.check`` and ``check_confidence``."""

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from dreamlib._engine.compiled_network import CompiledNetwork, Weights, weights_of
 from dreamlib._engine.compute import Compute
+from dreamlib._engine.network import network_traits
 from dreamlib._engine.seeding import generator
 from dreamlib.data.types import DatasetInfo, LabeledImages
 from dreamlib.networks import build
@@ -382,7 +383,7 @@ def fit_last_layer(
 
 def feature_channels(network: nn.Module) -> int:
     """The channels of a network's features; raises ValueError where features have no places to average over."""
-    channels = getattr(network, "feature_channels", None)
+    channels = network_traits(network).feature_channels
     if channels is None:
         raise ValueError(
             f"cluster_features 'spatial_mean' averages a feature map over space, which {type(network).__name__} does "
