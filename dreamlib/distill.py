@@ -42,8 +42,7 @@ class DistillResult:
     synthetic: the distilled set, on the CPU.
     history: a row (iteration, mean loss over classes) for each inner iteration.
     snapshots: iteration → canvases.
-    seconds: time by kind of work, summed over every process that worked on the run, from before a resume too. GPU work
-        is asynchronous: there only the total is meaningful.
+    seconds: time by kind of work, before a resume too. GPU work is asynchronous: only the total is meaningful there.
     clock: iteration → total seconds when its snapshot was taken.
     """
 
@@ -70,10 +69,8 @@ class Distiller:
     start: the initial set; it is not changed.
     data: the real training images.
     network: (name, options) of the architecture that images are matched on.
-    seed: source of all randomness. The same arguments give the same bits on the same machine and number of threads,
-        interrupted or not.
-    seconds: time by kind of work ("network", "clustering", "matching"); training that runs at the same time as
-        matching counts as matching.
+    seed: source of randomness; the same arguments, machine and thread count give the same bits, interrupted or not.
+    seconds: time by kind of work; training at the same time as matching counts as matching.
     strategy: how matching is executed; by default what suits the machine (``choose_strategy``).
     """
 
@@ -162,7 +159,8 @@ class Distiller:
             self._timed("matching", self._match)
             if train:
                 self._timed("network", train)
-
+        if self.losses.due:
+            self._catch_up()
         self.iteration += 1
         if last and self.learned.bounded:
             self._catch_up()  # so that an infinite pixel is seen before it is clamped
@@ -192,8 +190,6 @@ class Distiller:
                     optimizer.zero_grad(set_to_none=False)
         if not in_turn:
             optimizer.step()
-        if self.losses.due:
-            self._read_losses()
 
     def _class_losses(
         self, classes: Sequence[int], network: nn.Module, kernels: CompiledNetwork
@@ -214,11 +210,8 @@ class Distiller:
     def _catch_up(self) -> None:
         """Wait for iterations that a GPU still works on, and read their losses."""
         if self.losses.unread:
-            self._timed("matching", self._read_losses)
-
-    def _read_losses(self) -> None:
-        self.losses.read()
-        self.learned.check_finite(self.history[-1][0])
+            self._timed("matching", self.losses.read)
+            self.learned.check_finite(self.history[-1][0])
 
     def _snapshot(self) -> None:
         if self.iteration in snapshot_iterations(self.total, self.settings.snapshots):

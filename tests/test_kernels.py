@@ -7,8 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dreamlib._engine.compiled_network import CompiledNetwork, compiler_found, run_beside_python, weights_of
+from dreamlib._engine.compiled_network import CompiledNetwork, compiler_found, weights_of
 from dreamlib._engine.compute import Compute
+from dreamlib._engine.release_python_lock import release_python_lock
 from dreamlib.matching.gradient import absolute, matched_weights, row_cosine, squared
 
 needs_compiler = pytest.mark.skipif(
@@ -149,7 +150,7 @@ def test_compiled_equals_uncompiled(tiny):
 @torchs_own_warning
 def test_other_threads_of_python_run_beside_compiled_code(tiny, threads_restored):
     """A thread goes on ticking while one call computes; where the call held Python's lock it would wait for its end."""
-    assert run_beside_python(), "torch compiles otherwise than it did"
+    assert release_python_lock(), "torch compiles otherwise than it did"
     torch.set_num_threads(1)
 
     def slow(x):

@@ -88,10 +88,10 @@ class Strategy:
         """Return tensors by name and class from all ranks (collective); where ranks share no classes, as given."""
         if not self.shared:
             return state
-        own = {name: {label: tensor.cpu() for label, tensor in by_class.items()} for name, by_class in state.items()}
-        merged: dict[str, dict[int, Tensor]] = {name: {} for name in own}
-        for of_rank in ranks.gather([own]):
-            for name, by_class in of_rank.items():
+        on_cpu = {name: {label: tensor.cpu() for label, tensor in by_class.items()} for name, by_class in state.items()}
+        merged: dict[str, dict[int, Tensor]] = {name: {} for name in state}
+        for rank_state in ranks.gather([on_cpu]):
+            for name, by_class in rank_state.items():
                 merged[name] |= by_class
         return merged
 
@@ -157,7 +157,7 @@ class SideBySide(Strategy):
                 losses = list(step.losses((label,), network, kernels))
             finally:
                 spare.put((network, kernels))
-            _check_classes(step.objective, [found for found, _ in losses], (label,))
+            _check_classes(step.objective, [given for given, _ in losses], (label,))
             loss = losses[0][1]
             return label, loss.detach(), torch.autograd.grad(loss.sum(), step.leaves, allow_unused=True)
 
@@ -205,11 +205,11 @@ class RunAhead(Strategy):
                 concurrent_job()
 
 
-def _check_classes(objective: str, found: list[int], wanted: Sequence[int]) -> None:
-    if found != list(wanted):
+def _check_classes(objective: str, labels: list[int], expected: Sequence[int]) -> None:
+    if labels != list(expected):
         raise RuntimeError(
-            f"objective '{objective}' gave losses of classes {found} where those of {list(wanted)} were asked for: "
-            "loop over state.classes, or set by_class = False (see Objective)"
+            f"objective '{objective}' gave losses of classes {labels}, expected {list(expected)}: loop over "
+            "state.classes, or set by_class = False (see Objective)"
         )
 
 

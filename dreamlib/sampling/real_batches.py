@@ -1,4 +1,4 @@
-"""Which real images supervise a matching step: random, DREAM's representative ones, or those it warns of."""
+"""Which real images supervise a matching step: random ones, DREAM's representatives, or those of its ablations."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -18,17 +18,17 @@ from dreamlib.sampling.kmeans import kmeans, lloyd_steps, nearest_members, squar
 from dreamlib.settings import DistillParams
 
 SAMPLERS: Registry[type["Sampler"]] = Registry("sampler")
-RECORDED_NUMBERS = 2**27  # of features, in a clustering recorded as a CUDA graph: it keeps a few times their memory
-RELEASED_STEPS = 100  # of Lloyd's algorithm, at most, in DREAM's released code
+RECORDED_NUMBERS = 2**27  # limit of numbers in features clustered by a CUDA graph, which keeps several times as many
+RELEASED_STEPS = 100  # limit of Lloyd's algorithm in DREAM's released code
 Embed = Callable[[Tensor], Tensor]  # images (n, C, H, W) in [0, 1] → features (n, D)
 Predict = Callable[[Tensor], Tensor]  # images (n, C, H, W) in [0, 1] → logits (n, K)
 
 
 class EndlessPass:
-    """Batches of an endless pass over ``count`` rows in random order, without replacement within a pass.
+    """Batches of endless passes over ``count`` rows in random order, without replacement within a pass.
 
-    Each pass has an order of its own, made anew from (seed, purpose, pass), so that any step can be asked for at any
-    time. An incomplete last batch is left out of its pass; where ``batch`` exceeds ``count``, a batch is all rows.
+    The order of each pass is made anew from (seed, purpose, pass), so that the batch of any step can be had at any
+    time. An incomplete last batch of a pass is dropped; where ``batch`` exceeds ``count``, a batch is all rows.
 
     >>> rows = EndlessPass(5, 2, 0, "example")
     >>> rows.batches, len(torch.cat([rows.at(0), rows.at(1)]).unique())
@@ -41,11 +41,11 @@ class EndlessPass:
 
     @property
     def batches(self) -> int:
-        """Batches of one pass."""
+        """The number of batches in one pass."""
         return self.count // self.batch
 
     def at(self, step: int) -> Tensor:
-        """Return the rows (batch,) of the batch number ``step`` since the first, on the CPU."""
+        """Return the rows (batch,) of batch number ``step``, counted from the first pass, on the CPU."""
         number, place = divmod(step, self.batches)
         if self._order is None or self._order[0] != number:
             rng = generator(self.seed, *self.purpose, number)
@@ -54,12 +54,12 @@ class EndlessPass:
 
 
 def class_pool(data: LabeledImages, label: int, pool: int, rng: torch.Generator) -> Tensor:
-    """Rows of a class that enter a clustering: all of them for ``pool`` 0, else that many at random."""
+    """Return the rows of a class that are clustered: all of them for ``pool`` 0, else that many at random."""
     return some_of(data.of_class(label), pool, rng)
 
 
 def some_of(members: Tensor, pool: int, rng: torch.Generator) -> Tensor:
-    """``pool`` of the rows (n,) at random, or all of them where they are no more or ``pool`` is 0."""
+    """Return ``pool`` of the rows (n,) at random, or all of them if there are no more or ``pool`` is 0."""
     if pool and pool < len(members):
         members = members[torch.randperm(len(members), generator=rng)[:pool].to(members.device, non_blocking=True)]
     return members
@@ -219,7 +219,7 @@ class KeptSampler(Sampler):
 
 
 def _no_predictions(images: Tensor) -> Tensor:
-    raise ValueError("this sampler asks the network for predictions; give prepare() a predict function")
+    raise ValueError("this sampler needs the network's predictions; give prepare() a predict function")
 
 
 @SAMPLERS.register("representative")
@@ -287,7 +287,7 @@ class RepresentativeSampler(KeptSampler):
     def choose_all(
         self, members: dict[int, Tensor], rngs: dict[int, torch.Generator], embed: Embed, predict: Predict
     ) -> dict[int, Tensor]:
-        """See ``KeptSampler.choose_all``; on a GPU all classes at once, where they have equally many images."""
+        """See ``KeptSampler.choose_all``; on a GPU, all classes at once if they have equally many images."""
         if self.data.images.is_cuda and len({len(rows) for rows in members.values()}) == 1:
             return self.choose_together(members, rngs, embed)
         return super().choose_all(members, rngs, embed, predict)
@@ -295,20 +295,22 @@ class RepresentativeSampler(KeptSampler):
     def choose_together(
         self, members: dict[int, Tensor], rngs: dict[int, torch.Generator], embed: Embed
     ) -> dict[int, Tensor]:
-        """The representatives of classes with equally many members, by one clustering of all; draws are each one's."""
+        """Return the representatives of classes with equally many members, by one clustering of all of them."""
         count = len(next(iter(members.values())))
         per_cluster = min(self.per_cluster, count)
         k = min(self.batch, count) // per_cluster
         features = embed(self.data.images[torch.cat(list(members.values()))]).float()
         features = features.unflatten(0, (len(members), count))  # (K, n, D)
-        known = all(label in self.centers for label in members)
-        start = torch.stack([self.centers[label] for label in members]) if known else self.start
+        continues = all(label in self.centers for label in members)
+        start = torch.stack([self.centers[label] for label in members]) if continues else self.start
         lloyd = self.lloyd if len(members) > 1 and features.numel() <= RECORDED_NUMBERS else None
-        found = kmeans(features, k, list(rngs.values()), max_iterations=self.max_iterations, start=start, lloyd=lloyd)
+        clusters = kmeans(
+            features, k, list(rngs.values()), max_iterations=self.max_iterations, start=start, lloyd=lloyd
+        )
         if self.warm_start:
-            self.centers.update(zip(members, found.centers, strict=True))
-        nearest = nearest_members(features, found, per_cluster)
-        return {label: rows[near] for (label, rows), near in zip(members.items(), nearest, strict=True)}
+            self.centers.update(zip(members, clusters.centers, strict=True))
+        nearest = nearest_members(features, clusters, per_cluster)
+        return {label: rows[indices] for (label, rows), indices in zip(members.items(), nearest, strict=True)}
 
 
 @SAMPLERS.register("released")
@@ -316,9 +318,9 @@ class RepresentativeSampler(KeptSampler):
 class ReleasedSampler(KeptSampler):
     """DREAM's batches as its released code chooses them.
 
-    Features are of un-normalised images; k-means starts from random rows and takes up to 100 Lloyd steps; an empty
-    cluster stays at zero; the ``per_cluster`` nearest of all the class's images are taken for each centre, so that a
-    row may come twice.
+    Features are of un-normalised images; k-means starts from random rows and takes up to 100 Lloyd steps; the centre of
+    an empty cluster stays at zero; the ``per_cluster`` nearest of all the class's images are taken for each centre, so
+    that a row may be chosen twice.
     """
 
     normalised_features: ClassVar[bool] = False
@@ -334,15 +336,15 @@ class ReleasedSampler(KeptSampler):
         features = embed(self.data.images[members]).float().unsqueeze(0)  # (1, n, D)
         per_cluster = min(self.per_cluster, len(members))
         k = min(self.batch, len(members)) // per_cluster
-        found = kmeans(features, k, rng, max_iterations=RELEASED_STEPS, start="random", keep_empty=True)
-        nearest = squared_distances(features, found.centers)[0].topk(per_cluster, dim=0, largest=False).indices
+        clusters = kmeans(features, k, rng, max_iterations=RELEASED_STEPS, start="random", keep_empty=True)
+        nearest = squared_distances(features, clusters.centers)[0].topk(per_cluster, dim=0, largest=False).indices
         return members[nearest.T.flatten()]
 
 
 @SAMPLERS.register("center")
 @dataclass
 class CenterSampler(KeptSampler):
-    """The images nearest to the class's mean feature: all alike, none from the edges (an ablation of DREAM, §3.1)."""
+    """The images nearest to the class's mean feature: similar ones, none near the boundary (ablation, DREAM §3.1)."""
 
     def choose(self, label: int, members: Tensor, rng: torch.Generator, embed: Embed, predict: Predict) -> Tensor:
         """See ``KeptSampler.choose``; ties go to the lower row."""
@@ -354,11 +356,11 @@ class CenterSampler(KeptSampler):
 @SAMPLERS.register("boundary")
 @dataclass
 class BoundarySampler(KeptSampler):
-    """The images the current network is least sure are of their class (an ablation of DREAM, §3.1).
+    """The images that the current network is least sure about (ablation, DREAM §3.1).
 
-    Those with the smallest margin, the logit of the own class less the largest other one: the difference of the two
-    log-probabilities. It is negative for an image taken for another class. An untrained network has margins too, and
-    they mean little; the batches sharpen as the network learns.
+    They have the smallest margin between the logit of their class and the largest other logit, which is the difference
+    of two log-probabilities, and negative for a misclassified image. Margins of an untrained network carry little
+    information.
     """
 
     def choose(self, label: int, members: Tensor, rng: torch.Generator, embed: Embed, predict: Predict) -> Tensor:
@@ -368,11 +370,11 @@ class BoundarySampler(KeptSampler):
 
 
 def margins(logits: Tensor, label: int) -> Tensor:
-    """Logits (n, K) → by how much (n,) class ``label`` leads the best of the others; negative where it does not.
+    """Return the margins (n,) of logits (n, K): the logit of class ``label`` minus the largest other one.
 
     >>> margins(torch.tensor([[3.0, 1.0, 2.0], [0.0, 4.0, 1.0]]), 0).tolist()
     [1.0, -4.0]
     """
-    own = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
-    own[label] = True
-    return logits[:, label].float() - logits.float().masked_fill(own, -torch.inf).max(1).values
+    is_label = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
+    is_label[label] = True
+    return logits[:, label].float() - logits.float().masked_fill(is_label, -torch.inf).max(1).values
