@@ -109,8 +109,8 @@ def member(rank, folder):
             checkpoint.save(state)
         distributed.barrier()
         found[f"resumed {name}"] = told(distiller(folder, name).run(checkpoint))
-    found["clustered"] = [c for c, rows in enumerate(half.sampler.chosen) if rows is not None]
-    found["kept"] = [len(rows) for rows in state["chosen"]]
+    found["clustered"] = sorted(half.sampler.chosen)
+    found["kept"] = [len(state["sampler"]["chosen"][label]) for label in range(10)]
     found["accuracies"] = evaluated(folder)
     found["gathered"] = parallel.gather(parallel.my_share("abcde"))
     found["said"] = parallel.as_the_first(rank == 0)

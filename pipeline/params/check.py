@@ -74,12 +74,12 @@ def _check_effects(method: str, how: DistillParams) -> None:
     """Refuse parameters that would be without effect; raises ParameterError, or as ``make_objective`` does."""
     objective, where = make_objective(how.objective, how.options), f"params.yaml: method {method}"
     if how.sampler != "random" and not objective.uses_sampler:
-        remedy = ", or options.real_batch: 0, which takes its batches" if hasattr(objective, "real_batch") else ""
+        remedy = f", or {objective.sampler_option}, which takes its batches" if objective.sampler_option else ""
         raise ParameterError(
             f"{where}: sampler: {how.sampler} has no effect, since objective '{how.objective}' with these options does "
             f"not use a sampler's batches; set sampler: random{remedy}"
         )
-    if how.labels != "hard" and getattr(objective, "learn_labels", False):
+    if how.labels != "hard" and objective.learns_labels:
         raise ParameterError(
             f"{where}: labels: {how.labels} would replace the labels that options.learn_labels learns; set labels: "
             "hard, or learn_labels: false"
