@@ -2,12 +2,10 @@
 
 Representative matching (DREAM, Liu et al., ICCV 2023) on multi-formation (IDC, Kim et al., ICML 2022).
 S are the synthetic images, T the real ones, θ the weights of a network, ℓ its loss, D a distance of gradients.
-The tests compare whole runs of the library with it; the benchmarks time its steps as their baseline.
 """
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn import functional as F
 from torch.optim import SGD
 
 from dreamlib._engine.seeding import generator
@@ -15,8 +13,10 @@ from dreamlib.data.types import DatasetInfo, LabeledImages
 from dreamlib.networks import build
 from dreamlib.sampling.kmeans import kmeans, squared_distances
 from dreamlib.settings import DistillParams
-from dreamlib.synthetic.synthetic_set import SyntheticSet, decode, tile
-from dreamlib.training.augment import Augmentation, cutmix
+from dreamlib.synthetic.decode import decode, tile
+from dreamlib.synthetic.synthetic_set import SyntheticSet
+from dreamlib.training.augment import Augmentation
+from dreamlib.training.cutmix import cutmix
 
 
 def representatives(net: nn.Module, images: Tensor, k: int, rng: Generator, start: str, steps: int) -> Tensor:
@@ -33,7 +33,7 @@ def matching_loss(net: nn.Module, real: Tensor, synthetic: Tensor, label: int, d
     """Return D(∇ℓ(real), ∇ℓ(synthetic)), ∇ with respect to the convolutions' weights, for images of a class (IDC)."""
     weights, gradients = [weight for weight in net.parameters() if weight.ndim == 4], []
     for images in (real, synthetic):
-        loss = F.cross_entropy(net(images), torch.full((len(images),), label, device=images.device))
+        loss = nn.functional.cross_entropy(net(images), torch.full((len(images),), label, device=images.device))
         gradients.append(torch.autograd.grad(loss, weights, create_graph=images is synthetic))
     entrywise = {"mse": torch.square, "l1": torch.abs}[distance]
     return torch.stack([entrywise(a - b).sum() for a, b in zip(*gradients, strict=True)]).sum()
@@ -43,7 +43,7 @@ def training_step(net: nn.Module, optimizer: SGD, x: Tensor, y: Tensor, p: float
     """Take a step on prepared images x, mixed by CutMix with probability p; return the loss before it."""
     x, a, b, share = cutmix(x, y, rng, probability=p)
     logits = net(x)
-    loss = share * F.cross_entropy(logits, a) + (1 - share) * F.cross_entropy(logits, b)
+    loss = share * nn.functional.cross_entropy(logits, a) + (1 - share) * nn.functional.cross_entropy(logits, b)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

@@ -9,8 +9,8 @@ import torch
 
 from dreamlib.data.types import LabeledImages
 from dreamlib.settings import DistillParams
+from dreamlib.synthetic.decode import tile
 from dreamlib.synthetic.initial import check_budget, cluster_class, fill, images_needed, noise, random_rows
-from dreamlib.synthetic.synthetic_set import tile
 
 
 def pixels(images):

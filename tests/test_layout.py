@@ -123,14 +123,14 @@ def test_only_evaluate_reads_the_test_split():
                 readers.add(name)
             if last == "test_split":
                 users.add(name)
-    assert readers == {"dreamlib.evaluate"}
+    assert readers == {"dreamlib.evaluation"}
     assert users == {"pipeline.stages.evaluation"}
     mentions = {
         name
         for name, tree in TREES.items()
         if area(name) != "datasets" and any(isinstance(n, ast.Constant) and n.value == "test" for n in ast.walk(tree))
     }
-    assert mentions <= {"dreamlib.evaluate", "pipeline.stages.evaluation"}  # the stage says so in its metrics
+    assert mentions <= {"dreamlib.evaluation", "pipeline.stages.evaluation"}  # the stage says so in its metrics
 
 
 GLOBAL = {

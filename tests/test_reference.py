@@ -11,7 +11,8 @@ from dreamlib.distill import Distiller
 from dreamlib.networks import build
 from dreamlib.settings import DistillParams
 from dreamlib.synthetic.initial import cluster_class, fill
-from dreamlib.training.trainer import compiled_network, embed
+from dreamlib.training.features import embed
+from dreamlib.training.trainer import compiled_network
 
 NETWORK, IPC, SEED = ("convnet", {"width": 8}), 2, 3
 SETTINGS = DistillParams(

@@ -10,8 +10,9 @@ from dreamlib._engine.seeding import generator
 from dreamlib.data.types import DatasetInfo, LabeledImages
 from dreamlib.sampling.kmeans import Clustering, kmeans, nearest_members, squared_distances
 from dreamlib.sampling.real_batches import Embed, class_pool
+from dreamlib.synthetic.decode import formation, tile
 from dreamlib.synthetic.frequency import affordable, pack, strongest
-from dreamlib.synthetic.synthetic_set import SyntheticSet, formation, tile
+from dreamlib.synthetic.synthetic_set import SyntheticSet
 
 INITS: Registry[str] = Registry("initialisation")
 for _name, _what in {
