@@ -18,9 +18,9 @@ ipc: [1]
 methods: [{}]
 seeds: [0]
 budget: b
-method: {{dream: {{}}, idc: {{}}}}
 budgets: {{b: {{}}}}
 """
+METHODS = "method: {dream: {}, idc: {}}\n"
 PNG = base64.b64encode(b"a picture").decode()
 SUMMARY = """\
 ipc,method,iterations,accuracy
@@ -48,6 +48,7 @@ def executed(title, answer):
 def project(tmp_path):
     """Reports of two distillations and of the results, with params.yaml for one of the two."""
     (tmp_path / "params.yaml").write_text(PARAMS.format("dream"))
+    (tmp_path / "methods.yaml").write_text(METHODS)
     (tmp_path / "reports" / "02_distillation").mkdir(parents=True)
     (tmp_path / "results").mkdir()
     for name in ("02_distillation/dream-ipc1-seed0", "02_distillation/idc-ipc1-seed0", "04_figures"):
@@ -63,13 +64,13 @@ def test_formulas_become_mathml_and_code_keeps_its_dollars():
 
 def test_html_without_reports_names_the_command_to_run(tmp_path):
     (tmp_path / "params.yaml").write_text(PARAMS.format("dream"))
+    (tmp_path / "methods.yaml").write_text(METHODS)
     (tmp_path / "reports").mkdir()
     with pytest.raises(FileNotFoundError, match="make repro"):
         write_report(tmp_path)
 
 
 def test_the_command_writes_the_front_page(project, monkeypatch, capsys):
-    (project / "dvc.yaml").touch()
     monkeypatch.chdir(project)
     assert main(["html"]) == 0
     assert "reports/html/index.html" in capsys.readouterr().out

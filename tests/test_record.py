@@ -16,15 +16,16 @@ ipc: [1]
 methods: [{}]
 seeds: [0]
 budget: b
-method: {{dream: {{}}, idc: {{}}}}
 budgets: {{b: {{}}}}
 """
+METHODS = "method: {dream: {}, idc: {}}\n"
 
 
 @pytest.fixture
 def committed(tmp_path):
     """A repository with one committed result."""
     (tmp_path / "params.yaml").write_text(PARAMS.format("dream"))
+    (tmp_path / "methods.yaml").write_text(METHODS)
     write_json(tmp_path / "results" / "evaluation" / "dream-ipc1-seed0.json", {"accuracy": 0.7, "std": 0.01})
     (tmp_path / "results" / "sets").mkdir()
     (tmp_path / "results" / "sets" / "dream-ipc1-seed0.safetensors").write_bytes(b"set")

@@ -83,8 +83,8 @@ def small_class_note(project: Project, settings: DistillParams) -> str:
     if fewest >= settings.real_batch or not settings.outer_iterations * settings.inner_iterations:
         return ""
     return (
-        f"**Note:** `real_batch` is {settings.real_batch}, but class {smallest} has {fewest} training images: its batch "
-        "is all of them in every iteration, whatever the sampler. A smaller `real_batch` leaves the sampler a choice."
+        f"**Note:** `real_batch` is {settings.real_batch}, but class {smallest} has {fewest} training images: its "
+        "batch is all of them in every iteration, whatever the sampler. A smaller `real_batch` leaves it a choice."
     )
 
 
