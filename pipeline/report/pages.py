@@ -21,7 +21,6 @@ SECTIONS = {
     "04_figures": "Results: all settings side by side",
     "05_methods": "Study: every family of methods in the same time",
     "06_claims": "Study: which of DREAM's claims hold at a small budget",
-    "07_judge": "How good is a set of your own?",
 }
 UNLISTED = "Settings that params.yaml no longer lists"
 INTRODUCTION = """<h1>DREAM: the report</h1>
