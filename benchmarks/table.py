@@ -1,40 +1,28 @@
-"""The README's tables of speeds, written from benchmarks/results*.json by ``python -m benchmarks``."""
+"""The tables of docs/speed.md, from the measurements in benchmarks/."""
 
 import json
 import math
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 
 from benchmarks import cost
-from dreamlib._engine.files import read_json, write_atomically
-from pipeline.report.tables import between, markdown, percent
+from dreamlib._engine.files import read_json
+from pipeline.report.tables import markdown, percent
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results.json"
 FLOAT32_RESULTS = ROOT / "benchmarks" / "results-float32.json"  # of a CPU that has no bfloat16 instructions
 CUDA_RESULTS = ROOT / "benchmarks" / "results-cuda.json"
-BEGIN, END = "<!-- benchmarks: written by `make bench` -->", "<!-- end of benchmarks -->"
 ACCURACY = ROOT / "benchmarks" / "accuracy.json"
-ACCURACY_BEGIN, ACCURACY_END = "<!-- accuracy: written by `make bench-accuracy` -->", "<!-- end of accuracy -->"
-FLOAT32_BEGIN, FLOAT32_END = (
-    "<!-- float32: written by `make bench` on a CPU without bfloat16 -->",
-    "<!-- end of float32 -->",
-)
 FLOORS = ("operations' floor (s)", "bytes' floor (s)", "ratio at the floor")
-GPU_BEGIN, GPU_END = "<!-- GPU: written by `make bench DEVICE=cuda` -->", "<!-- end of GPU -->"
 PAPER = ROOT / "benchmarks" / "paper.json"
-PAPER_BEGIN, PAPER_END = (
-    "<!-- paper's length: written by `python -m benchmarks.paper` -->",
-    "<!-- end of paper's length -->",
-)
 REACH = ROOT / "benchmarks" / "reach.json"
-REACH_BEGIN, REACH_END = "<!-- reach: written by `make bench-reach` -->", "<!-- end of reach -->"
 REACH_GOAL = 0.80  # the accuracy that the table asks after, beside the published one
 PAPER_ITERATIONS = 200_000  # inner iterations of the released runs
-COST_BEGIN, COST_END = "<!-- costs: modelled from the benchmarks by `make bench` -->", "<!-- end of costs -->"
 
 
 def results_file(device: str, precision: str) -> Path:
@@ -249,28 +237,6 @@ def _reached(result: dict[str, Any]) -> str:
     )
 
 
-def readme_text(
-    readme: str,
-    result: dict[str, Any],
-    accuracy: dict[str, Any],
-    float32: dict[str, Any] | None = None,
-    gpu: dict[str, Any] | None = None,
-    paper: str = "",
-    reach: dict[str, Any] | None = None,
-) -> str:
-    """The README's text with its tables of speeds, accuracies and costs replaced.
-
-    Raises ValueError when markers are missing.
-    """
-    readme = between(readme, BEGIN, END, lambda: speeds(result))
-    readme = between(readme, FLOAT32_BEGIN, FLOAT32_END, lambda: speeds(float32))
-    readme = between(readme, ACCURACY_BEGIN, ACCURACY_END, lambda: accuracy_text(accuracy))
-    readme = between(readme, COST_BEGIN, COST_END, lambda: cost.costs(result))
-    readme = between(readme, PAPER_BEGIN, PAPER_END, lambda: paper)
-    readme = between(readme, REACH_BEGIN, REACH_END, lambda: reach_text(reach or {}))
-    return between(readme, GPU_BEGIN, GPU_END, lambda: gpu_speeds(gpu))
-
-
 def if_measured(path: Path) -> dict[str, Any] | None:
     """What a file of measurements holds; None where there is none."""
     return read_json(path) if path.is_file() else None
@@ -288,17 +254,13 @@ def paper_result() -> str:
     return paper_text([paper_run(ipc) for ipc in ipcs], paper_evaluations())
 
 
-def with_all_measured(readme: str) -> str:
-    """``readme_text`` of all that has been measured."""
-    others = if_measured(FLOAT32_RESULTS), if_measured(CUDA_RESULTS), paper_result(), if_measured(REACH)
-    return readme_text(readme, read_json(RESULTS), read_json(ACCURACY), *others)
-
-
-def write() -> None:
-    """Bring README.md up to date with what has been measured."""
-    path = ROOT / "README.md"
-    write_atomically(path, with_all_measured(path.read_text()).encode())
-
-
-if __name__ == "__main__":
-    write()
+# The blocks of docs/speed.md, by name.
+BLOCKS: dict[str, Callable[[], str]] = {
+    "bfloat16": lambda: speeds(if_measured(RESULTS)),
+    "float32": lambda: speeds(if_measured(FLOAT32_RESULTS)),
+    "GPU": lambda: gpu_speeds(if_measured(CUDA_RESULTS)),
+    "paper's length": paper_result,
+    "reach": lambda: reach_text(if_measured(REACH) or {}),
+    "accuracy": lambda: accuracy_text(read_json(ACCURACY)),
+    "costs": lambda: cost.costs(read_json(RESULTS)),
+}

@@ -139,15 +139,6 @@ def test_the_references_representatives_are_the_images_of_separate_groups():
     assert sorted((representatives(network, images, 3, seed=1) // 5).tolist()) == [0, 1, 2]
 
 
-def test_readme_table_is_the_one_of_the_measurements():
-    readme = (table.ROOT / "README.md").read_text()
-    assert readme == table.with_all_measured(readme)
-    for measured in (read_json(table.RESULTS), read_json(table.FLOAT32_RESULTS)):
-        assert all(
-            f"| {row['work']} | {row['reference_s']:.3f} | {row['fast_s']:.3f} |" in readme for row in measured["rows"]
-        )
-
-
 def test_each_kind_of_device_has_a_file_of_its_own():
     kinds = (("cpu", "bfloat16"), ("cpu", "float32"), ("cuda", "bfloat16"))
     files = [table.results_file(*kind) for kind in kinds]
@@ -189,20 +180,6 @@ def test_no_measurement_is_beyond_its_floor(file):
     measured = read_json(file)
     rows = [row for row in measured["rows"] if "operations" in row]
     assert rows and all(row["fast_s"] > max(table.floors(row, measured)) for row in rows)
-
-
-def test_readme_without_markers_is_refused():
-    with pytest.raises(ValueError, match="once each"):
-        table.readme_text("# no markers", {}, {})
-
-
-def test_costs_without_markers_are_refused():
-    with pytest.raises(ValueError, match="costs: modelled"):
-        table.readme_text(
-            f"{table.BEGIN}{table.END}{table.FLOAT32_BEGIN}{table.FLOAT32_END}{table.ACCURACY_BEGIN}{table.ACCURACY_END}",
-            read_json(table.RESULTS),
-            read_json(table.ACCURACY),
-        )
 
 
 def test_operations_and_bytes_counted_by_hand():
@@ -284,7 +261,6 @@ def papers_length(tmp_path, monkeypatch):
     for module in (paper, table):
         monkeypatch.setattr(module, "PAPER", tmp_path / "paper.json")
         monkeypatch.setattr(module, "canvases_file", lambda ipc: tmp_path / f"paper-ipc{ipc}.safetensors")
-    monkeypatch.setattr(paper, "write", lambda: None)
     monkeypatch.setattr(paper, "compute_at_hand", Compute)
     return how
 
@@ -394,7 +370,6 @@ def small_reach(tmp_path, monkeypatch):
     monkeypatch.setattr(reach, "ROOT", tmp_path)
     monkeypatch.setattr(reach, "REACH", tmp_path / "reach.json")
     monkeypatch.setattr(reach, "published", lambda ipc, params: None)
-    monkeypatch.setattr(reach, "write", lambda: None)
     begun = []
 
     def from_nothing(method, output):
