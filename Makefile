@@ -26,17 +26,17 @@ data: setup      ## fetch the data and check every file against its published ha
 	$(BIN)/python -m pipeline.fetch_data
 
 repro: data      ## reproduce the default pipeline from the data up, then compare with the committed record
-	$(BIN)/dvc repro --force figures
+	$(BIN)/dvc repro --force
 	$(BIN)/python -m pipeline.report.record compare
 
 methods: data    ## the methods study: every family of methods at ipc 1, under an hour on two cores
-	$(BIN)/dvc repro methods
+	$(BIN)/dvc repro studies/dvc.yaml:methods
 
 best: data       ## the best sets the project keeps (results/best), about five and a half hours on two cores
-	$(BIN)/dvc repro best
+	$(BIN)/dvc repro studies/dvc.yaml:best
 
 claims: data     ## the study of DREAM's claims at a reduced budget, about an hour on two cores
-	$(BIN)/dvc repro claims
+	$(BIN)/dvc repro studies/dvc.yaml:claims
 
 test: setup      ## run the tests (needs no network: scikit-learn brings the digits)
 	$(BIN)/python -m pipeline.fetch_data digits
@@ -58,7 +58,7 @@ lint: setup      ## ruff over code and notebooks
 # The studies' results were computed by earlier versions of the code; `dvc status` lists what differs.
 check: lint      ## linters, clean notebooks, and whether dvc.lock matches the default pipeline
 	$(BIN)/python -m pipeline.report.notebooks check
-	@said=$$($(BIN)/dvc repro --allow-missing --dry figures) && echo "$$said" && echo "$$said" | grep -q "up to date"
+	@said=$$($(BIN)/dvc repro --allow-missing --dry) && echo "$$said" && echo "$$said" | grep -q "up to date"
 
 clean-notebooks: setup   ## strip outputs and editor metadata from notebooks/
 	$(BIN)/python -m pipeline.report.notebooks clean

@@ -1,6 +1,6 @@
 """``python -m benchmarks.reach``: how good a set is after how long, counted from nothing; to reach.json.
 
-Each method of the study ``reach`` (studies.yaml) runs in a process of its own that finds nothing compiled: it reads the
+Each method of the study ``reach`` (studies/params.yaml) runs in a process of its own that finds nothing compiled: it reads the
 data, clusters, and distils. The canvases kept on the way then train networks, whose accuracy on the test images says
 what was reached when. Their training is not counted; nothing is chosen by it.
 """
@@ -44,7 +44,7 @@ def opened() -> Project:
     for name in ("ipc", "seeds"):
         if len(values := getattr(project.params, name)) != 1:
             raise ValueError(
-                f"the study {STUDY} of studies.yaml has one run a method: list one of {name}, not {values}"
+                f"the study {STUDY} of studies/params.yaml has one run a method: list one of {name}, not {values}"
             )
     return project
 

@@ -57,7 +57,7 @@ def committed(tmp_path_factory):
     archive = folder / "head.tar"
     if not (project / ".git").exists():
         return project
-    what = ["README.md", "params.yaml", "studies.yaml", "notebooks", "results"]
+    what = ["README.md", "params.yaml", "methods.yaml", "studies", "notebooks", "results"]
     subprocess.run(["git", "archive", "-o", archive, "HEAD", *what], cwd=project, check=True)
     subprocess.run(["tar", "-xf", archive], cwd=folder, check=True)
     return folder

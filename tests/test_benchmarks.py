@@ -352,7 +352,7 @@ def test_the_published_accuracy_is_that_of_the_same_factor():
 @pytest.fixture
 def small_reach(tmp_path, monkeypatch):
     """The study in little: a small network on digits, both methods for four iterations; runs in this process."""
-    for name in ("params.yaml", "studies.yaml"):
+    for name in ("params.yaml", "studies/params.yaml"):
         values = YAML(typ="safe", pure=True).load(table.ROOT / name)
         if name == "params.yaml":
             values["compute"] |= {"compile": False, "precision": "float32"}
@@ -428,17 +428,17 @@ def test_a_run_of_other_parameters_is_not_gone_on_from(small_reach, tmp_path):
     path.parent.mkdir(parents=True)
     reach.distil("dream", time.time(), path)
     assert reach.note_of(path)["settings"] == reach.settings(project, "dream") != reach.settings(project, "ridge")
-    values = YAML(typ="safe", pure=True).load(tmp_path / "studies.yaml")
+    values = YAML(typ="safe", pure=True).load(tmp_path / "studies/params.yaml")
     values["studies"]["reach"]["method"]["dream"]["reach"]["image_lr"] = 0.5
-    YAML().dump(values, tmp_path / "studies.yaml")
+    YAML().dump(values, tmp_path / "studies/params.yaml")
     reach.measure()
     assert small_reach == ["ridge", "dream"]
 
 
 def test_a_study_of_more_than_one_run_a_method_is_refused(small_reach, tmp_path, capsys):
-    values = YAML(typ="safe", pure=True).load(tmp_path / "studies.yaml")
+    values = YAML(typ="safe", pure=True).load(tmp_path / "studies/params.yaml")
     values["studies"]["reach"]["seeds"] = [0, 1]
-    YAML().dump(values, tmp_path / "studies.yaml")
+    YAML().dump(values, tmp_path / "studies/params.yaml")
     assert reach.main([]) == 1
     assert "has one run a method: list one of seeds, not [0, 1]" in capsys.readouterr().err
 

@@ -50,7 +50,7 @@ class CostParams(Strict):
 
 
 class ClaimsParams(Strict):
-    """The section ``claims`` of studies.yaml: what the study of claims measures besides its runs."""
+    """The section ``claims`` of studies/params.yaml: what the study of claims measures besides its runs."""
 
     batches: BatchesParams
     cost: CostParams
