@@ -1,4 +1,4 @@
-"""README.md and docs/: generated blocks against the results, links against the files, the example against the library."""
+"""README.md and docs/: generated blocks against the results, links against the files; the README's example runs."""
 
 import re
 from pathlib import Path
@@ -47,7 +47,7 @@ def test_every_parameter_is_explained_and_nothing_else(monkeypatch):
     model, meanings = parameters_page.SECTIONS["`data`"]
     for wrong in ({**meanings, "more": "no such key"}, {"directory": "the other key is missing"}):
         monkeypatch.setitem(parameters_page.SECTIONS, "`data`", (model, wrong))
-        with pytest.raises(ValueError, match="DataParams: (more|options) must be both"):
+        with pytest.raises(ValueError, match=r"DataParams: (more|options) must be both"):
             parameters_page.parameters()
 
 
