@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY := PASSIVE
 # Compiled bytecode is kept: without it every stage spends seconds compiling the libraries it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup data repro methods best claims test bench bench-accuracy bench-reach check lint clean-notebooks lab report record
+.PHONY: help setup data repro methods best claims test bench bench-accuracy bench-reach check lint clean-notebooks lab report record relock
 
 help:            ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -38,9 +38,9 @@ best: data       ## the best sets the project keeps (results/best), about five a
 claims: data     ## the study of DREAM's claims at a reduced budget, about an hour on two cores
 	$(BIN)/dvc repro studies/dvc.yaml:claims
 
-test: setup      ## run the tests (needs no network: scikit-learn brings the digits)
+test: setup      ## run the tests on two processes (needs no network: scikit-learn brings the digits)
 	$(BIN)/python -m pipeline.fetch_data digits
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 bench: setup     ## times of the library beside a plain reference: benchmarks/results*.json; DEVICE=cuda: on the GPU
 	$(BIN)/python -m benchmarks --device $(DEVICE)
@@ -51,14 +51,17 @@ bench-accuracy: data   ## whether the fast path and the clustering options cost 
 bench-reach: data      ## how good a set of one image a class is after how many minutes: benchmarks/reach.json
 	$(BIN)/python -m benchmarks.reach
 
-lint: setup      ## ruff over code and notebooks
+lint: setup      ## ruff over code and notebooks, and which layer may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
-# The studies' results were computed by earlier versions of the code; `dvc status` lists what differs.
 check: lint      ## linters, clean notebooks, and whether dvc.lock matches the default pipeline
 	$(BIN)/python -m pipeline.report.notebooks check
 	@said=$$($(BIN)/dvc repro --allow-missing --dry) && echo "$$said" && echo "$$said" | grep -q "up to date"
+
+relock: setup    ## carry dvc.lock over a change of code that changes no result, after showing that it does not
+	$(BIN)/python -m pipeline.relock
 
 clean-notebooks: setup   ## strip outputs and editor metadata from notebooks/
 	$(BIN)/python -m pipeline.report.notebooks clean

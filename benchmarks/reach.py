@@ -1,8 +1,8 @@
 """``python -m benchmarks.reach``: how good a set is after how long, counted from nothing; to reach.json.
 
-Each method of the study ``reach`` (studies/params.yaml) runs in a process of its own that finds nothing compiled: it reads the
-data, clusters, and distils. The canvases kept on the way then train networks, whose accuracy on the test images says
-what was reached when. Their training is not counted; nothing is chosen by it.
+Each method of the study ``reach`` (studies/params.yaml) runs in a process of its own that finds nothing compiled: it
+reads the data, clusters, and distils. The canvases kept on the way then train networks, whose accuracy on the test
+images says what was reached when. Their training is not counted; nothing is chosen by it.
 """
 
 import argparse

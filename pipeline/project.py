@@ -54,7 +54,8 @@ class Project:
     def open(cls, root: str | Path | None = None, study: str | None = None) -> "Project":
         """The project around the current directory, checked whole: see ``check_names`` and ``preflight``.
 
-        With ``study``, under the parameters of that section of studies/params.yaml and with a results folder of its own.
+        With ``study``, under the parameters of that section of studies/params.yaml and with a results folder of its
+        own.
         """
         root = Path(root) if root else find_root()
         project = cls(root, read_params(root, study), study)
