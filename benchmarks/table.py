@@ -87,9 +87,9 @@ def speeds(result: dict[str, Any] | None) -> str:
         f"{', compiled' if machine['compiled'] else ''}, {result['parallel_classes']} classes matched at a time; "
         f"medians of {result['repeats']} interleaved repeats:\n\n"
         + markdown(("work", "plain loop (s)", "library (s)", "ratio", "range", *FLOORS), rows)
-        + "\nThe operations' floor divides a row's operations by the highest rate measured here, of a matrix product or "
-        f"a convolution: {most_operations(result) / 1e12:.3g} · 10¹² a second. The bytes' floor divides the bytes that "
-        "convolutions and products must move, each operand and result once, by the rate of a copy: "
+        + "\nThe operations' floor divides a row's operations by the highest rate measured here, of a matrix product "
+        f"or a convolution: {most_operations(result) / 1e12:.3g} · 10¹² a second. The bytes' floor divides the bytes "
+        "that convolutions and products must move, each operand and result once, by the rate of a copy: "
         f"{result['peak_bytes_per_s'] / 1e9:.0f} · 10⁹ a second. No library that does the same operations in this "
         "format can exceed the last column. Most operations are convolutions. The largest of these reaches "
         f"{forward:.3g} · 10¹² operations a second forward, {to_input:.3g} · 10¹² in its gradient with respect to the "

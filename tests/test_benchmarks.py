@@ -108,7 +108,7 @@ def test_the_accuracy_program_runs_small_and_compares_what_it_says(tmp_path, cap
     assert len(result["evaluation_loops"][0]["plain"]) == len(result["evaluation_loops"][0]["library"]) == 2
     assert "fast from plain" in capsys.readouterr().out
     told = table.accuracy_text(result)
-    assert told.count("fast from plain") == 1 and "over 2 seeds" in told
+    assert told.count("fast − plain") == 1 and "over 2 seeds" in told
 
     whole = result["rows"].copy()
     part = tmp_path / "accuracy.part.json"

@@ -39,7 +39,7 @@ def test_claims_are_listed_by_verdict_and_none_is_lost(tmp_path):
     (tmp_path / "results" / "claims").mkdir(parents=True)
     (tmp_path / "results" / "claims" / "verdicts.md").write_text(f"Text.\n\n| claim | m | v |\n|---|---|---|\n{rows}")
     assert results_page.claim_lists(tmp_path) == (
-        "**Holds** (2 of 4):\n\n- a\n- c\n\n**Not seen at this budget** (1 of 4):\n\n- b\n\n**New** (1 of 4):\n\n- d\n"
+        "**Holds** (2 of 4):\n- a\n- c\n\n**Not seen at this budget** (1 of 4):\n- b\n\n**New** (1 of 4):\n- d\n"
     )
 
 

@@ -79,7 +79,7 @@ def claim_lists(root: Path) -> str:
     for verdict, names in lists.items():
         if names:
             heading = f"**{verdict.capitalize()}** ({len(names)} of {len(rows) - 2}):"
-            parts.append("\n".join([heading, "", *(f"- {name}" for name in names)]))
+            parts.append("\n".join([heading, *(f"- {name}" for name in names)]))
     return "\n\n".join(parts) + "\n"
 
 
