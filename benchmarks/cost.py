@@ -116,8 +116,9 @@ def costs(result: dict[str, Any]) -> str:
         f"Modelled, not run, for ipc {IPC}, factor {FACTOR}, {REAL} real images per class, {NETWORK_STEPS} network "
         f"steps of 128, and a clustering of {POOL} images per class every {INTERVAL} iterations. In matching a real "
         f"image costs {real:.1f} forward passes and a synthetic one {synthetic:.1f} (counted). Operations are divided "
-        "by the throughput of the first benchmark table. Every worker is as fast as that machine, and sums over workers "
-        "cost nothing.\n\n" + markdown(("classes, side", "operations of an image", *map(_workers, WORKERS)), rows)
+        "by the throughput of the first benchmark table. Every worker is as fast as that machine, and sums over "
+        "workers cost nothing.\n\n"
+        + markdown(("classes, side", "operations of an image", *map(_workers, WORKERS)), rows)
     )
 
 

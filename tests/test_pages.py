@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.pages import BLOCKS, page_text
 from pipeline.report import parameters_page, results_page
-from pipeline.report.pages import BLOCKS, page_text
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CHANGELOG.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
@@ -19,7 +19,7 @@ def test_generated_blocks_are_up_to_date(page, committed):
     """Compared with the committed results, or with the results at hand: a run of one's own does not fail the tests."""
     text = (ROOT / page).read_text(encoding="utf-8")
     if page_text(page, text, committed) != text:
-        assert page_text(page, text, ROOT) == text, "run `python -m pipeline.report.pages`"
+        assert page_text(page, text, ROOT) == text, "run `python -m pipeline.pages`"
 
 
 def test_the_picture_shows_the_snapshots(committed):

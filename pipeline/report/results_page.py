@@ -8,13 +8,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dreamlib._engine.torchvision_import import torchvision
-from pipeline.params import read_params
-from pipeline.project import Project
 from pipeline.report.tables import markdown, percent
-from pipeline.stages.figures import evaluations, summary, summary_markdown
-from pipeline.studies.claims import Claims, training_table
 
-SEEDS = "default_seeds"  # the study that repeats the default run with other seeds
 SHOWN = "dream-ipc1-seed0"  # the set whose start and end the README shows
 PICTURE = Path("docs") / "before_after.png"
 VERDICTS = ("holds", "holds partly", "not seen at this budget")  # order of the README's lists
@@ -36,12 +31,6 @@ def result_rows(root: Path) -> str:
     return markdown(columns, rows)
 
 
-def seeds(root: Path) -> str:
-    """Return the default run's table over several seeds, and the order of the methods in each."""
-    rows = evaluations(Project(root, read_params(root, SEEDS), SEEDS))
-    return f"{summary_markdown(summary(rows))}\n{ordered(rows)}\n"
-
-
 def ordered(rows: pd.DataFrame) -> str:
     """Return, for each ipc, the order of the methods by mean accuracy and in how many seeds it is strictly the same.
 
@@ -56,12 +45,6 @@ def ordered(rows: pd.DataFrame) -> str:
         same = (table[order].diff(axis=1).iloc[:, 1:] < 0).all(axis=1).sum()
         sentences.append(f"ipc {ipc}: {' > '.join(order)}, in {same} of {len(table)} seeds.")
     return " ".join(sentences)
-
-
-def training(root: Path) -> str:
-    """Return the comparison of the two ways to train networks between matchings."""
-    table = training_table(Claims.open(root)).reset_index()
-    return markdown(table.columns, table.values)
 
 
 def claims(root: Path) -> str:

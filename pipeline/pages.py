@@ -1,4 +1,4 @@
-"""The generated parts of README.md and docs/: ``python -m pipeline.report.pages`` writes all of them.
+"""The generated parts of README.md and docs/: ``python -m pipeline.pages`` writes all of them.
 
 A block stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` on its page; the rest is written by hand.
 """
@@ -10,12 +10,30 @@ from pathlib import Path
 from benchmarks import table as speed
 from dreamlib._engine.files import write_atomically
 from pipeline.launch_notebook import exit_status
-from pipeline.params import find_root
+from pipeline.params import find_root, read_params
+from pipeline.project import Project
 from pipeline.report import parameters_page, record, results_page
-from pipeline.report.tables import between
+from pipeline.report.tables import between, markdown
+from pipeline.stages.figures import evaluations, summary, summary_markdown
 from pipeline.studies import best_sets
+from pipeline.studies.claims import Claims, training_table
 
 Block = Callable[[Path], str]  # project root → Markdown that ends in a line break
+
+SEEDS = "default_seeds"  # the study that repeats the default run with other seeds
+
+
+def seeds(root: Path) -> str:
+    """Return the default run's table over several seeds, and the order of the methods."""
+    rows = evaluations(Project(root, read_params(root, SEEDS), SEEDS))
+    return f"{summary_markdown(summary(rows))}\n{results_page.ordered(rows)}\n"
+
+
+def training(root: Path) -> str:
+    """Return the comparison of the two ways to train networks between matchings."""
+    table = training_table(Claims.open(root)).reset_index()
+    return markdown(table.columns, table.values)
+
 
 BLOCKS: dict[str, dict[str, Block]] = {
     "README.md": {
@@ -25,10 +43,10 @@ BLOCKS: dict[str, dict[str, Block]] = {
     },
     "docs/results.md": {
         "default run": results_page.default_run,
-        "seeds": results_page.seeds,
+        "seeds": seeds,
         "best sets": best_sets.best_sets_text,
         "claims": results_page.claims,
-        "training": results_page.training,
+        "training": training,
     },
     "docs/speed.md": {
         "times": record.times_table,
