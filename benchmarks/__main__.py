@@ -30,13 +30,15 @@ from dreamlib._engine.compute import Compute
 from dreamlib._engine.files import write_json
 from dreamlib.data.types import LabeledImages
 from dreamlib.distill import Distiller
-from dreamlib.evaluate import evaluate
+from dreamlib.evaluation import evaluate
 from dreamlib.networks import build
 from dreamlib.networks.convnet import ConvNet
 from dreamlib.sampling.real_batches import RepresentativeSampler
 from dreamlib.settings import DistillParams, EvaluationParams
 from dreamlib.synthetic.synthetic_set import SyntheticSet
-from dreamlib.training.trainer import Trainer, TrainSettings, augmentation_for, embed
+from dreamlib.training.augment import augmentation_for
+from dreamlib.training.features import embed
+from dreamlib.training.trainer import Trainer, TrainSettings
 
 REPEATS = 5
 EVALUATIONS_OPS, DISTILLATIONS_OPS = "flip_color_crop_scale_rotate", "color_crop"  # of networks trained

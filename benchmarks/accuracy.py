@@ -24,12 +24,13 @@ from dreamlib._engine.files import read_json, write_json
 from dreamlib._engine.seeding import generator
 from dreamlib.data.types import DatasetInfo, LabeledImages
 from dreamlib.distill import Distiller
-from dreamlib.evaluate import evaluate
+from dreamlib.evaluation import evaluate
 from dreamlib.networks import build
 from dreamlib.settings import DistillParams, EvaluationParams
 from dreamlib.synthetic.initial import cluster_class, fill, images_needed
 from dreamlib.synthetic.synthetic_set import SyntheticSet
-from dreamlib.training.trainer import compiled_network, embed
+from dreamlib.training.features import embed
+from dreamlib.training.trainer import compiled_network
 from pipeline.params import read_params
 
 FAST = {"pool": POOL}

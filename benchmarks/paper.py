@@ -25,7 +25,7 @@ from dreamlib._engine.compute import Compute
 from dreamlib._engine.files import write_atomically, write_json
 from dreamlib._engine.progress import progress
 from dreamlib.distill import Distiller
-from dreamlib.evaluate import evaluate, test_split
+from dreamlib.evaluation import evaluate, test_split
 from dreamlib.settings import DistillParams, digest
 from dreamlib.synthetic.synthetic_set import SyntheticSet
 from pipeline.launch_notebook import exit_status
@@ -164,7 +164,7 @@ def evaluate_run(ipc: int, compute: Compute) -> None:
     known = before.pop("points", {})
     if before != about:
         known = {}
-    test, points = test_split(params.dataset, params.data, ROOT), {}
+    test, points = test_split(params.dataset, ROOT / params.data.directory, params.data.options), {}
     for iteration, canvases in recorded_canvases(ipc).items():
         of, found = digest(canvases.tolist()), known.get(str(iteration), {})
         if found.get("canvases") != of:

@@ -26,7 +26,7 @@ from benchmarks.table import REACH, ROOT, if_measured, note_of
 from dreamlib._engine.files import write_atomically, write_json
 from dreamlib.data.types import LabeledImages
 from dreamlib.distill import Distiller
-from dreamlib.evaluate import evaluate, test_split
+from dreamlib.evaluation import evaluate, test_split
 from dreamlib.settings import DistillParams, digest
 from dreamlib.synthetic.synthetic_set import SyntheticSet
 from pipeline.launch_notebook import exit_status, restart_prepared
@@ -122,7 +122,7 @@ def measure() -> None:
     project = opened()
     (ipc,), here = project.params.ipc, machine(project)
     how = project.params.evaluation(project.params.methods[0], ipc)
-    test = test_split(project.params.dataset, project.params.data, ROOT)
+    test = test_split(project.params.dataset, ROOT / project.params.data.directory, project.params.data.options)
     kind = f"{project.compute.device.type}, {project.compute.precision}"
     found: dict[str, Any] = {
         "machine": here,

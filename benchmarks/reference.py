@@ -10,14 +10,14 @@ from torch.nn import functional as F
 
 from dreamlib._engine.seeding import derive, generator
 from dreamlib.data.types import DatasetInfo, LabeledImages
-from dreamlib.evaluate import train_settings
+from dreamlib.evaluation import train_settings
 from dreamlib.matching import MatchState
 from dreamlib.networks import build
 from dreamlib.networks.convnet import AvgPool2d, ConvNet, FirstConv2d, InstanceNorm
 from dreamlib.settings import EvaluationParams
 from dreamlib.synthetic.synthetic_set import SyntheticSet
-from dreamlib.training.augment import cutmix
-from dreamlib.training.trainer import SCHEDULES
+from dreamlib.training.cutmix import cutmix
+from dreamlib.training.schedules import SCHEDULES
 
 
 def with_torchs_layers(network: ConvNet) -> ConvNet:
@@ -118,7 +118,7 @@ def evaluation(
 ) -> list[float]:
     """Accuracies of ``how.repeats`` ConvNets trained on a set, one eager step at a time.
 
-    The networks, the order of the images and the draws are those of ``dreamlib.evaluate``.
+    The networks, the order of the images and the draws are those of ``dreamlib.evaluation``.
     """
     images, labels = synthetic.decode()
     settings, found = train_settings(info, how, synthetic), []

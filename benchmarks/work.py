@@ -11,7 +11,7 @@ from dreamlib.matching import MatchState, make
 from dreamlib.networks import build
 from dreamlib.sampling.real_batches import RandomSampler
 from dreamlib.synthetic.synthetic_set import SyntheticSet
-from dreamlib.training.trainer import augmentation_for
+from dreamlib.training.augment import augmentation_for
 
 INFO = DatasetInfo("random", tuple("0123456789"), 1, 28, (0.5,), (0.3,))
 

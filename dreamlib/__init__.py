@@ -1,19 +1,30 @@
-"""Dataset distillation by representative matching: DREAM on the IDC baseline, and the line of work around it."""
+"""Dataset distillation by representative matching: DREAM, its baseline IDC, and related objectives.
+
+``load`` and ``SyntheticSet`` read and write distilled sets, ``Distiller`` makes them, ``evaluate`` measures them.
+"""
 
 import os
 from importlib import import_module
 from typing import Any
 
 # Idle OpenMP threads must sleep, not spin: on a busy machine spinning makes every notebook several times slower.
-# It is read once, when torch loads, so it is set here, before any module of the library can import torch.
+# OpenMP reads the variable once, when torch loads, so it is set before any module of the library can import torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-__all__ = ["DecodedDataset", "SyntheticSet", "load"]
 __version__ = "0.1.0"
+
+_MODULES = {
+    "DecodedDataset": "dreamlib.synthetic.synthetic_set",
+    "Distiller": "dreamlib.distill",
+    "SyntheticSet": "dreamlib.synthetic.synthetic_set",
+    "evaluate": "dreamlib.evaluation",
+    "load": "dreamlib.synthetic.synthetic_set",
+}
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    # On demand, so that the launcher does not pay for importing torch.
-    if name not in __all__:
+    # On first use, because importing torch takes seconds and the launcher does not need it.
+    if name not in _MODULES:
         raise AttributeError(f"module 'dreamlib' has no attribute '{name}'")
-    return getattr(import_module("dreamlib.synthetic.synthetic_set"), name)
+    return getattr(import_module(_MODULES[name]), name)

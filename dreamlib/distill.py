@@ -30,7 +30,9 @@ from dreamlib.sampling.kmeans import lloyd_steps
 from dreamlib.sampling.real_batches import SAMPLERS, EndlessPass, Sampler
 from dreamlib.settings import DistillParams
 from dreamlib.synthetic.synthetic_set import SyntheticSet
-from dreamlib.training.trainer import Trainer, TrainSettings, augmentation_for, compiled_network, embed, predict
+from dreamlib.training.augment import augmentation_for
+from dreamlib.training.features import embed, predict
+from dreamlib.training.trainer import Trainer, TrainSettings, compiled_network
 
 # On a GPU, where reading a loss waits for everything that was asked of it before.
 LOSSES_READ_EVERY = 50

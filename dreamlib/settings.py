@@ -1,4 +1,4 @@
-"""The settings of the library as records: every knob typed, ranged, with its default, and explained."""
+"""The library's settings as immutable records: type, range, default and meaning of each."""
 
 import hashlib
 import json
@@ -10,38 +10,33 @@ from dreamlib._engine.registry import unknown
 
 
 class ParameterError(ValueError):
-    """params.yaml (or a stage's coordinate) asks for something that cannot be done; the message says what can."""
+    """A setting, or a combination of settings, that cannot be run; the message lists the alternatives."""
 
 
 Positive = Annotated[int, Field(ge=1)]
-
-
 Natural = Annotated[int, Field(ge=0)]
-
-
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
 Momentum = Annotated[float, Field(ge=0, lt=1)]
-
-
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Strict(BaseModel):
-    """A section that refuses keys it does not know and never changes."""
+    """An immutable record that rejects unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-DEVICE = r"^(auto|cpu|cuda(:\d+)?)$"  # what compute.device may be
+DEVICE = r"^(auto|cpu|cuda(:\d+)?)$"  # valid values of compute.device
 
 
 class ComputeParams(Strict):
-    """Where and how precisely to compute; see ``Compute.resolve``.
+    """Device, number format and parallelism; see ``Compute.resolve``.
 
-    ``workers`` processes share the classes of a distillation and the networks of an evaluation
-    (``dreamlib._engine.ranks``); ``threads`` are then shared too.
+    device: 'auto', 'cpu', 'cuda' or 'cuda:<number>'.
+    precision: format of activations; 'auto' is bfloat16 where the device has instructions for it, else float32.
+    threads: CPU threads, shared by the workers; 0 leaves torch's default.
+    compile: compile the inner loops with torch.compile.
+    workers: processes that share the classes of a distillation and the networks of an evaluation.
     """
 
     device: Annotated[str, Field(pattern=DEVICE)] = "auto"
@@ -52,14 +47,14 @@ class ComputeParams(Strict):
 
 
 class NetworkParams(Strict):
-    """A registered network and its options."""
+    """A network's registered name and its options."""
 
     name: str = "convnet"
     options: dict[str, Any] = {}
 
     @property
     def label(self) -> str:
-        """As tables show it.
+        """Name and options as shown in tables.
 
         >>> NetworkParams(name="convnet", options={"norm": "batch"}).label
         'convnet (norm batch)'
@@ -75,10 +70,14 @@ NetworkList = Annotated[
 
 
 class ClusteringParams(Strict):
-    """How the canvases' representatives are found; ``pool`` bounds how many random images of a class enter (0: all).
+    """The clustering whose representatives fill the initial canvases.
 
-    ``features`` 'trained' are those of a network trained on the real images for ``epochs`` passes, or a part of one, as
-    the distillation's networks are. ``RELEASED_CLUSTERING`` is DREAM's released code (``init: released``).
+    features: space of the clustering: 'pixels', an untrained network's features ('random'), the same of images that are
+        not normalised ('random_unnormalised'), or a trained network's ('trained').
+    pick: 'members' or 'released'; see ``dreamlib.synthetic.initial.cluster_class``.
+    epochs: passes over the real images, or a fraction of one, that train the network of 'trained'.
+    pool: random images of a class that are clustered; 0 takes all.
+    max_iterations: most Lloyd iterations of k-means.
     """
 
     features: Literal["pixels", "random", "random_unnormalised", "trained"] = "random"
@@ -88,32 +87,73 @@ class ClusteringParams(Strict):
     max_iterations: Positive = 50
 
 
+# DREAM's released code (``init: released``).
 RELEASED_CLUSTERING = ClusteringParams(features="random_unnormalised", pick="released", max_iterations=100)
 
 
 class DistillParams(Strict):
-    """One distillation, whole: what is matched, from where, against which images, for how long.
+    """A whole distillation. DREAM and IDC differ only in ``init`` and ``sampler``.
 
-    DREAM and IDC differ in ``init`` and ``sampler`` alone. ``image_lr`` is multiplied by ipc/10 · (side/32)² when
-    ``image_lr_rule`` is 'scaled' (side/28 for MNIST; IDC and DREAM), used as it is when 'fixed'. Canvases hold pixels
-    in [0, 1] and are clamped after each outer iteration when ``bounded`` (IDC, DREAM); otherwise they hold normalised
-    pixels that are never clamped, and ``image_lr`` is a step in those units (DC, DSA, DM, MTT, DD, FRePo).
-    ``statistics`` 'dc' normalises by DC's mean and standard deviation where they differ from IDC's. ``image_update``
-    says when pixels step: 'per_class', after every class on one shared momentum buffer (the released code);
-    'once_equivalent', once an iteration with the plain step that equals it to momentum^K where an objective has a loss
-    for each of K classes; 'batched', once with momentum. ``learned_lr`` is the step size of whatever an objective
-    learns besides pixels. ``cluster_features`` is the space real batches are chosen in: the 'current' network's
-    features (DREAM), the same averaged over space ('spatial_mean'), those of one untrained network kept for the run
-    ('random'), or 'pixels'; ``warm_start`` goes on from the last clustering's centres. ``decode`` 'dct' keeps factor²
-    images a canvas as their strongest frequencies (FreD; see ``dreamlib.synthetic.frequency``): ``image_lr`` is then
-    the step size on orthonormal coefficients, and ``shrink`` plays no part. ``image_lr_schedule`` 'cosine' lets the
-    step size on pixels fall to zero at the last iteration, 'cosine_to_tenth' to a tenth (FRePo), 'halved' halves it
-    after every tenth of the run (DD). ``pretrain_epochs`` passes over the real images, or a part of one, train each
-    network before its first matching. ``whitening`` 'zca' is MTT's: real images whitened by the statistics of the
-    training images, evaluation on test images whitened alike (``dreamlib.data.whitening``). On a CPU, up to
-    ``parallel_classes`` classes, a number that divides the threads, are clustered and matched side by side, and a
-    network that trains on real images does so beside the matching: less time, more memory, another rounding. That needs
-    an objective with a loss for each class, and no ``image_update`` 'per_class'.
+    What is matched:
+        objective, options: registered name of the objective, and its options.
+
+    The canvases:
+        init: registered name of the initialisation; see ``dreamlib.synthetic.initial``.
+        factor: images along each side of a canvas.
+        decode: 'single', 'bound' (see ``dreamlib.synthetic.decode.formation``), or 'dct', which stores the factor²
+            images of a canvas as their strongest frequencies (FreD, ``dreamlib.synthetic.frequency``).
+        shrink: how real images are reduced to 1/factor: 'area' or 'nearest'; not used by 'dct'.
+        bounded: canvases hold pixels in [0, 1] and are clamped after each outer iteration (IDC, DREAM). Otherwise they
+            hold normalised pixels and are never clamped (DC, DSA, DM, MTT, DD, FRePo).
+        statistics: 'dc' normalises by DC's mean and standard deviation where they differ from IDC's.
+        whitening: 'zca' whitens all images by the statistics of the training images (MTT,
+            ``dreamlib.data.whitening``).
+
+    The real images:
+        sampler: registered name of the sampler; see ``dreamlib.sampling.real_batches``.
+        real_batch: images per class and inner iteration.
+        per_cluster: images chosen from each cluster; must divide ``real_batch``.
+        interval: inner iterations between two choices.
+        pool: random images of a class to choose from; 0 takes all.
+        cluster_iterations: most Lloyd iterations of k-means.
+        cluster_start: how k-means chooses its initial centres.
+        cluster_features: space of the clustering: features of the 'current' network (DREAM), their 'spatial_mean',
+            features of one untrained network kept for the run ('random'), or 'pixels'.
+        warm_start: start k-means from the previous clustering's centres while the network is the same.
+
+    The images' update:
+        synthetic_batch: decoded images per class and inner iteration.
+        outer_iterations, inner_iterations: networks, and image updates with each network.
+        image_optimizer, image_momentum: 'sgd' with momentum, or 'adam'.
+        image_lr: step size, in the units of the canvases: pixels, normalised pixels, or orthonormal coefficients.
+        image_lr_rule: 'scaled' multiplies ``image_lr`` by ipc/10 · (side/32)², for MNIST by ipc/10 · (side/28)² (IDC,
+            DREAM).
+        image_lr_schedule: 'cosine' decays the step size to zero at the last iteration, 'cosine_to_tenth' to a tenth
+            (FRePo); 'halved' halves it after each tenth of the run (DD).
+        image_update: 'per_class' updates after each class, with one momentum buffer for all (the released code).
+            'once_equivalent' updates once an iteration, without momentum and at the step size that equals 'per_class'
+            up to momentum^K for an objective with a loss for each of K classes. 'batched' updates once, with momentum.
+        learned_lr: step size of everything an objective learns besides pixels.
+        augmentation, augmentation_mode: of real and synthetic images alike; see
+            ``dreamlib.training.augment.Augmentation``.
+
+    The matched network:
+        pretrain_epochs: passes over the real images, or a fraction of one, before a network is first matched.
+        train_on: images of its training between two inner iterations: 'real', 'synthetic' or 'none'.
+        network_steps, network_batch, network_lr, network_momentum, network_weight_decay: SGD of that training.
+        network_augmentation, cutmix: augmentation of that training, and probability of CutMix.
+
+    The labels:
+        labels: 'hard' class numbers, or 'assigned' by a teacher after the distillation.
+        teacher_epochs: passes over the real images that train the teacher.
+        temperature: of the teacher's softmax.
+
+    The run:
+        parallel_classes: on a CPU, classes that are clustered and matched side by side, beside the training on real
+            images; must divide the threads. Faster, with more memory and different rounding. Without effect for an
+            objective without a loss for each class, and for ``image_update`` 'per_class'.
+        checkpoint_every_s: seconds between two checkpoints.
+        snapshots: sets to keep for accuracy curves besides the initial one, at iterations that double up to the last.
     """
 
     objective: str = "gradient"
@@ -168,13 +208,13 @@ class DistillParams(Strict):
             raise ValueError(f"per_cluster = {self.per_cluster} must divide real_batch = {self.real_batch}")
         if self.whitening != "none" and self.factor != 1:
             raise ValueError(
-                f"whitening = {self.whitening} is of whole images, and factor = {self.factor} lays several on a "
-                "canvas: set factor: 1, or whitening: none"
+                f"whitening = {self.whitening} applies to whole images, and factor = {self.factor} stores several on "
+                "a canvas: set factor: 1, or whitening: none"
             )
         if self.whitening != "none" and self.bounded:
-            raise ValueError(f"whitening = {self.whitening} leaves pixels without bounds: set bounded: false")
+            raise ValueError(f"whitening = {self.whitening} makes pixels unbounded: set bounded: false")
         if self.decode == "dct" and not self.bounded:
-            raise ValueError("decode = dct keeps pixels in [0, 1]: set bounded: true, or decode: single")
+            raise ValueError("decode = dct decodes to pixels in [0, 1]: set bounded: true, or decode: single")
         if self.image_optimizer == "adam" and self.image_update != "batched":
             raise ValueError(f"image_update = {self.image_update} is defined for sgd only; use batched with adam")
         if self.sampler != "random" and 0 < self.pool < self.real_batch:
@@ -185,22 +225,15 @@ class DistillParams(Strict):
 
 
 _SIAMESE = {"augmentation": "flip_color_crop_scale_rotate_cutout", "augmentation_mode": "dsa", "cutmix": 0.0}
-
-
 _DC = {"epochs": 301, "batch": 256, "augmentation": "none", "cutmix": 0.0, "decay": "tenth"}
-
-
 _DSA = {"epochs": 1001, "batch": 256, "decay": "tenth", **_SIAMESE}
 
-
-# Keys of an evaluation that do not describe how a network is trained: they hold whatever the protocol is.
+# Keys of an evaluation that do not describe how a network is trained; a protocol does not change them.
 OF_EVERY_PROTOCOL = ("networks", "repeats", "parallel_networks", "views", "curve_networks", "curve_epochs")
 
-
-# What each published evaluation sets apart from IDC's, whose values are the defaults of EvaluationParams. The loops of
-# DC and its successors count to ``epochs`` inclusively, hence 301 and 1001. 'dd' trains as the unrolled objective did.
-# 'ridge' is this project's: the last layer is fitted as the objective 'ridge' fits it, for which the best sets are
-# made.
+# Differences of each published evaluation from IDC's, whose values are the defaults of EvaluationParams. The loops of
+# DC and its successors include the last epoch number, hence 301 and 1001. 'dd' trains as the unrolled objective did.
+# 'ridge' is this project's own, for sets of the objective 'ridge': it fits the last layer as that objective does.
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "idc": {},
     "dc": _DC,
@@ -213,20 +246,28 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 
 
 class EvaluationParams(Strict):
-    """The protocol that turns a set into an accuracy; the defaults are IDC's, ``protocol`` names another's.
+    """The evaluation of a set. Other defaults than IDC's come from the named ``protocol``.
 
-    ``repeats`` fresh networks of each of ``networks`` are trained per set; none listed means the matched network, and
-    the first listed is the one whose accuracy stands for the set. ``decay``: 'idc_steps' is × 0.2 at 2/3 and 5/6 of the
-    epochs (IDC), 'tenth' × 0.1 after half of them with momentum anew (DC, DSA, DM, MTT), 'none' a constant rate.
-    ``replay`` trains as the set was unrolled, by its own steps and learned rates (DD, RaT-BPTT): epochs, batches,
-    augmentation and rates of the protocol then play no part. ``label_smoothing`` is the share of every label that is
-    spread over all classes; the last ``clean_share`` of the epochs, a share too, go without CutMix and have mirror
-    images as their only augmentation. ``last_layer``: 'trained' as all others, or 'ridge', then fitted anew by ridge
-    regression on the set's features with ``last_layer_penalty``, as the objective 'ridge' assumes; the accuracy before
-    is kept beside it. ``views`` asks the same set again: 'plain' without augmentation, 'idc' by IDC's protocol
-    untouched, 'hard_labels' without the soft labels it stores and without smoothing. ``curve_epochs`` is the shorter
-    protocol behind accuracy-against-iterations curves, on the validation split. On a CPU, up to ``parallel_networks``
-    networks train side by side, each on its share of the threads: less time, and another rounding.
+    protocol: a name from ``PROTOCOLS``, whose values replace the defaults below.
+    networks: architectures to train; the first one's accuracy is the set's. Empty: the matched network.
+    repeats: new networks of each architecture.
+    parallel_networks: networks that train side by side on a CPU, each on its share of the threads. Faster, with
+        different rounding.
+    views: additional evaluations of the same set; see ``dreamlib.evaluation.apply_view``.
+    epochs, batch, lr, momentum, weight_decay: SGD on the decoded images.
+    decay: 'idc_steps' multiplies the rate by 0.2 at 2/3 and at 5/6 of the epochs (IDC); 'tenth' multiplies it by 0.1
+        after half of them and resets momentum (DC, DSA, DM, MTT); 'none' keeps it constant.
+    augmentation, augmentation_mode: see ``dreamlib.training.augment.Augmentation``.
+    cutmix: probability of CutMix for a batch.
+    label_smoothing: share of every label that is spread evenly over all classes.
+    clean_share: fraction of the epochs, the last ones, without CutMix and with mirroring as only augmentation.
+    last_layer: 'ridge' refits the last layer, after training, by ridge regression on the set's features, as the
+        objective 'ridge' assumes; the accuracy before the refit is reported too.
+    last_layer_penalty: of that regression; see ``dreamlib.training.features.fit_last_layer``.
+    learned_lr: train at the step size learned with the set, if it has one (MTT).
+    replay: train by the steps and learned rates of the unrolled objective (DD, RaT-BPTT), in place of the protocol's
+        epochs, batches, augmentation and rates.
+    curve_networks, curve_epochs: the shorter protocol of accuracy curves over iterations, on the validation split.
 
     >>> EvaluationParams(protocol="dc").epochs, EvaluationParams(protocol="dc", epochs=30).epochs
     (301, 30)
@@ -267,9 +308,13 @@ class EvaluationParams(Strict):
 
 
 class ExpertParams(Strict):
-    """The trajectories MTT follows; the defaults are its own. See ``dreamlib.matching.experts.ExpertSettings``.
+    """The expert trajectories that MTT matches; the defaults are MTT's. See ``dreamlib.matching.experts``.
 
-    ``images`` bounds the training images a class that the experts see (0: all).
+    images: training images per class; 0 takes all.
+    count: experts.
+    epochs: passes over the images; the weights are stored after each.
+    batch, lr, momentum, weight_decay: SGD.
+    augmentation, mode: see ``dreamlib.training.augment.Augmentation``.
     """
 
     images: Natural = 0
@@ -284,7 +329,7 @@ class ExpertParams(Strict):
 
 
 def digest(*parts: Any) -> str:
-    """A short stable hash of JSON-able or pydantic values, for file names and provenance.
+    """Return a short stable hash of JSON-serialisable or pydantic values, for file names and provenance.
 
     >>> digest({"a": 1}) == digest({"a": 1}) != digest({"a": 2})
     True

@@ -18,7 +18,8 @@ from dreamlib.networks import build
 from dreamlib.sampling.real_batches import Embed
 from dreamlib.settings import ClusteringParams, DistillParams, ParameterError
 from dreamlib.synthetic.synthetic_set import SyntheticSet
-from dreamlib.training.trainer import embed, train_on_real
+from dreamlib.training.features import embed
+from dreamlib.training.trainer import train_on_real
 from pipeline.params import Params, find_root, read_params
 from pipeline.params.check import check_names, preflight
 from pipeline.report.provenance import note_run, noted_seconds
@@ -122,10 +123,10 @@ class Project:
     def split(self, name: str) -> LabeledImages:
         """The 'train' or 'validation' images. One split for all runs (seed 0): runs then differ by their own seed only.
 
-        Raises ValueError for 'test', which only ``dreamlib.evaluate`` reads.
+        Raises ValueError for 'test', which only ``dreamlib.evaluation`` reads.
         """
         if name not in ("train", "validation"):
-            raise ValueError(f"split '{name}' is not read here; the test images belong to dreamlib.evaluate alone")
+            raise ValueError(f"split '{name}' is not read here; the test images belong to dreamlib.evaluation alone")
         p = self.params
         if name not in self._splits:
             self._splits[name] = datasets.load_split(

@@ -1,5 +1,6 @@
 """What the tests of the core share: toy images, a tiny network, digits, and a watch over the global generators."""
 
+import os
 import random
 import subprocess
 import threading
@@ -13,6 +14,9 @@ from dreamlib._engine.compute import Compute
 from dreamlib.data import create, load_split
 from dreamlib.data.types import DatasetInfo, LabeledImages
 from dreamlib.networks import build
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the processes share the cores
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import torch
 
 from dreamlib._engine.registry import UnknownNameError
 from dreamlib._engine.torchvision_import import torchvision
-from dreamlib.training.augment import GEOMETRIC, OPS, Augmentation, AugmentationDraw, cutmix
+from dreamlib.training.augment import GEOMETRIC, OPS, Augmentation, AugmentationDraw
+from dreamlib.training.cutmix import cutmix
 
 ALL = "flip_color_crop_scale_rotate_cutout"
 

@@ -15,7 +15,7 @@ from dreamlib._engine.compiled_network import CompiledNetwork
 from dreamlib._engine.compute import Compute
 from dreamlib._engine.files import read_json, write_json
 from dreamlib.data import create
-from dreamlib.evaluate import evaluate
+from dreamlib.evaluation import evaluate
 from dreamlib.networks import build
 from dreamlib.settings import EvaluationParams
 from dreamlib.synthetic.synthetic_set import SyntheticSet

@@ -12,7 +12,9 @@ from dreamlib._engine.compute import Compute
 from dreamlib._engine.seeding import derive, generator
 from dreamlib.networks import build
 from dreamlib.synthetic.synthetic_set import SyntheticSet
-from dreamlib.training.trainer import SCHEDULES, Trainer, TrainSettings, accuracy, fit, fit_last_layer, predict
+from dreamlib.training.features import accuracy, fit_last_layer, predict
+from dreamlib.training.schedules import SCHEDULES
+from dreamlib.training.trainer import Trainer, TrainSettings, fit
 from pipeline.report.claims import (
     HOLDS,
     NOT,

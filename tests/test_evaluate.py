@@ -8,14 +8,15 @@ import torch
 from ruamel.yaml import YAML
 from torch.nn import functional as F
 
-from dreamlib import evaluate as evaluation
+from dreamlib import evaluation
 from dreamlib._engine.compute import Compute
 from dreamlib._engine.seeding import derive, generator
-from dreamlib.evaluate import PartialResults, curve, evaluate, seen_as, train_settings
+from dreamlib.evaluation import PartialResults, apply_view, curve, evaluate, train_settings
 from dreamlib.networks import build
 from dreamlib.settings import PROTOCOLS, EvaluationParams
 from dreamlib.synthetic.synthetic_set import SyntheticSet
-from dreamlib.training.trainer import SCHEDULES, compiled_network, fit
+from dreamlib.training.schedules import SCHEDULES
+from dreamlib.training.trainer import compiled_network, fit
 from pipeline.params import find_root, read_params
 from pipeline.project import check_names
 
@@ -120,14 +121,14 @@ def test_tenth_is_the_released_loop(epochs):
 
 def test_views_change_what_they_name_and_nothing_else(synthetic, toy_info):
     how = EvaluationParams()
-    seen, plain = seen_as("plain", synthetic, how)
+    seen, plain = apply_view("plain", synthetic, how)
     settings = train_settings(toy_info(), plain, seen)
     assert seen is synthetic and settings.augmentation.ops == () and settings.cutmix == 0.0
     assert plain.model_dump(exclude={"augmentation", "cutmix"}) == how.model_dump(exclude={"augmentation", "cutmix"})
-    hard, same = seen_as("hard_labels", synthetic, how)
+    hard, same = apply_view("hard_labels", synthetic, how)
     assert hard.soft_labels is None and same == how and synthetic.soft_labels is not None
-    assert seen_as("protocol", synthetic, how) == (synthetic, how)
-    _, bare = seen_as("hard_labels", synthetic, EvaluationParams(label_smoothing=0.4, clean_share=0.25))
+    assert apply_view("protocol", synthetic, how) == (synthetic, how)
+    _, bare = apply_view("hard_labels", synthetic, EvaluationParams(label_smoothing=0.4, clean_share=0.25))
     assert (bare.label_smoothing, bare.clean_share) == (0, 0.25)
 
 
@@ -140,7 +141,7 @@ def seen_by_the_network(view, synthetic, info, against, monkeypatch):
     """The images and labels of every training step of one evaluation under a view."""
     batches, kernels = [], compiled_network(NETWORK, info, Compute())
     loss = kernels.training_loss
-    seen, how = seen_as(view, synthetic, EvaluationParams(repeats=1, epochs=8))
+    seen, how = apply_view(view, synthetic, EvaluationParams(repeats=1, epochs=8))
     with monkeypatch.context() as patch:
         patch.setattr(kernels, "training_loss", lambda w, *batch: (batches.append(batch[:3]), loss(w, *batch))[1])
         evaluate(seen, against, info, how, NETWORK, Compute(), seed=0, split="validation")
@@ -188,7 +189,7 @@ def plain_accuracy(synthetic, against, info, how, own, soft):
 def test_an_evaluation_is_what_a_plain_loop_gives(soft, decay, synthetic, toy_info, toy_data):
     info, against = toy_info(), toy_data(per_class=40)
     how = EvaluationParams(augmentation="none", cutmix=0.0, epochs=12, batch=64, repeats=2, lr=0.05, decay=decay)
-    seen, _ = seen_as("protocol" if soft else "hard_labels", synthetic, how)
+    seen, _ = apply_view("protocol" if soft else "hard_labels", synthetic, how)
     compute = Compute(torch.device("cpu"), torch.float64)
     found = evaluate(seen, against, info, how, NETWORK, compute, seed=3, split="validation")
     expected = [plain_accuracy(synthetic, against, info, how, derive(3, "evaluation", i), soft) for i in range(2)]
@@ -292,16 +293,16 @@ def test_an_evaluation_cut_short_keeps_the_networks_it_has(synthetic, toy_info, 
 
     monkeypatch.setattr(evaluation, "fit", fit_until_the_third)
     with pytest.raises(Interrupted):
-        evaluate(*given, **fixed, kept=PartialResults(tmp_path / "kept.json"))
+        evaluate(*given, **fixed, partial=PartialResults(tmp_path / "kept.json"))
     monkeypatch.setattr(evaluation, "fit", lambda *a, **o: trained.append(o["seed"]) or real_fit(*a, **o))
-    resumed = evaluate(*given, **fixed, kept=PartialResults(tmp_path / "kept.json"))
+    resumed = evaluate(*given, **fixed, partial=PartialResults(tmp_path / "kept.json"))
     assert resumed == whole
     assert trained == [derive(0, "evaluation", index) for index in range(3)], "each network is trained once"
 
 
 def test_the_view_idc_is_idcs_protocol_whatever_the_sets_own(synthetic):
     own = EvaluationParams(protocol="ridge", epochs=7, batch=5, repeats=4, label_smoothing=0.3)
-    same, how = seen_as("idc", synthetic, own)
+    same, how = apply_view("idc", synthetic, own)
     assert same is synthetic
     assert how == EvaluationParams(protocol="idc", repeats=4)
 

@@ -9,8 +9,9 @@ from safetensors.torch import save
 
 from dreamlib.data.types import DatasetInfo, LabeledImages
 from dreamlib.settings import DistillParams
+from dreamlib.synthetic import frequency
 from dreamlib.synthetic.initial import fill, noise, random_rows
-from dreamlib.synthetic.synthetic_set import SyntheticSet, frequency
+from dreamlib.synthetic.synthetic_set import SyntheticSet
 
 
 def images(count=8, channels=2, height=6, width=10, dtype=torch.float64):
@@ -129,7 +130,7 @@ def test_a_file_of_coefficients_without_its_frequencies_is_not_whole(tmp_path):
     with safe_open(path, "pt") as file:
         tensors, about = {name: file.get_tensor(name) for name in ("canvases", "labels")}, file.metadata()
     path.write_bytes(save(tensors, metadata=about))
-    with pytest.raises(ValueError, match=r"not a whole distilled set .*frequencies belong to the rule 'dct'"):
+    with pytest.raises(ValueError, match=r"not a complete distilled set .*frequencies belong to the rule 'dct'"):
         SyntheticSet.open(path)
 
 
@@ -138,5 +139,5 @@ def test_what_cannot_be_kept_is_refused():
         frequency.affordable(4, 9, (1, 8, 8))
     with pytest.raises(ValueError, match="rule is 'single'"):
         SyntheticSet(torch.zeros(2, 1, 4, 4), torch.arange(2), 2, frequencies=torch.arange(3))
-    with pytest.raises(ValueError, match=r"decode = dct keeps pixels in .*: set bounded: true, or decode: single"):
+    with pytest.raises(ValueError, match=r"decode = dct decodes to pixels in .*: set bounded: true, or decode: single"):
         DistillParams(decode="dct", bounded=False)

@@ -5,7 +5,8 @@ import torch
 from golden_numbers import assert_near, golden
 
 from dreamlib.synthetic import synthetic_set as synthetic
-from dreamlib.synthetic.synthetic_set import SyntheticSet, decode, formation
+from dreamlib.synthetic.decode import decode, formation
+from dreamlib.synthetic.synthetic_set import SyntheticSet
 
 TOLERANCE = 1e-6
 SHAPES = ("1x28x28", "3x32x32")

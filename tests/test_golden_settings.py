@@ -15,7 +15,8 @@ from dreamlib.matching.experts import ExpertSettings
 from dreamlib.networks import build
 from dreamlib.sampling.real_batches import SAMPLERS
 from dreamlib.synthetic.initial import INITS
-from dreamlib.training.trainer import SCHEDULES, augmentation_for
+from dreamlib.training.augment import augmentation_for
+from dreamlib.training.schedules import SCHEDULES
 from pipeline.params import read_params
 
 ROOT = Path(__file__).parents[1]

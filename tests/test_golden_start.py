@@ -9,8 +9,8 @@ from dreamlib.sampling import real_batches as sampling
 from dreamlib.sampling.kmeans import Clustering, kmeans, squared_distances
 from dreamlib.sampling.real_batches import ReleasedSampler
 from dreamlib.synthetic import initial as initialize
+from dreamlib.synthetic.decode import decode, tile
 from dreamlib.synthetic.initial import cluster_class, fill, noise
-from dreamlib.synthetic.synthetic_set import decode, tile
 
 TOLERANCE = 1e-9
 TABLES = ("blobs", "loose")

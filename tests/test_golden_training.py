@@ -7,9 +7,10 @@ from golden_numbers import FLOAT64, assert_near, convnet, golden, plain_info
 from torch import nn
 
 from dreamlib._engine.compiled_network import CompiledNetwork, weights_of
-from dreamlib.training import augment
-from dreamlib.training.augment import CutMixDraw, cutmix, draw_cutmix
-from dreamlib.training.trainer import Trainer, TrainSettings, decayed_lr, fit, tenth_lr
+from dreamlib.training import cutmix as cutmix_module
+from dreamlib.training.cutmix import CutMixDraw, cutmix, draw_cutmix
+from dreamlib.training.schedules import decayed_lr, tenth_lr
+from dreamlib.training.trainer import Trainer, TrainSettings, fit
 
 # ---- learning rates -------------------------------------------------------------------------------------------------
 
@@ -122,7 +123,7 @@ def recorded_step(monkeypatch):
         numbers = {name: golden("schedules")[f"step.{name}"][number] for name in ("box", "partner", "kept", "loss")}
         top, left, bottom, right = numbers["box"].tolist()
         drawn = CutMixDraw((top, bottom, left, right), numbers["partner"], numbers["kept"].item())
-        monkeypatch.setattr(augment, "draw_cutmix", lambda *_: drawn)
+        monkeypatch.setattr(cutmix_module, "draw_cutmix", lambda *_: drawn)
         return numbers["loss"], golden("schedules", f"step.after{number + 1}.")
 
     return prepare

@@ -9,8 +9,8 @@ import torch
 
 from dreamlib.data.types import LabeledImages
 from dreamlib.settings import DistillParams
+from dreamlib.synthetic.decode import tile
 from dreamlib.synthetic.initial import check_budget, cluster_class, fill, images_needed, noise, random_rows
-from dreamlib.synthetic.synthetic_set import tile
 
 
 def pixels(images):
@@ -73,7 +73,7 @@ def test_cluster_class_picks_one_image_of_each_planted_group(global_generators_u
     assert found.members.tolist() == list(range(20, 80))
     # the nearest to each centre, by brute force in float64
     for cluster, row in enumerate(found.representatives.tolist()):
-        mates = [i for i in range(60) if found.found.assignment[0, i] == cluster]
+        mates = [i for i in range(60) if found.clustering.assignment[0, i] == cluster]
         points = mine.flatten(1).double()
         center = points[mates].mean(0)
         assert row - 20 == min(mates, key=lambda i: float((points[i] - center).norm()))

@@ -8,7 +8,8 @@ from dreamlib._engine.compute import Compute
 from dreamlib.matching.soft_labels import assign_soft_labels, labels_of, starting_logits, train_teacher
 from dreamlib.synthetic.initial import fill, random_rows
 from dreamlib.synthetic.synthetic_set import SyntheticSet
-from dreamlib.training.trainer import TrainSettings, accuracy, predict
+from dreamlib.training.features import accuracy, predict
+from dreamlib.training.trainer import TrainSettings
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from test_objectives_contract import losses_and_gradients, make_state
 from test_objectives_trajectory import Linear
 
 from dreamlib import matching as objectives
-from dreamlib.evaluate import evaluate
+from dreamlib.evaluation import evaluate
 from dreamlib.matching.inner import InnerTraining, parameters_of
 from dreamlib.matching.unrolled import replay
 from dreamlib.settings import EvaluationParams

@@ -17,7 +17,7 @@ from dreamlib._engine.compute import Compute
 from dreamlib.data import create, info, load_split
 from dreamlib.data.types import LabeledImages
 from dreamlib.distill import Distiller
-from dreamlib.evaluate import evaluate
+from dreamlib.evaluation import evaluate
 from dreamlib.matching import OBJECTIVES, Objective
 from dreamlib.settings import DistillParams, EvaluationParams, ParameterError
 from dreamlib.synthetic.initial import fill, random_rows

@@ -19,12 +19,14 @@ from dreamlib.data import create
 from dreamlib.settings import ParameterError
 from dreamlib.synthetic.synthetic_set import SyntheticSet
 from pipeline import launch_notebook as launcher
-from pipeline.params import find_root, read_params
-from pipeline.project import Project
+from pipeline.params import Params, find_root, read_params
+from pipeline.project import Project, Setting
 from pipeline.report.cells import small_class_note
 from pipeline.report.figures import write_contact_sheet
 from pipeline.report.notebooks import check, cleaned
-from pipeline.stages.clustering import cluster_counts
+from pipeline.stages.clustering import cluster_counts, run_clustering
+from pipeline.stages.distillation import run_distillation
+from pipeline.stages.evaluation import run_evaluation
 from pipeline.stages.experts import run_experts
 
 ROOT = find_root(Path(__file__).parent)
@@ -230,6 +232,50 @@ def test_the_pipeline_runs_repeats_bit_for_bit_and_reruns_only_what_changed(proj
     yaml.dump(params, project / "params.yaml")
     said = dvc(project, "repro", "--dry")
     assert "Running stage 'evaluation" in said and "Running stage 'distillation" not in said
+
+
+def declared_sections(stage):
+    """Return what dvc.yaml lists under a stage's params, as budget sections, top-level keys and method blocks."""
+    names = set()
+    for entry in STAGES[stage]["params"]:
+        if isinstance(entry, dict):
+            names |= {"method of all" if keys is None else "method of one" for keys in entry.values()}
+        else:
+            names.add(entry.removeprefix("budgets.${budget}."))
+    return names
+
+
+@pytest.mark.parametrize("stage", NOTEBOOK_STAGES)
+def test_a_stage_declares_the_sections_it_reads(project, stage, monkeypatch):
+    """What a stage reads of the parameters once they are open is noted while it runs."""
+    opened, names = Project.open(project), set()
+    fields = {"dataset", "compute", "data", "network", "budget", "methods"}
+    read_field, read_layers = Params.__getattribute__, Params._layers
+
+    def noting_field(params, name):
+        names.update({name} & {*fields, "validation_per_class"})
+        return read_field(params, name)
+
+    def noting_layers(params, section, method=None, factor=None):
+        names.update({section, "by_dataset"})
+        noted_methods.add(method)
+        return read_layers(params, section, method, factor)
+
+    noted_methods = set()
+    monkeypatch.setattr(Params, "__getattribute__", noting_field)
+    monkeypatch.setattr(Params, "_layers", noting_layers)
+    monkeypatch.setattr(Project, "require", lambda *_: None)  # the coordinates of the matrix are not parameters of it
+    setting = Setting("dream", 1, 0)
+    if stage == "clustering":
+        run_clustering(opened, 1, 0)
+    elif stage == "distillation":
+        run_distillation(opened, setting)
+    else:
+        run_evaluation(opened, setting)
+    names.add("method of all" if len(noted_methods - {None}) > 1 else "method of one")
+    if stage != "clustering":
+        names.discard("methods")  # the matrix
+    assert names == declared_sections(stage)
 
 
 def test_canvases_of_frequencies_are_pictured_as_the_images_they_hold(project, tmp_path):

@@ -14,7 +14,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import dreamlib
-from dreamlib.synthetic.synthetic_set import DecodedDataset, SyntheticSet, decode, formation, tile
+from dreamlib.synthetic.decode import decode, formation, tile
+from dreamlib.synthetic.synthetic_set import DecodedDataset, SyntheticSet
 
 INFO = {"dataset": "toy", "classes": ["a", "b"], "mean": [0.4, 0.5], "std": [0.25, 0.2]}
 
@@ -182,7 +183,7 @@ def test_a_torn_file_is_refused_with_a_remedy(tmp_path, kept):
     a_set().save(path)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * kept) if isinstance(kept, float) else kept])
-    with pytest.raises(ValueError, match=r"not a whole distilled set.*dvc repro"):
+    with pytest.raises(ValueError, match=r"not a complete distilled set.*dvc repro"):
         SyntheticSet.open(path)
 
 
@@ -206,7 +207,7 @@ OWN = {"format": "dreamlib-set-1", "num_classes": 2, "factor": 2, "decode": "sin
 def test_a_foreign_file_is_refused_with_a_remedy(tmp_path, content, metadata):
     path = tmp_path / "set"
     path.write_bytes(b"dear diary, " * 20 if content == "text" else pack(content, metadata=metadata))
-    with pytest.raises(ValueError, match=r"not a whole distilled set.*dvc repro"):
+    with pytest.raises(ValueError, match=r"not a complete distilled set.*dvc repro"):
         SyntheticSet.open(path)
 
 
@@ -284,20 +285,20 @@ def test_moving_a_set_moves_everything_and_shares_nothing_it_should_not():
 
 
 def test_the_best_set_of_a_data_set_is_found_by_name_and_ipc(tmp_path, monkeypatch):
-    (tmp_path / "dvc.yaml").touch()
+    (tmp_path / "results" / "best").mkdir(parents=True)
     (tmp_path / "below").mkdir()
     monkeypatch.chdir(tmp_path / "below")
-    with pytest.raises(FileNotFoundError, match=r"no set toy-ipc2 in results/best; there are: none\."):
+    with pytest.raises(FileNotFoundError, match=r"no set toy-ipc2 in results/best; available: none\."):
         dreamlib.load("toy", ipc=2)
     made = a_set()
     made.save(tmp_path / "results" / "best" / "toy-ipc2.safetensors")
     assert torch.equal(dreamlib.load("toy", ipc=2).set.canvases, made.canvases)
-    with pytest.raises(FileNotFoundError, match=r"no set toy-ipc10 in results/best; there are: toy-ipc2\."):
+    with pytest.raises(FileNotFoundError, match=r"no set toy-ipc10 in results/best; available: toy-ipc2\."):
         dreamlib.load("toy", ipc=10)
-    with pytest.raises(FileNotFoundError, match=r'no distilled set at toy.*or name an ipc: load\("toy", ipc=1\)'):
+    with pytest.raises(FileNotFoundError, match=r'no distilled set at toy.*or give an ipc: load\("toy", ipc=1\)'):
         dreamlib.load("toy")  # without ipc it is a path
 
 
-def test_outside_a_project_the_best_sets_are_those_the_library_came_with(tmp_path, monkeypatch):
+def test_outside_a_project_the_best_sets_are_those_of_the_librarys_source_tree(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert dreamlib.load("fashion_mnist", ipc=1).set.info["dataset"] == "fashion_mnist"

@@ -22,8 +22,9 @@ from dreamlib.settings import DistillParams
 from dreamlib.synthetic.initial import fill, random_rows
 from dreamlib.training import augment
 from dreamlib.training import trainer as training
-from dreamlib.training.augment import OPS, Augmentation
-from dreamlib.training.trainer import STEPS_RECORDED, Trainer, TrainSettings, augmentation_for, embed, predict
+from dreamlib.training.augment import OPS, Augmentation, augmentation_for
+from dreamlib.training.features import embed, predict
+from dreamlib.training.trainer import STEPS_RECORDED, Trainer, TrainSettings
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU on this machine")
 # torch.compile imports parts of torch that torch itself deprecates, and advises TF32 where float32 is asked for.

@@ -11,21 +11,13 @@ from dreamlib._engine.compiled_network import CompiledNetwork
 from dreamlib._engine.compute import Compute
 from dreamlib.matching.ridge import ridge_predictions
 from dreamlib.networks import NETWORKS, build
-from dreamlib.training import trainer as training
-from dreamlib.training.augment import Augmentation, cutmix
-from dreamlib.training.trainer import (
-    Trainer,
-    TrainSettings,
-    accuracy,
-    augmentation_for,
-    decayed_lr,
-    embed,
-    fit,
-    fit_last_layer,
-    last_linear,
-    predict,
-    train_on_real,
-)
+from dreamlib.training import features as features_module
+from dreamlib.training import trainer as trainer_module
+from dreamlib.training.augment import Augmentation, augmentation_for
+from dreamlib.training.cutmix import cutmix
+from dreamlib.training.features import accuracy, embed, fit_last_layer, last_linear, predict
+from dreamlib.training.schedules import decayed_lr
+from dreamlib.training.trainer import Trainer, TrainSettings, fit, train_on_real
 
 PLAIN = TrainSettings(batch=8, lr=0.05, momentum=0.9, weight_decay=5e-4)
 
@@ -105,7 +97,7 @@ def test_cutmix_weighs_the_two_labels_by_their_pixels(toys, monkeypatch):
         assert probability == 0.7
         return mixed, a, others, 0.25
 
-    monkeypatch.setattr(training, "cutmix", fixed)
+    monkeypatch.setattr(trainer_module, "cutmix", fixed)
     settings = TrainSettings(batch=6, cutmix=0.7)
     with torch.no_grad():
         logits = network(mixed)
@@ -295,7 +287,7 @@ def test_a_network_without_a_last_linear_layer_is_refused():
 def test_predictions_do_not_depend_on_batches_or_padding(toys, monkeypatch, size, norm):
     info, data, network, kernels = toys(norm=norm)
     Trainer(network, info, PLAIN, kernels).step(data.images, data.labels, torch.Generator())  # statistics of its own
-    monkeypatch.setattr(training, "PREDICT_BATCH", size)
+    monkeypatch.setattr(features_module, "PREDICT_BATCH", size)
     network.eval()
     with torch.no_grad():
         x = (data.images - info.mean[0]) / info.std[0]
@@ -347,7 +339,7 @@ def test_pooled_features_are_the_mean_over_places_of_the_last_blocks_output(toys
 
 def test_pooling_of_half_precision_features_sums_in_float32():
     features = torch.tensor([[256.0] + [1.0] * 15]).bfloat16()  # in bfloat16 256 + 1 is 256
-    assert training.pooled_over_space(features, 1).item() == pytest.approx((256 + 15) / 16)
+    assert features_module.pooled_over_space(features, 1).item() == pytest.approx((256 + 15) / 16)
 
 
 def test_a_network_without_places_to_average_over_is_refused(toy_info, toy_data):

@@ -100,7 +100,7 @@ def test_refusals_name_value_and_remedy(images):
         ZCA.fit(images).apply(torch.zeros(2, 3, 3, 3))
     with pytest.raises(ValueError, match=r"factor = 2.*set factor: 1, or whitening: none"):
         DistillParams(whitening="zca", factor=2)
-    with pytest.raises(ValueError, match=r"whitening = zca leaves pixels without bounds: set bounded: false"):
+    with pytest.raises(ValueError, match=r"whitening = zca makes pixels unbounded: set bounded: false"):
         DistillParams(whitening="zca", factor=1)
 
 

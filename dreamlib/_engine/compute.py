@@ -4,7 +4,6 @@ import ctypes
 import logging
 import platform
 import re
-import resource
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,5 +120,7 @@ def peak_memory_bytes() -> int:
     status = Path("/proc/self/status")
     if status.exists():  # Linux: getrusage there starts a process off with the peak of the one that started it
         return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) * 1024  # type: ignore[index]
+    import resource  # POSIX only
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

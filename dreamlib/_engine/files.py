@@ -31,3 +31,9 @@ def read_json(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; `dvc repro` makes it")
     return json.loads(path.read_text())
+
+
+def find_above(relative: str | Path) -> Path | None:
+    """Return ``relative`` in the nearest folder, at or above the working directory, that has it; None if none has."""
+    here = Path.cwd()
+    return next((folder / relative for folder in (here, *here.parents) if (folder / relative).exists()), None)

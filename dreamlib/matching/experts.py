@@ -20,7 +20,8 @@ from dreamlib._engine.seeding import derive, generator
 from dreamlib.data.types import DatasetInfo, LabeledImages
 from dreamlib.networks import build
 from dreamlib.settings import digest
-from dreamlib.training.trainer import TrainSettings, augmentation_for, fit
+from dreamlib.training.augment import augmentation_for
+from dreamlib.training.trainer import TrainSettings, fit
 
 FORMAT = "dreamlib-expert-2"
 AGAIN = "make them with `python -m pipeline.stages.experts`"

@@ -17,7 +17,8 @@ from dreamlib._engine.seeding import derive, generator
 from dreamlib.data.types import DatasetInfo, LabeledImages
 from dreamlib.networks import build
 from dreamlib.synthetic.synthetic_set import SyntheticSet
-from dreamlib.training.trainer import TrainSettings, fit, predict
+from dreamlib.training.features import predict
+from dreamlib.training.trainer import TrainSettings, fit
 
 LOGITS = "label_logits"  # the name learned labels go by among a set's extras
 

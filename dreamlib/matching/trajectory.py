@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from dreamlib._engine.compiled_network import Weights
+from dreamlib._engine.files import find_above
 from dreamlib.data.types import DatasetInfo
 from dreamlib.matching.experts import Experts, expert_folder
 from dreamlib.matching.inner import InnerTraining
 from dreamlib.matching.objective import OBJECTIVES, MatchState, Objective
 from dreamlib.matching.soft_labels import labels_of
 from dreamlib.synthetic.synthetic_set import SyntheticSet
-from pipeline.params import find_root
 
 RATE = "step_size"
 
@@ -101,7 +101,7 @@ class TrajectoryMatching(Objective):
     def open_experts(self, network: nn.Module, info: DatasetInfo) -> Experts:
         """The trajectories to follow; raises ExpertError when they are missing or of another network or data set."""
         folder = expert_folder(self.experts, info.whitening)
-        return Experts.open(folder if folder.is_absolute() else find_root() / folder, network, info)
+        return Experts.open(find_above(folder) or folder, network, info)
 
     def _ends(self, state: MatchState) -> tuple[Weights, Weights]:
         """θ_0 and θ* of this iteration."""

@@ -14,8 +14,7 @@ from dreamlib.matching.inner import InnerTraining, parameters_of
 from dreamlib.matching.objective import OBJECTIVES, MatchState, Objective
 from dreamlib.matching.soft_labels import LOGITS, check_confidence, keep_learned_labels, labels_of, starting_logits
 from dreamlib.synthetic.synthetic_set import SyntheticSet
-from dreamlib.training.augment import Augmentation
-from dreamlib.training.trainer import augmentation_for
+from dreamlib.training.augment import Augmentation, augmentation_for
 
 RATES = "step_sizes"
 UNROLLED = "unrolled"  # where a set's metadata has how it was unrolled

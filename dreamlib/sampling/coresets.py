@@ -1,6 +1,6 @@
-"""Coresets: which real images stand for a class, chosen once and never changed (the selection baselines).
+"""Coresets: real images selected once for each class, the baselines that distil nothing.
 
-``herding`` and ``k_center`` choose among one class's features; ``select`` does so for every class.
+``herding`` and ``k_center`` select among the features of one class; ``select`` applies one of them to every class.
 """
 
 from collections.abc import Callable
@@ -23,59 +23,69 @@ def _check(features: Tensor, count: int) -> None:
 
 @SELECTIONS.register("herding")
 def herding(features: Tensor, count: int) -> Tensor:
-    """Rows (count,) of features (n, D) picked so that the mean of the picked stays closest to the mean of all.
+    """Return rows (count,) of features (n, D), each of which brings the mean of the selected closest to that of all.
 
-    Greedy, no row twice, ties to the lower row (Welling, ICML 2009, in the form of iCaRL). Raises ValueError unless
+    Greedy, no row twice, ties to the lower row (Welling, ICML 2009, in iCaRL's form). Raise ValueError unless
     1 ≤ count ≤ n.
 
-    >>> herding(torch.tensor([[0.0], [3.0], [4.0], [9.0]]), 3).tolist()  # mean 4: then 4, then (4 + 3)/2, (4 + 3 + 9)/3
+    The mean of the example is 4; the means of the selected are 4, (4 + 3) / 2 and (4 + 3 + 9) / 3:
+
+    >>> herding(torch.tensor([[0.0], [3.0], [4.0], [9.0]]), 3).tolist()
     [2, 1, 3]
     """
     _check(features, count)
     features = features.double()
     mean, total = features.mean(0), torch.zeros_like(features[0])
-    picked: list[int] = []
+    selected: list[int] = []
     for k in range(1, count + 1):
         distances = ((total + features) / k - mean).square().sum(1)  # (n,)
-        distances[picked] = torch.inf
-        picked.append(int(distances.argmin()))
-        total = total + features[picked[-1]]
-    return torch.tensor(picked, device=features.device)
+        distances[selected] = torch.inf
+        selected.append(int(distances.argmin()))
+        total = total + features[selected[-1]]
+    return torch.tensor(selected, device=features.device)
 
 
 @SELECTIONS.register("k_center")
 def k_center(features: Tensor, count: int) -> Tensor:
-    """Rows (count,) of features (n, D), each the one farthest from those before it; the first is nearest to the mean.
+    """Return rows (count,) of features (n, D): the nearest to the mean, then each the farthest from those before it.
 
-    The greedy answer to "no image far from a picked one", within twice the best radius (Gonzalez 1985; Sener and
-    Savarese, ICLR 2018). No row twice, ties to the lower row. Raises ValueError unless 1 ≤ count ≤ n.
+    Greedy k-center: the largest distance to a selected row is at most twice the optimum (Gonzalez 1985; Sener and
+    Savarese, ICLR 2018). No row twice, ties to the lower row. Raise ValueError unless 1 ≤ count ≤ n.
 
-    >>> k_center(torch.tensor([[0.0], [3.0], [4.0], [9.0]]), 3).tolist()  # 4 is the mean, 9 is farthest, then 0
+    The mean of the example is 4; 9 is the farthest from 4, and then 0 from both:
+
+    >>> k_center(torch.tensor([[0.0], [3.0], [4.0], [9.0]]), 3).tolist()
     [2, 3, 0]
     """
     _check(features, count)
     features = features.double()
-    picked = [int((features - features.mean(0)).square().sum(1).argmin())]
-    nearest = (features - features[picked[0]]).square().sum(1)  # (n,) to the nearest picked row
-    while len(picked) < count:
-        nearest[picked] = -1.0  # copies of a picked image lie at 0: they come last, a picked row never
-        picked.append(int(nearest.argmax()))
-        nearest = torch.minimum(nearest, (features - features[picked[-1]]).square().sum(1))
-    return torch.tensor(picked, device=features.device)
+    selected = [int((features - features.mean(0)).square().sum(1).argmin())]
+    nearest = (features - features[selected[0]]).square().sum(1)  # (n,): squared distance to the nearest selected row
+    while len(selected) < count:
+        nearest[selected] = -1.0  # below the 0 of a duplicate image, so that no row is selected twice
+        selected.append(int(nearest.argmax()))
+        nearest = torch.minimum(nearest, (features - features[selected[-1]]).square().sum(1))
+    return torch.tensor(selected, device=features.device)
 
 
 def select(data: LabeledImages, count: int, rule: str, seed: int, embed: Embed, pool: int = 0) -> Tensor:
-    """Rows (K, count) of ``data`` that the named rule picks from each class, in the features of ``embed``.
+    """Return rows (K, count) of ``data``, selected from each class.
 
-    ``pool`` bounds how many random images of a class enter (0: all); nothing else is random. Raises UnknownNameError
-    for an unknown rule, ValueError when a class has (or ``pool`` leaves) fewer than ``count`` images.
+    data: the real images.
+    count: images of each class.
+    rule: registered name of a selection.
+    seed: source of the random numbers, which only ``pool`` needs.
+    embed: images (n, C, H, W) → features (n, D).
+    pool: random images of a class to select from; 0 takes all.
+
+    Raise UnknownNameError for an unknown rule, ValueError for a class, or a pool, of fewer than ``count`` images.
 
     >>> data = LabeledImages(torch.tensor([0.0, 1.0, 5.0, 2.0]).view(4, 1, 1, 1), torch.tensor([0, 1, 1, 1]), 2)
     >>> select(data, 1, "herding", 0, lambda images: images.flatten(1)).tolist()
     [[0], [3]]
     """
-    choose, chosen = SELECTIONS[rule], []
+    selection, rows = SELECTIONS[rule], []
     for label in range(data.num_classes):
         members = class_pool(data, label, pool, generator(seed, "init-selection", label, count))
-        chosen.append(members[choose(embed(data.images[members]), count).to(members.device)])
-    return torch.stack(chosen)
+        rows.append(members[selection(embed(data.images[members]), count).to(members.device)])
+    return torch.stack(rows)

@@ -1,4 +1,4 @@
-"""How evenly a batch of real images stands for its class: the measure behind DREAM's argument (DREAM §3.1)."""
+"""How evenly a batch of real images covers its class: the measure behind DREAM's argument (DREAM §3.1)."""
 
 import torch
 from torch import Tensor
@@ -6,13 +6,14 @@ from torch import Tensor
 from dreamlib._engine.seeding import generator
 from dreamlib.sampling.kmeans import kmeans, nearest_members
 
-RANDOM_DRAWS = 20  # random batches averaged over, so that the comparison is not one lucky draw
+RANDOM_DRAWS = 20  # random batches whose measures are averaged
 
 
 def nearest_distance(features: Tensor, chosen: Tensor) -> float:
-    """Mean Euclidean distance from each of a class's images to the nearest batch member; smaller covers better.
+    """Return the mean Euclidean distance from a class's images to the nearest image of a batch.
 
-    ``features`` (n, D), ``chosen`` (m,) rows of it.
+    features: (n, D), one row per image of the class.
+    chosen: (m,) rows of the batch.
 
     >>> nearest_distance(torch.tensor([[0.0], [1.0], [10.0]]), torch.tensor([0, 2]))
     0.333...
@@ -21,7 +22,10 @@ def nearest_distance(features: Tensor, chosen: Tensor) -> float:
 
 
 def clusters_hit(assignment: Tensor, chosen: Tensor) -> float:
-    """Share of a class's clusters from which the batch holds at least one image.
+    """Return the fraction of a class's clusters with at least one image in the batch.
+
+    assignment: (n,) cluster of each image of the class.
+    chosen: (m,) rows of the batch.
 
     >>> clusters_hit(torch.tensor([0, 0, 1, 2]), torch.tensor([0, 1, 3]))
     0.6666666666666666
@@ -30,21 +34,21 @@ def clusters_hit(assignment: Tensor, chosen: Tensor) -> float:
 
 
 def batch_coverage(features: Tensor, batch: int, seed: int, label: int) -> dict[str, tuple[int, float, float]]:
-    """Return, for a representative and for random batches of a class: size, share of sub-clusters hit, mean distance.
+    """Return 'representative' and 'random' → (size, ``clusters_hit``, ``nearest_distance``) of batches of a class.
 
-    features: (n, D), one row an image of the class.
-    batch: images in a batch, and number of sub-clusters that k-means makes; at most n.
-    seed, label: what the randomness comes from.
+    features: (n, D), one row per image of the class.
+    batch: images in a batch, and number of clusters; at most n are used.
+    seed, label: source of the random numbers.
 
-    The distance is that of ``nearest_distance``. The random row averages ``RANDOM_DRAWS`` batches.
+    The values of 'random' are means over ``RANDOM_DRAWS`` batches.
     """
     rng, size = generator(seed, "coverage", label), min(batch, len(features))
-    found = kmeans(features.unsqueeze(0), size, rng, max_iterations=10, start="random")
-    representative = nearest_members(features.unsqueeze(0), found)[0]
-    draws = [torch.randperm(len(features), generator=rng)[:size] for _ in range(RANDOM_DRAWS)]
-    rows = {}
-    for kind, batches in {"representative": [representative], "random": draws}.items():
-        hit = [clusters_hit(found.assignment[0], b) for b in batches]
-        far = [nearest_distance(features, b) for b in batches]
-        rows[kind] = (size, sum(hit) / len(hit), sum(far) / len(far))
-    return rows
+    clustering = kmeans(features.unsqueeze(0), size, rng, max_iterations=10, start="random")
+    representative = nearest_members(features.unsqueeze(0), clustering)[0]
+    random_batches = [torch.randperm(len(features), generator=rng)[:size] for _ in range(RANDOM_DRAWS)]
+    measures = {}
+    for kind, batches in {"representative": [representative], "random": random_batches}.items():
+        hits = [clusters_hit(clustering.assignment[0], rows) for rows in batches]
+        distances = [nearest_distance(features, rows) for rows in batches]
+        measures[kind] = (size, sum(hits) / len(hits), sum(distances) / len(distances))
+    return measures

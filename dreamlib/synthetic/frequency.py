@@ -1,4 +1,4 @@
-"""Images as their strongest frequencies: the discrete cosine transform, and canvases that hold its coefficients (FreD).
+"""Canvases that store images as coefficients of the discrete cosine transform at selected frequencies (FreD).
 
 After Shin, Shin & Moon, "Frequency Domain-based Dataset Distillation", NeurIPS 2023.
 """
@@ -19,7 +19,7 @@ def _basis(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def dct(images: Tensor) -> Tensor:
-    """Orthonormal two-dimensional DCT-II of (…, H, W): same shape, same sum of squares.
+    """Return the orthonormal two-dimensional DCT-II of images (…, H, W): same shape, same sum of squares.
 
     Coefficient [0, 0] is √(H·W) times the mean.
 
@@ -31,7 +31,7 @@ def dct(images: Tensor) -> Tensor:
 
 
 def inverse_dct(coefficients: Tensor) -> Tensor:
-    """The images (…, H, W) that ``dct`` takes to ``coefficients``; differentiable.
+    """Return the images (…, H, W) whose ``dct`` is ``coefficients``; differentiable.
 
     >>> x = torch.rand(3, 4, 5, dtype=torch.float64)
     >>> torch.allclose(inverse_dct(dct(x)), x)
@@ -42,7 +42,7 @@ def inverse_dct(coefficients: Tensor) -> Tensor:
 
 
 def mask_floats(height: int, width: int) -> int:
-    """What it costs to store which frequencies are kept: one bit each, in floats of 32 bits, rounded up.
+    """Return the storage of the mask of selected frequencies, one bit per frequency, in 32-bit floats, rounded up.
 
     >>> mask_floats(28, 28)
     25
@@ -51,22 +51,28 @@ def mask_floats(height: int, width: int) -> int:
 
 
 def affordable(canvases: int, factor: int, shape: tuple[int, int, int]) -> int:
-    """Frequencies that factor² images in each of so many (C, H, W) canvases may keep at the storage of the canvases.
+    """Return how many frequencies fit into the storage of the canvases, after that of the mask.
 
-    The mask is paid for first. Raises ValueError where nothing is left.
+    canvases: number of canvases of all classes.
+    factor: each canvas stores factor² images.
+    shape: (C, H, W) of a canvas.
+
+    Raise ValueError if no frequency fits.
 
     >>> affordable(10, 2, (1, 28, 28)), affordable(500, 3, (3, 32, 32))
     (195, 113)
     """
     channels, height, width = shape
-    kept = (canvases * channels * height * width - mask_floats(height, width)) // (canvases * factor**2 * channels)
-    if kept < 1:
+    count = (canvases * channels * height * width - mask_floats(height, width)) // (canvases * factor**2 * channels)
+    if count < 1:
         raise ValueError(f"factor {factor} leaves no frequency of a {height}×{width} image: choose a smaller factor")
-    return kept
+    return count
 
 
 def strongest(images: Tensor, count: int, batch: int = 4096) -> Tensor:
-    """The ``count`` frequencies with the largest mean square over images (N, C, H, W): positions in H·W, ascending.
+    """Return the ``count`` frequencies with the largest mean square over images (N, C, H, W).
+
+    Frequencies are given as ascending positions in H·W; ``batch`` images are transformed at a time.
 
     >>> strongest(torch.ones(1, 1, 4, 4), 1).tolist()
     [0]
@@ -76,27 +82,31 @@ def strongest(images: Tensor, count: int, batch: int = 4096) -> Tensor:
 
 
 def pack(images: Tensor, frequencies: Tensor, factor: int) -> Tensor:
-    """Images (n·factor², C, H, W), each as its coefficients at ``frequencies`` (k,), one after the other in a canvas.
+    """Store factor² images in each canvas as their coefficients at ``frequencies``.
 
-    Returns (n, C, H, W), of which the last H·W − factor²·k numbers of every channel stay zero and are not stored.
+    images: (n·factor², C, H, W).
+    frequencies: (k,) positions in H·W.
+    factor: √ of the number of images in a canvas.
+
+    Return (n, C, H, W). The last H·W − factor²·k numbers of each channel are zero and do not count as storage.
     """
     _, c, h, w = images.shape
-    kept = dct(images).flatten(2)[..., frequencies].view(-1, factor**2, c, len(frequencies)).transpose(1, 2)
-    canvases = images.new_zeros(len(kept), c, h * w)
-    canvases[..., : factor**2 * len(frequencies)] = kept.flatten(2)
+    selected = dct(images).flatten(2)[..., frequencies].view(-1, factor**2, c, len(frequencies)).transpose(1, 2)
+    canvases = images.new_zeros(len(selected), c, h * w)
+    canvases[..., : factor**2 * len(frequencies)] = selected.flatten(2)
     return canvases.view(-1, c, h, w)
 
 
 def unpack(canvases: Tensor, frequencies: Tensor, factor: int) -> Tensor:
-    """The images (n·factor², C, H, W) of canvases made by ``pack``: in [0, 1] by clamping, differentiable in between.
+    """Return the images (n·factor², C, H, W) of canvases made by ``pack``, clamped to [0, 1]; differentiable.
 
-    >>> image = torch.rand(4, 1, 6, 6) / 2 + 0.25
-    >>> all_of_it = unpack(pack(image, torch.arange(36), 1), torch.arange(36), 1)
-    >>> torch.allclose(all_of_it, image, atol=1e-6)
+    >>> images = torch.rand(4, 1, 6, 6) / 2 + 0.25
+    >>> restored = unpack(pack(images, torch.arange(36), 1), torch.arange(36), 1)
+    >>> torch.allclose(restored, images, atol=1e-6)
     True
     """
     n, c, h, w = canvases.shape
     k = len(frequencies)
-    kept = canvases.flatten(2)[..., : factor**2 * k].view(n, c, factor**2, k).transpose(1, 2)
-    spectrum = canvases.new_zeros(n, factor**2, c, h * w).index_copy(3, frequencies, kept)
+    selected = canvases.flatten(2)[..., : factor**2 * k].view(n, c, factor**2, k).transpose(1, 2)
+    spectrum = canvases.new_zeros(n, factor**2, c, h * w).index_copy(3, frequencies, selected)
     return inverse_dct(spectrum.view(n * factor**2, c, h, w)).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""The canvases distillation starts from: noise, random real images, or each class's k-means representatives."""
+"""Initialisation of the canvases: noise, random real images, or k-means representatives of each class."""
 
 from dataclasses import dataclass
 
@@ -10,24 +10,25 @@ from dreamlib._engine.seeding import generator
 from dreamlib.data.types import DatasetInfo, LabeledImages
 from dreamlib.sampling.kmeans import Clustering, kmeans, nearest_members, squared_distances
 from dreamlib.sampling.real_batches import Embed, class_pool
+from dreamlib.synthetic.decode import formation, tile
 from dreamlib.synthetic.frequency import affordable, pack, strongest
-from dreamlib.synthetic.synthetic_set import SyntheticSet, formation, tile
+from dreamlib.synthetic.synthetic_set import SyntheticSet
 
 INITS: Registry[str] = Registry("initialisation")
-for _name, _what in {
-    "noise": "Gaussian noise: standard where canvases are normalised (DC), else around .5 and clamped to [0, 1] (IDC)",
+for _name, _description in {
+    "noise": "Gaussian noise: standard normal for normalised canvases (DC), else around 0.5, clamped to [0, 1] (IDC)",
     "random": "random real images of the class, no image twice",
     "kmeans": "the real image nearest to each centre of k-means on features (DREAM)",
-    "released": "k-means as in DREAM's released code: un-normalised pixels, nearest of all, nearest-neighbour shrink",
-    "herding": "the real images whose mean feature is the class's (see dreamlib.sampling.coresets)",
-    "k_center": "real images none of the class is far from (see dreamlib.sampling.coresets)",
+    "released": "k-means as in DREAM's released code: images not normalised, the nearest of all images of the class",
+    "herding": "real images whose mean feature is closest to the class's (see dreamlib.sampling.coresets)",
+    "k_center": "real images with no image of the class far from all of them (see dreamlib.sampling.coresets)",
 }.items():
-    INITS.register(_name)(_what)
-CLUSTERED = ("kmeans", "released")  # those that start from the clustering stage's representatives
+    INITS.register(_name)(_description)
+CLUSTERED = ("kmeans", "released")  # initialisations from k-means representatives
 
 
 def images_needed(ipc: int, factor: int, rule: str = "single") -> int:
-    """How many real images fill one class's canvases.
+    """Return how many real images fill the ``ipc`` canvases of a class; ``factor`` and ``rule`` as in ``formation``.
 
     >>> images_needed(10, 2), images_needed(1, 1)
     (40, 1)
@@ -38,11 +39,13 @@ def images_needed(ipc: int, factor: int, rule: str = "single") -> int:
 def check_budget(
     data: LabeledImages, info: DatasetInfo, ipc: int, factor: int, rule: str = "single", init: str = "random"
 ) -> None:
-    """Refuse, before any work, a set the data cannot fill: too few images in a class, or crops without pixels.
+    """Check that the real images can fill a set; noise fills any.
 
-    Noise fills any number of canvases.
+    data, info: training images and the description of their data set.
+    ipc, factor, rule: see ``dreamlib.synthetic.decode.formation``.
+    init: registered name of the initialisation.
 
-    Raises ValueError with the value, the limit and the remedy.
+    Raise ValueError if a class has too few images or a crop would have less than 2×2 pixels.
     """
     if info.size // factor < 2:
         raise ValueError(
@@ -53,33 +56,37 @@ def check_budget(
     smallest, fewest = int(counts.argmin()), int(counts.min())
     needed = images_needed(ipc, factor, rule)
     if needed > fewest and init != "noise":
-        most = next((n for n in range(ipc, 0, -1) if images_needed(n, factor, rule) <= fewest), 0)
-        fewer = f"choose ipc ≤ {most}, or a smaller factor or" if most else "choose a smaller factor or"
+        largest = next((n for n in range(ipc, 0, -1) if images_needed(n, factor, rule) <= fewest), 0)
+        remedy = f"choose ipc ≤ {largest}, or a smaller factor or" if largest else "choose a smaller factor or"
         raise ValueError(
-            f"ipc {ipc} at factor {factor} needs {needed} real images a class, but class '{info.classes[smallest]}' of "
-            f"{info.name} has {fewest} for training: {fewer} validation split"
+            f"ipc {ipc} at factor {factor} needs {needed} real images per class, but class "
+            f"'{info.classes[smallest]}' of {info.name} has {fewest} for training: {remedy} validation split"
         )
 
 
 def random_rows(data: LabeledImages, count: int, seed: int) -> Tensor:
-    """Rows (K, count) drawn uniformly without replacement within each class."""
-    chosen = []
+    """Return rows (K, count) of ``data``, drawn uniformly without replacement from each class."""
+    rows = []
     for label in range(data.num_classes):
-        members = data.of_class(label)
-        order = torch.randperm(len(members), generator=generator(seed, "init", label))
-        chosen.append(members[order[:count].to(members.device)])
-    return torch.stack(chosen)
+        class_rows = data.of_class(label)
+        order = torch.randperm(len(class_rows), generator=generator(seed, "init", label))
+        rows.append(class_rows[order[:count].to(class_rows.device)])
+    return torch.stack(rows)
 
 
 @dataclass(frozen=True)
 class ClassClusters:
-    """One class clustered: the rows of the data that took part (n,), their features (n, D), what k-means found, and the
-    representatives (k,), the row nearest to each centre.
+    """The clustering of one class.
+
+    members: (n,) rows of the data that were clustered.
+    features: (n, D), their features.
+    clustering: the result of k-means, a batch of one.
+    representatives: (k,) rows of the data, the image nearest to each centre.
     """
 
     members: Tensor
     features: Tensor
-    found: Clustering
+    clustering: Clustering
     representatives: Tensor
 
 
@@ -93,64 +100,77 @@ def cluster_class(
     max_iterations: int = 50,
     pick: str = "members",
 ) -> ClassClusters:
-    """Cluster one class into ``count`` and pick the image nearest to each centre (DREAM §3.3).
+    """Cluster one class and choose the image nearest to each centre (DREAM §3.3).
 
-    With ``pick='members'`` a cluster offers its own members and none is empty, so no image is picked twice. 'released'
-    does as DREAM's released code: random rows to start from, the nearest of all the class's images, whichever cluster
-    it is in, and an empty cluster's centre at zero, so that an image may come twice.
+    data: the real images.
+    label: the class.
+    count: number of clusters, k.
+    seed: source of all random numbers.
+    embed: images (n, C, H, W) → features (n, D).
+    pool: random images of the class that are clustered; 0 takes all.
+    max_iterations: most Lloyd iterations.
+    pick: 'members' starts from k-means++ and chooses among the members of each cluster, none of which is empty, so no
+        image is chosen twice. 'released' does as DREAM's released code: k-means starts from random rows and leaves an
+        empty cluster's centre at zero, and the nearest of all images is chosen, so an image may be chosen twice.
     """
     rng = generator(seed, "init-kmeans", label, count)
     members = class_pool(data, label, pool, rng)
     features = embed(data.images[members]).float()
     released = pick == "released"
     start = "random" if released else "k-means++"
-    found = kmeans(features.unsqueeze(0), count, rng, max_iterations=max_iterations, start=start, keep_empty=released)
+    points = features.unsqueeze(0)  # (1, n, D)
+    clustering = kmeans(points, count, rng, max_iterations=max_iterations, start=start, keep_empty=released)
     if released:
-        chosen = squared_distances(features.unsqueeze(0), found.centers)[0].argmin(0)
+        nearest = squared_distances(points, clustering.centers)[0].argmin(0)
     else:
-        chosen = nearest_members(features.unsqueeze(0), found)[0]
-    rows = members[chosen]
-    return ClassClusters(members, features, found, rows)
+        nearest = nearest_members(points, clustering)[0]
+    return ClassClusters(members, features, clustering, members[nearest])
 
 
 def fill(data: LabeledImages, rows: Tensor, ipc: int, factor: int, rule: str, shrink: str = "area") -> SyntheticSet:
-    """The synthetic set whose canvases hold the given real images, (K, images_needed) rows of ``data``.
+    """Return the synthetic set whose canvases store the given real images.
 
-    Under the rule 'dct' an image is kept as its coefficients at the frequencies strongest in ``data``, as many as the
-    storage of the canvases allows.
+    data: the real images.
+    rows: (K, ``images_needed``) rows of ``data``.
+    ipc, factor, rule: see ``dreamlib.synthetic.decode.formation``. The rule 'dct' stores an image as its coefficients
+        at the frequencies strongest in ``data``, as many as fit into the storage of the canvases.
+    shrink: see ``dreamlib.synthetic.decode.tile``; not used by 'dct'.
     """
     labels = torch.arange(data.num_classes, device=data.labels.device).repeat_interleave(ipc)
     if rule == "dct":
         return _spectra(data, data.images[rows.flatten()], labels, factor)
     canvases = []
     for label_rows in rows:
-        images, parts, start = data.images[label_rows], [], 0
+        images, start = data.images[label_rows], 0
         factors = formation(ipc, factor, rule)
         for f in sorted(set(factors), reverse=True):
             count = factors.count(f) * f * f
-            parts.append(tile(images[start : start + count], f, shrink))
+            canvases.append(tile(images[start : start + count], f, shrink))
             start += count
-        canvases.append(torch.cat(parts))
     return SyntheticSet(torch.cat(canvases), labels, data.num_classes, factor, rule)
 
 
 def _spectra(data: LabeledImages, images: Tensor, labels: Tensor, factor: int) -> SyntheticSet:
-    """The set that keeps images (K·ipc·factor², C, H, W) as coefficients, for canvases of these labels."""
-    kept = affordable(len(labels), factor, tuple(images.shape[1:]))
-    frequencies = strongest(data.images, kept)
+    """Return the set that stores images (K·ipc·factor², C, H, W) as coefficients; ``labels`` (K·ipc,) of canvases."""
+    count = affordable(len(labels), factor, tuple(images.shape[1:]))
+    frequencies = strongest(data.images, count)
     canvases = pack(images, frequencies, factor)
     return SyntheticSet(canvases, labels, data.num_classes, factor, "dct", frequencies=frequencies)
 
 
 def noise(data: LabeledImages, info: DatasetInfo, ipc: int, factor: int, rule: str, seed: int) -> SyntheticSet:
-    """Canvases of Gaussian noise: standard normal where pixels are normalised (DC), else .25 · normal + .5, clamped to
-    [0, 1] (IDC).
+    """Return a set of Gaussian noise: N(0.5, 0.25²) clamped to [0, 1] if ``info.bounded`` (IDC), else N(0, 1) (DC).
+
+    data: real images, for their shape and, under the rule 'dct', their strongest frequencies.
+    info: the data set's description.
+    ipc, factor, rule: see ``dreamlib.synthetic.decode.formation``.
+    seed: source of the random numbers.
     """
-    count = data.num_classes * ipc
-    images = count * factor**2 if rule == "dct" else count
-    drawn = torch.randn((images, *data.images.shape[1:]), generator=generator(seed, "init-noise"))
-    drawn = ((0.25 * drawn + 0.5).clamp(0, 1) if info.bounded else drawn).to(data.images.device)
-    labels = torch.arange(data.num_classes, device=drawn.device).repeat_interleave(ipc)
+    canvases = data.num_classes * ipc
+    count = canvases * factor**2 if rule == "dct" else canvases
+    images = torch.randn((count, *data.images.shape[1:]), generator=generator(seed, "init-noise"))
+    images = ((0.25 * images + 0.5).clamp(0, 1) if info.bounded else images).to(data.images.device)
+    labels = torch.arange(data.num_classes, device=images.device).repeat_interleave(ipc)
     if rule == "dct":
-        return _spectra(data, drawn, labels, factor)
-    return SyntheticSet(drawn, labels, data.num_classes, factor, rule)
+        return _spectra(data, images, labels, factor)
+    return SyntheticSet(images, labels, data.num_classes, factor, rule)

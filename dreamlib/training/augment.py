@@ -1,22 +1,22 @@
-"""Differentiable siamese augmentation, and CutMix: every random number is drawn first, then applied.
+"""Differentiable siamese augmentation: the random numbers are drawn first and applied afterwards.
 
-Drawing apart from applying is what makes the augmentation *siamese*: the real and the synthetic batch of a matching
-step go through one and the same transform (Zhao & Bilen, "Dataset Condensation with Differentiable Siamese
-Augmentation", ICML 2021), combined as in IDC (Kim et al., ICML 2022).
+Because of this separation one draw serves two batches: the real and the synthetic images of a matching step go through
+the same transform (Zhao & Bilen, "Dataset Condensation with Differentiable Siamese Augmentation", ICML 2021). Ops are
+combined as in IDC (Kim et al., ICML 2022).
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dreamlib._engine.registry import unknown
+from dreamlib.data.types import DatasetInfo
 
-# In the order of application: mirror, recolour, move, and only then cut, so that no later step fills the hole again.
+# In the order of application; cutout comes last, so that no other op fills the hole.
 OPS = ("flip", "color", "crop", "scale", "rotate", "cutout")
 GEOMETRIC = ("crop", "scale", "rotate")
 MODES = ("idc", "dsa", "dc", "idc_per_image")
@@ -24,11 +24,15 @@ MODES = ("idc", "dsa", "dc", "idc_per_image")
 
 @dataclass(frozen=True)
 class AugmentationDraw:
-    """The random numbers of one application: n = 1 transform for a whole batch, or n = N, one for each image.
+    """The random numbers of n transforms: n = 1 for a whole batch, or n = N, one for each image.
 
-    ``active[op]`` is (n,) bool, whether the op happens; ``values[op]`` is (n, k) float32, how (see ``Augmentation``).
-    Both live on the CPU, so that ``apply`` can branch on them without waiting for a GPU; or both on a GPU, after
-    ``Augmentation.from_table``, where it does not branch. ``size`` is the (H, W) of the images drawn for.
+    count: n.
+    size: (H, W) of the images.
+    active: op → (n,) bool, whether the op is applied.
+    values: op → (n, k) float32, the op's k parameters (see ``Augmentation``).
+
+    With tensors on the CPU, ``Augmentation.apply`` skips inactive images without waiting for a GPU. With tensors on a
+    GPU (see ``Augmentation.from_table``) it transforms all images and selects, because a CUDA graph cannot branch.
     """
 
     count: int
@@ -37,12 +41,12 @@ class AugmentationDraw:
     values: dict[str, Tensor]
 
     def table(self) -> Tensor:
-        """All of it as one (n, columns) tensor, to be sent to a GPU in one piece; see ``Augmentation.from_table``."""
+        """Return ``active`` and ``values`` as one tensor (n, columns), which needs a single transfer to a GPU."""
         parts = [part.float() for op in self.active for part in (self.active[op].unsqueeze(1), self.values[op])]
         return torch.cat(parts, 1) if parts else torch.zeros(self.count, 0)
 
     def take(self, rows: Tensor) -> "AugmentationDraw":
-        """The draws of the given rows, repeats allowed: K draws become one for each image of K classes.
+        """Return the transforms of the given rows; a row may occur several times.
 
         >>> draw = Augmentation.parse("flip").draw(2, (1, 8, 8), torch.Generator())
         >>> draw.take(torch.arange(2).repeat_interleave(5)).count
@@ -54,20 +58,25 @@ class AugmentationDraw:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Which ops, how combined and how strong; the defaults are those of DSA and IDC.
+    """A choice of ops, how they are combined and how strong they are; the default strengths are those of DSA and IDC.
 
-    ``mode='idc'``: flip (a coin), color and cutout happen whenever they are listed, then exactly one of the listed
-    crop, scale, rotate. ``mode='dsa'``: exactly one of all listed ops. Which one is drawn once per batch, its strength
-    once per image, as in the released code of IDC, DREAM, DSA, DM and MTT. ``mode='dc'`` chooses among all listed ops
-    for each image and turns by up to 45° (DC's evaluation on MNIST); ``mode='idc_per_image'`` is 'idc' with a choice
-    for each image.
+    ops: names from ``OPS``.
+    mode: how ops are combined.
+        'idc': apply color and cutout always, flip with probability 1/2, and exactly one of crop, scale and rotate.
+        'dsa': apply exactly one of all ops.
+        'idc_per_image': as 'idc', with crop, scale or rotate chosen for each image.
+        'dc': as 'dsa', with the op chosen for each image (DC's evaluation on MNIST).
+        In 'idc' and 'dsa' the op is chosen once for a batch and its strength for each image, as in the released code of
+        IDC, DREAM, DSA, DM and MTT.
+    brightness: b adds U(−b, b) to every pixel.
+    saturation: s multiplies the distance to the channel mean by U(0, s).
+    contrast: c multiplies the distance to the image mean by U(1 − c, 1 + c).
+    cutout: side of the zeroed square, as a fraction of the image's side.
+    crop: largest shift, as a fraction of the image's side.
+    scale: z samples x and y at U(1/z, z) times their distance from the centre; a factor above 1 shrinks the image.
+    rotate: largest angle, in degrees.
 
-    Strengths: ``brightness`` b adds U(−b, b); ``saturation`` s multiplies the distance to the channel mean by U(0, s);
-    ``contrast`` c multiplies the distance to the image mean by U(1 − c, 1 + c); ``cutout`` is the side of the zeroed
-    square and ``crop`` the largest shift, both over the image side; ``scale`` z reads x and y at U(1/z, z) times their
-    distance from the centre, so that more than 1 shrinks; ``rotate`` is the largest angle in degrees.
-
-    Raises UnknownNameError for an unknown op or mode, ValueError for a repeated op or a strength out of range.
+    Raise UnknownNameError for an unknown op or mode, ValueError for a repeated op or a strength out of range.
 
     >>> augmentation = Augmentation.parse("color_crop_cutout")
     >>> rng = torch.Generator().manual_seed(0)
@@ -103,7 +112,9 @@ class Augmentation:
 
     @classmethod
     def parse(cls, text: str, mode: str = "idc") -> "Augmentation":
-        """From the literature's spelling, ops joined by underscores; an empty text or 'none' is the identity.
+        """Return the augmentation spelled as in the literature: ops joined by underscores, '' or 'none' for no op.
+
+        Mode 'dc' rotates by up to 45°, the others by up to 15°.
 
         >>> Augmentation.parse("color_crop").ops, Augmentation.parse("none").ops
         (('color', 'crop'), ())
@@ -111,25 +122,25 @@ class Augmentation:
         return cls(() if text in ("", "none") else tuple(text.split("_")), mode, rotate=45.0 if mode == "dc" else 15.0)
 
     def draw(self, count: int, image_shape: tuple[int, int, int], rng: torch.Generator) -> AugmentationDraw:
-        """``count`` independent transforms for (C, H, W) images, from a generator on the CPU."""
+        """Return ``count`` independent transforms of (C, H, W) images; ``rng`` is a CPU generator."""
         return self.of_uniform(self.uniform(count, rng), image_shape)
 
     def uniform(self, count: int, rng: torch.Generator) -> Tensor:
-        """Return the random numbers of a batch of ``count`` transforms, (count, 11), in [0, 1)."""
-        # One call, the same columns whatever is listed. In float64 the integers below are unbiased: floor(u·k) < k.
+        """Return the random numbers of ``count`` transforms, (count, 11) in [0, 1)."""
+        # The number of columns does not depend on the ops. float64 guarantees floor(u·k) < k for the integers below.
         numbers = torch.rand(count, 11, generator=rng, dtype=torch.float64)
         if self.mode in ("idc", "dsa"):
-            numbers[:, 10] = numbers[0, 10]  # one choice for the whole batch
+            numbers[:, 10] = numbers[0, 10]  # one op for the whole batch
         return numbers
 
     def of_uniform(self, u: Tensor, image_shape: tuple[int, int, int]) -> AugmentationDraw:
-        """The transforms that numbers of ``uniform`` stand for."""
+        """Return the transforms of (C, H, W) images that the numbers ``u`` (n, 11) of ``uniform`` determine."""
         _, height, width = image_shape
         values = {op: _OPS[op][0](self, u, height, width).float() for op in self.ops}
         return AugmentationDraw(len(u), (height, width), self._choose(u), values)
 
     def from_table(self, table: Tensor, size: tuple[int, int]) -> AugmentationDraw:
-        """A draw of this augmentation from its ``table``, wherever that lies.
+        """Return the draw with this ``AugmentationDraw.table``, on the table's device; ``size`` is (H, W).
 
         >>> augmentation = Augmentation.parse("flip_color")
         >>> draw = augmentation.draw(2, (1, 8, 8), torch.Generator().manual_seed(0))
@@ -144,25 +155,25 @@ class Augmentation:
         return AugmentationDraw(len(table), size, active, values)
 
     def _choose(self, u: Tensor) -> dict[str, Tensor]:
-        """Which ops happen, (n,) bool each, from columns 9 (the coin of the mirror) and 10 (one of several)."""
-        rivals = self.ops if self.mode in ("dsa", "dc") else tuple(op for op in self.ops if op in GEOMETRIC)
-        chosen = (u[:, 10] * len(rivals)).long()
+        """Return op → (n,) bool, whether it is applied, from columns 9 (flip) and 10 (the one op among several)."""
+        exclusive = self.ops if self.mode in ("dsa", "dc") else tuple(op for op in self.ops if op in GEOMETRIC)
+        chosen = (u[:, 10] * len(exclusive)).long()
         active = {op: torch.ones(len(u), dtype=torch.bool) for op in self.ops}
-        for number, op in enumerate(rivals):
+        for number, op in enumerate(exclusive):
             active[op] = chosen == number
         if "flip" in active:
             active["flip"] &= u[:, 9] < 0.5
         return active
 
     def apply(self, images: Tensor, draw: AugmentationDraw) -> Tensor:
-        """The (N, C, H, W) images transformed as drawn; differentiable in the images, of their dtype and device.
+        """Return the transformed images (N, C, H, W), differentiable with respect to the images.
 
-        Interpolation runs in float32 for half-precision images. Raises ValueError for a draw made for another number or
-        size of images.
+        Half-precision images are interpolated in float32 and returned in their own dtype. Raise ValueError if the draw
+        was made for another number or size of images.
         """
         if draw.count not in (1, len(images)) or draw.size != tuple(images.shape[2:]):
             raise ValueError(
-                f"the draw is for {draw.count} images of {draw.size}, the batch is {tuple(images.shape)}; "
+                f"the draw is for {draw.count} images of {draw.size}, the batch has shape {tuple(images.shape)}; "
                 "draw with count=1 or count=N and the shape of these images"
             )
         for op in OPS:
@@ -172,24 +183,24 @@ class Augmentation:
 
 
 def _on_rows(x: Tensor, active: Tensor, values: Tensor, transform: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Transform the active images only; (1, k) values go for the whole batch."""
+    """Transform the active images only; ``values`` of shape (1, k) apply to the whole batch."""
     if active.device.type != "cpu":
         return _everywhere(x, active, values, transform)
-    rows = torch.nonzero(active).flatten()  # on the CPU: no wait for the device
+    rows = torch.nonzero(active).flatten()  # on the CPU, so without waiting for the device
     if len(rows) == 0:
         return x
     if len(rows) == len(active):
         return transform(x, values)
-    there = rows.to(x.device, non_blocking=True)
-    return x.index_copy(0, there, transform(x[there], values[rows]))
+    device_rows = rows.to(x.device, non_blocking=True)
+    return x.index_copy(0, device_rows, transform(x[device_rows], values[rows]))
 
 
 def _everywhere(x: Tensor, active: Tensor, values: Tensor, transform: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """The same without a branch: all images are transformed, the active ones keep it."""
+    """Transform all images and select the active ones: the same result without a branch."""
     return torch.where(active.view(-1, 1, 1, 1), transform(x, values), x)
 
 
-# What each op needs to know, (n, k), from the columns of the table of uniform numbers.
+# Each op's parameters (n, k) from the columns of the uniform numbers (n, 11).
 
 
 def _draw_color(a: Augmentation, u: Tensor, height: int, width: int) -> Tensor:
@@ -199,13 +210,13 @@ def _draw_color(a: Augmentation, u: Tensor, height: int, width: int) -> Tensor:
 
 
 def _draw_shift(a: Augmentation, u: Tensor, height: int, width: int) -> Tensor:
-    reach = torch.tensor([int(height * a.crop + 0.5), int(width * a.crop + 0.5)])
-    return (u[:, 3:5] * (2 * reach + 1)).floor() - reach  # pixels down and right
+    largest = torch.tensor([int(height * a.crop + 0.5), int(width * a.crop + 0.5)])
+    return (u[:, 3:5] * (2 * largest + 1)).floor() - largest  # pixels down and right
 
 
 def _draw_scale(a: Augmentation, u: Tensor, height: int, width: int) -> Tensor:
     factor = 1 / a.scale + u[:, 5:7] * (a.scale - 1 / a.scale)
-    return torch.diag_embed(factor).flatten(1)  # output (x, y) is read at the input's matrix @ (x, y)
+    return torch.diag_embed(factor).flatten(1)  # output (x, y) is sampled from the input at matrix @ (x, y)
 
 
 def _draw_rotation(a: Augmentation, u: Tensor, height: int, width: int) -> Tensor:
@@ -215,12 +226,12 @@ def _draw_rotation(a: Augmentation, u: Tensor, height: int, width: int) -> Tenso
 
 def _draw_box(a: Augmentation, u: Tensor, height: int, width: int) -> Tensor:
     side = torch.tensor([int(height * a.cutout + 0.5), int(width * a.cutout + 0.5)])
-    # Centres reach the border, so the square may be clipped; an even side has one position more (as in DSA).
+    # Centres may lie on the border, so the square may be clipped. As in DSA, an even side has one more position.
     first = (u[:, 7:9] * (torch.tensor([height, width]) + 1 - side % 2)).floor() - side // 2
-    return torch.cat([first, first + side], 1)  # top, left, bottom, right; the last two exclusive, all unclipped
+    return torch.cat([first, first + side], 1)  # top, left, bottom, right: the last two exclusive, none clipped
 
 
-# The transforms: (m, C, H, W) images, (m, k) values or (1, k) for all.
+# The transforms of images (m, C, H, W) by values (m, k), or (1, k) for all images.
 
 
 def _flip(x: Tensor, values: Tensor) -> Tensor:
@@ -228,13 +239,13 @@ def _flip(x: Tensor, values: Tensor) -> Tensor:
 
 
 def _color(x: Tensor, values: Tensor) -> Tensor:
-    """Brightness, saturation and contrast in one affine map of the pixel, its channel mean and its image mean."""
-    # Python numbers cost no transfer and do not round to half precision.
+    """Apply brightness, saturation and contrast as one affine map of a pixel, its channel mean and its image mean."""
+    # Python numbers need no transfer and are not rounded to half precision.
     if len(values) == 1 and values.device.type == "cpu":
         added, saturation, contrast = values[0].tolist()
     else:
         added, saturation, contrast = values.to(x.device, x.dtype, non_blocking=True).T.reshape(3, -1, 1, 1, 1)
-    if x.shape[1] == 1:  # a grey pixel is its own channel mean: saturation leaves it alone
+    if x.shape[1] == 1:  # a grey pixel equals its channel mean, so saturation does not change it
         return x * contrast + (x.mean((2, 3), keepdim=True) * (1 - contrast) + added)
     grey = x.mean(1, keepdim=True)  # (m, 1, H, W)
     offset = grey.mean((2, 3), keepdim=True) * (1 - contrast) + added  # (m, 1, 1, 1)
@@ -244,10 +255,10 @@ def _color(x: Tensor, values: Tensor) -> Tensor:
 def _shift(x: Tensor, values: Tensor) -> Tensor:
     if len(values) == 1 and values.device.type == "cpu":
         down, right = (int(v) for v in values[0].tolist())
-        return F.pad(x, (right, -right, down, -down))  # a negative pad crops
+        return F.pad(x, (right, -right, down, -down))  # a negative padding crops
     height, width = x.shape[2:]
     down, right = values.to(x.device, torch.int64, non_blocking=True).T.unsqueeze(2)  # (m, 1) each
-    row = torch.arange(height, device=x.device) - down  # (m, H): where output row i comes from
+    row = torch.arange(height, device=x.device) - down  # (m, H): the source of each output row
     column = torch.arange(width, device=x.device) - right  # (m, W)
     source = row.clamp(0, height - 1).unsqueeze(2) * width + column.clamp(0, width - 1).unsqueeze(1)  # (m, H, W)
     moved = x.flatten(2).gather(2, source.flatten(1).unsqueeze(1).expand(len(x), x.shape[1], -1)).view(x.shape)
@@ -265,7 +276,7 @@ def _warp(x: Tensor, values: Tensor) -> Tensor:
     grid = F.affine_grid(F.pad(matrix, (0, 1)), [len(matrix), 1, height, width], align_corners=False)
     if len(matrix) == count:
         return F.grid_sample(work, grid, align_corners=False).to(x.dtype)
-    if x.device.type == "cpu":  # one grid for all: images as channels share the weights; on a GPU that would starve it
+    if x.device.type == "cpu":  # images as channels share the interpolation weights; slower on a GPU
         work = work.reshape(1, -1, height, width)
     warped = F.grid_sample(work, grid.expand(len(work), -1, -1, -1), align_corners=False)
     return warped.view(x.shape).to(x.dtype)
@@ -277,10 +288,10 @@ def _cut(x: Tensor, values: Tensor) -> Tensor:
     row, column = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
     rows, columns = (row >= top) & (row < bottom), (column >= left) & (column < right)  # (m, H), (m, W)
     keep = ~(rows.unsqueeze(2) & columns.unsqueeze(1))  # (m, H, W)
-    return x * keep.unsqueeze(1).to(x.dtype)  # a product: several times faster here than masked_fill
+    return x * keep.unsqueeze(1).to(x.dtype)  # several times faster than masked_fill
 
 
-_COLUMNS = {"flip": 0, "color": 3, "crop": 2, "scale": 4, "rotate": 4, "cutout": 4}  # how many values each has
+_COLUMNS = {"flip": 0, "color": 3, "crop": 2, "scale": 4, "rotate": 4, "cutout": 4}  # parameters of each op
 _Draw = Callable[[Augmentation, Tensor, int, int], Tensor]
 _OPS: dict[str, tuple[_Draw, Callable[[Tensor, Tensor], Tensor]]] = {
     "flip": (lambda a, u, height, width: u[:, :0], _flip),
@@ -292,68 +303,16 @@ _OPS: dict[str, tuple[_Draw, Callable[[Tensor, Tensor], Tensor]]] = {
 }
 
 
-@dataclass(frozen=True)
-class CutMixDraw:
-    """One box (top, bottom, left, right) for a batch, whose ``partner`` (n,) fills it, and the share of pixels kept."""
+def augmentation_for(info: DatasetInfo, ops: str, mode: str = "idc") -> Augmentation:
+    """Return the augmentation for a data set, without flip if a mirrored image may change its class (digits).
 
-    box: tuple[int, int, int, int]
-    partner: Tensor
-    lam: float
+    ops, mode: see ``Augmentation.parse``.
 
-
-def draw_cutmix(
-    count: int, size: tuple[int, int], rng: torch.Generator, beta: float = 1.0, probability: float = 0.5
-) -> CutMixDraw | None:
-    """The random numbers of ``cutmix``; None when it is not to happen."""
-    if beta <= 0 or not 0 <= probability <= 1:
-        raise ValueError(
-            f"cutmix needs beta > 0 and a probability in [0, 1]; got beta={beta}, probability={probability}"
-        )
-    if torch.rand((), generator=rng).item() >= probability:
-        return None
-    height, width = size
-    # torch's Beta takes no generator; numpy's does, and is seeded from ours.
-    numpy_rng = np.random.default_rng(torch.randint(2**62, (), generator=rng).item())
-    side = math.sqrt(1 - numpy_rng.beta(beta, beta))
-    middle_y, middle_x = numpy_rng.integers(height), numpy_rng.integers(width)
-    half_y, half_x = int(height * side) // 2, int(width * side) // 2
-    top, bottom = max(middle_y - half_y, 0), min(middle_y + half_y, height)
-    left, right = max(middle_x - half_x, 0), min(middle_x + half_x, width)
-    lam = 1 - (bottom - top) * (right - left) / (height * width)
-    return CutMixDraw((top, bottom, left, right), torch.randperm(count, generator=rng), float(lam))
-
-
-def cutmix(
-    images: Tensor, labels: Tensor, rng: torch.Generator, beta: float = 1.0, probability: float = 0.5
-) -> tuple[Tensor, Tensor, Tensor, float]:
-    """With the given probability, replace one box of every image by that of another image of the batch.
-
-    Train on lam · loss(labels_a) + (1 − lam) · loss(labels_b). The box is the same for the whole batch, its area
-    1 − Beta(β, β) of the image before clipping at the border (Yun et al., ICCV 2019; per batch as in IDC), and lam is
-    the exact share of pixels kept.
-
-    Returns (images, labels_a, labels_b, lam), with lam = 1 and the images as given when not applied. Raises ValueError
-    for β ≤ 0 or a probability outside [0, 1].
-
-    >>> x, a, b, lam = cutmix(torch.rand(4, 1, 8, 8), torch.arange(4), torch.Generator(), probability=0.0)
-    >>> lam, bool((a == b).all())
-    (1.0, True)
+    >>> digits = DatasetInfo("toy", ("0", "1"), 1, 8, (0.0,), (1.0,), flip=False)
+    >>> augmentation_for(digits, "flip_crop").ops
+    ('crop',)
     """
-    drawn = draw_cutmix(len(images), tuple(images.shape[2:]), rng, beta, probability)
-    if drawn is None:
-        return images, labels, labels, 1.0
-    partner, (top, bottom, left, right) = drawn.partner.to(images.device), drawn.box
-    mixed = images.clone()
-    mixed[:, :, top:bottom, left:right] = images[partner, :, top:bottom, left:right]
-    return mixed, labels, labels[partner], drawn.lam
-
-
-def box_mask(box: Tensor, height: int, width: int) -> Tensor:
-    """A box (top, bottom, left, right), as a tensor (4,) → which pixels (H, W) lie in it.
-
-    >>> box_mask(torch.tensor([0, 1, 1, 3]), 2, 3).tolist()
-    [[False, True, True], [False, False, False]]
-    """
-    row, column = torch.arange(height, device=box.device), torch.arange(width, device=box.device)
-    rows, columns = (row >= box[0]) & (row < box[1]), (column >= box[2]) & (column < box[3])
-    return rows.unsqueeze(1) & columns
+    augmentation = Augmentation.parse(ops, mode=mode)
+    if info.flip:
+        return augmentation
+    return replace(augmentation, ops=tuple(op for op in augmentation.ops if op != "flip"))

@@ -14,7 +14,7 @@ from dreamlib.sampling.real_batches import SAMPLERS
 from dreamlib.settings import ComputeParams, DistillParams, ParameterError
 from dreamlib.synthetic.initial import INITS, check_budget, images_needed
 from dreamlib.training.augment import Augmentation
-from dreamlib.training.trainer import feature_channels
+from dreamlib.training.features import feature_channels
 from pipeline.params.models import Params
 
 

@@ -20,7 +20,8 @@ from dreamlib.sampling.coresets import SELECTIONS, select
 from dreamlib.settings import DistillParams, digest
 from dreamlib.synthetic.initial import check_budget, fill, images_needed, noise, random_rows
 from dreamlib.synthetic.synthetic_set import SyntheticSet
-from dreamlib.training.trainer import TrainSettings, augmentation_for
+from dreamlib.training.augment import augmentation_for
+from dreamlib.training.trainer import TrainSettings
 from pipeline.project import Project, Setting
 from pipeline.report.provenance import code_hash
 from pipeline.stages.clustering import representatives

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dreamlib._engine import ranks
 from dreamlib._engine.files import read_json, write_atomically, write_json
-from dreamlib.evaluate import Evaluation, PartialResults, curve, evaluate, seen_as, test_split
+from dreamlib.evaluation import Evaluation, PartialResults, apply_view, curve, evaluate, test_split
 from dreamlib.settings import EvaluationParams, NetworkParams, digest
 from dreamlib.synthetic.synthetic_set import SyntheticSet
 from pipeline.project import Project, Setting
@@ -40,13 +40,16 @@ def run_evaluation(
     if project.delegated("evaluation", setting, f"--networks={json.dumps([n.model_dump() for n in networks])}"):
         return read_evaluation(project, setting)
     synthetic, snapshots = read_set(project, setting), _wanted_snapshots(project, setting, how)
-    test, info = project.seen_with(test_split(project.params.dataset, project.params.data, project.root), synthetic)
+    test, info = project.seen_with(
+        test_split(project.params.dataset, project.root / project.params.data.directory, project.params.data.options),
+        synthetic,
+    )
     asked = [(network, "protocol") for network in networks] + [(networks[0], view) for view in how.views]
     rows, found, partial = [], [], []
     for network, view in asked:
         hard = synthetic.soft_labels is None and not how.label_smoothing
         same = view == "hard_labels" and hard  # the protocol has said it already
-        seen, protocol = seen_as(view, synthetic, how)
+        seen, protocol = apply_view(view, synthetic, how)
         if not same:
             partial.append(_partial(project, setting, seen, protocol, network))
         found.append(
@@ -54,7 +57,7 @@ def run_evaluation(
             if same
             else evaluate(
                 seen, test, info, protocol, (network.name, network.options), project.compute, seed=setting.seed,
-                split="test", label=f"{setting.name}, {network.name}, {view}", kept=partial[-1],
+                split="test", label=f"{setting.name}, {network.name}, {view}", partial=partial[-1],
             )
         )  # fmt: skip
         rows.append(

@@ -13,7 +13,7 @@ from dreamlib.matching.gradient import matched_weights
 from dreamlib.sampling.coverage import clusters_hit, nearest_distance
 from dreamlib.sampling.kmeans import kmeans
 from dreamlib.sampling.real_batches import SAMPLERS, KeptSampler, class_pool
-from dreamlib.training.trainer import embed, predict
+from dreamlib.training.features import embed, predict
 
 KINDS = ("random", "representative", "center", "boundary")
 DRAWN = ("random", "representative")  # kinds that differ from draw to draw; the others are one batch each

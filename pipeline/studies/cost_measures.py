@@ -16,15 +16,9 @@ from dreamlib._engine.seeding import derive, generator
 from dreamlib.data.types import DatasetInfo, LabeledImages
 from dreamlib.networks import build
 from dreamlib.synthetic.synthetic_set import SyntheticSet
-from dreamlib.training.trainer import (
-    SCHEDULES,
-    Trainer,
-    TrainSettings,
-    accuracy,
-    compiled_network,
-    fit_last_layer,
-    predict,
-)
+from dreamlib.training.features import accuracy, fit_last_layer, predict
+from dreamlib.training.schedules import SCHEDULES
+from dreamlib.training.trainer import Trainer, TrainSettings, compiled_network
 
 RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")  # the processor's own meter, on Intel and AMD alike
 

@@ -10,8 +10,9 @@ import pandas as pd
 from torch import Tensor
 
 from dreamlib._engine.files import write_atomically
-from dreamlib.evaluate import train_settings
-from dreamlib.training.trainer import TrainSettings, augmentation_for
+from dreamlib.evaluation import train_settings
+from dreamlib.training.augment import augmentation_for
+from dreamlib.training.trainer import TrainSettings
 from pipeline.launch_notebook import exit_status, restart_prepared
 from pipeline.params import CostParams, read_claims
 from pipeline.project import Project, Setting
