@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: library and plain reference interleaved; times to benchmarks/ and README.
+"""``python -m benchmarks``: library and plain reference interleaved; times to benchmarks/.
 
 A file for each kind of device (``table.results_file``), so that one never stands in for another.
 """
@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from benchmarks.cost import INTERVAL, NETWORK_STEPS, POOL, kmeans_operations
 from benchmarks.reference import evaluation, matching_gradient, representatives, with_torchs_layers
-from benchmarks.table import clustered_images, results_file, spread, write
+from benchmarks.table import clustered_images, results_file, spread
 from benchmarks.work import INFO, fast_matching_gradient, matching_state
 from dreamlib._engine.compiled_network import CompiledNetwork
 from dreamlib._engine.compute import Compute
@@ -397,7 +397,6 @@ def main(arguments: list[str] | None = None) -> None:
         ]
         result["device_memory_bytes"] = torch.cuda.max_memory_reserved()
     write_json(results_file(compute.device.type, compute.precision), result)
-    write()
     print(json.dumps({key: value for key, value in result.items() if key != "rows"}))
     print(f"{'work':46}{'reference s':>12}{'fast s':>10}{'ratio':>7}  range")
     for row in result["rows"]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks.__main__ import cpu_name
 from benchmarks.accuracy import from_clusters
 from benchmarks.paper import as_set, published
-from benchmarks.table import REACH, ROOT, if_measured, note_of, write
+from benchmarks.table import REACH, ROOT, if_measured, note_of
 from dreamlib._engine.files import write_atomically, write_json
 from dreamlib.data.types import LabeledImages
 from dreamlib.distill import Distiller
@@ -148,7 +148,6 @@ def measure() -> None:
     for method in project.params.methods:
         for path in kept(method).parent.glob(f"{method}*"):
             path.unlink()
-    write()
 
 
 def evaluated(project: Project, method: str, canvases: Tensor, test: LabeledImages, iteration: str) -> list[float]:

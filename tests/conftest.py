@@ -53,17 +53,13 @@ def traces(monkeypatch):
 
 @pytest.fixture(scope="session")
 def committed(tmp_path_factory):
-    """The project as it was last committed: someone's own run changes results, and with them no text of the README.
-
-    Without a repository, the project as it lies.
-    """
+    """The project as it was last committed: a run of one's own changes results. Without a repository, as it lies."""
     project, folder = Path(__file__).parents[1], tmp_path_factory.mktemp("committed")
     archive = folder / "head.tar"
     if not (project / ".git").exists():
         return project
-    what = ["README.md", "params.yaml", "methods.yaml", "studies", "notebooks", "results"]
-    subprocess.run(["git", "archive", "-o", archive, "HEAD", *what], cwd=project, check=True)
-    subprocess.run(["tar", "-xf", archive], cwd=folder, check=True)
+    subprocess.run(["git", "archive", "-o", archive, "HEAD"], cwd=project, check=True)
+    subprocess.run(["tar", "-xf", archive, "-C", folder], check=True)
     return folder
 
 

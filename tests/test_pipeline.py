@@ -24,7 +24,6 @@ from pipeline.project import Project, Setting
 from pipeline.report.cells import small_class_note
 from pipeline.report.figures import write_contact_sheet
 from pipeline.report.notebooks import check, cleaned
-from pipeline.report.record import readme_text
 from pipeline.stages.clustering import cluster_counts, run_clustering
 from pipeline.stages.distillation import run_distillation
 from pipeline.stages.evaluation import run_evaluation
@@ -132,16 +131,6 @@ def test_cleaning_takes_out_outputs_and_editor_metadata_and_keeps_tags():
     done = cleaned(nbformat.v4.new_notebook(cells=[cell], metadata={"widgets": {}}))
     assert done.cells[0].outputs == [] and done.cells[0].execution_count is None
     assert done.cells[0].metadata == {"tags": ["parameters"]} and "widgets" not in done.metadata
-
-
-def test_readme_table_is_the_one_of_the_results(committed):
-    assert (committed / "README.md").read_text() == readme_text(committed)
-
-
-def test_readme_markers_missing_is_said(tmp_path):
-    (tmp_path / "README.md").write_text("nothing")
-    with pytest.raises(ValueError, match="markers"):
-        readme_text(tmp_path)
 
 
 def notebook_with(*cells):

@@ -83,10 +83,23 @@ def test_what_a_command_took_is_its_records_sum_and_largest(tmp_path):
     second = {"seconds": {"total": 150.0}, "peak_memory_bytes": 500 * 2**20, **machine, "precision": "bfloat16"}
     write_json(tmp_path / "results" / "record.json", {"a": first, "b": first})
     write_json(tmp_path / "results" / "claims" / "record.json", {"a": first, "b": second})
-    assert record.times_table(tmp_path).splitlines()[2:] == [
-        "| `make repro` | 2 | 3 | 2,000 | cpu (x), 2 threads, float32 |",
-        "| `make claims` | 2 | 4 | 2,000 | cpu (x), 2 threads, bfloat16; cpu (x), 2 threads, float32 |",
-    ]
+    repro = "| `make repro` | 3 | 2 stages | 2,000 | cpu (x), 2 threads, float32 |"
+    claims = "| `make claims` | 4 | 2 stages | 2,000 | cpu (x), 2 threads, bfloat16; cpu (x), 2 threads, float32 |"
+    assert record.times_table(tmp_path).splitlines()[2:] == [repro, claims]
+    assert record.times_table(tmp_path, ["make repro"]).splitlines()[2:] == [repro]
+
+
+def test_what_the_tests_took_is_read_from_pytests_report(tmp_path):
+    (tmp_path / "params.yaml").write_text(PARAMS.format("dream"))
+    (tmp_path / "methods.yaml").write_text("{}")
+    record.write_tests_record(tmp_path)
+    assert not (tmp_path / record.TESTS).exists()
+    (tmp_path / ".dream").mkdir()
+    (tmp_path / record.TEST_REPORT).write_text(
+        '<testsuites><testsuite tests="7" time="123.4"/><testsuite tests="3" time="56.6"/></testsuites>'
+    )
+    record.write_tests_record(tmp_path)
+    assert record.times_table(tmp_path).splitlines()[2].startswith("| `make test` | 3 | 10 tests | – | cpu (")
 
 
 def test_summary_pools_networks_and_seeds():
