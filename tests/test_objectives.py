@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from dreamlib._engine.compiled_network import CompiledNetwork
 from dreamlib._engine.compute import Compute
-from dreamlib._engine.registry import UnknownNameError
+from dreamlib.errors import UnknownNameError
 from dreamlib.matching import MatchState, make
 from dreamlib.matching.distribution import squared
 from dreamlib.matching.gradient import DISTANCES, absolute, matched_weights, row_cosine

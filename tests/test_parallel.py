@@ -17,9 +17,10 @@ from dreamlib._engine.compute import Compute
 from dreamlib.data import create, info, load_split
 from dreamlib.data.types import LabeledImages
 from dreamlib.distill import Distiller
+from dreamlib.errors import ParameterError
 from dreamlib.evaluation import evaluate
 from dreamlib.matching import OBJECTIVES, Objective
-from dreamlib.settings import DistillParams, EvaluationParams, ParameterError
+from dreamlib.settings import DistillParams, EvaluationParams
 from dreamlib.synthetic.initial import fill, random_rows
 from pipeline.params import find_root
 from pipeline.project import Project, Setting

@@ -1,28 +1,14 @@
 """Registries of components by name, with errors that suggest the nearest match."""
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any, Generic, Literal, TypeVar, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from dreamlib.errors import unknown
+
 T = TypeVar("T")
-
-
-class UnknownNameError(ValueError):
-    """A name that is not registered; the message lists the names that are."""
-
-
-def unknown(kind: str, name: object, known: list[str]) -> UnknownNameError:
-    """Return the error for a name that is not among ``known``, suggesting the nearest match.
-
-    >>> str(unknown("method", "draem", ["dream", "idc"]))
-    "unknown method 'draem': did you mean 'dream'? Known: dream, idc"
-    """
-    near = difflib.get_close_matches(str(name), known, n=1)
-    hint = f" did you mean '{near[0]}'?" if near else ""
-    return UnknownNameError(f"unknown {kind} '{name}':{hint} Known: {', '.join(known)}")
 
 
 def configured(kind: Callable[..., T], options: Mapping[str, Any], what: str) -> T:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from dreamlib._engine.compiled_network import KnownGradient, Weights, weights_of
-from dreamlib._engine.registry import Registry, unknown
+from dreamlib._engine.registry import Registry
 from dreamlib.data.types import DatasetInfo
+from dreamlib.errors import unknown
 from dreamlib.matching.distribution import detached, mean_feature_distance, squared
 from dreamlib.matching.objective import OBJECTIVES, MatchState, Objective
 

@@ -14,7 +14,7 @@ from torch.func import functional_call, grad, vjp
 from torch.nn import functional as F
 
 from dreamlib._engine.compiled_network import Weights
-from dreamlib._engine.registry import unknown
+from dreamlib.errors import unknown
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's
 FIRST, SECOND, COUNT = "first moment of ", "second moment of ", "steps taken"  # Adam's state, beside the weights

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamlib._engine.network import Network
-from dreamlib._engine.registry import unknown
 from dreamlib.data.types import DatasetInfo
+from dreamlib.errors import unknown
 from dreamlib.networks import NETWORKS
 
 

@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 
-from dreamlib._engine.registry import unknown
 from dreamlib.data import DATASETS
 from dreamlib.data.types import DatasetInfo, LabeledImages
+from dreamlib.errors import ParameterError, unknown
 from dreamlib.matching import make as make_objective
 from dreamlib.networks import NETWORKS, build
 from dreamlib.sampling.real_batches import SAMPLERS
-from dreamlib.settings import ComputeParams, DistillParams, ParameterError
+from dreamlib.settings import ComputeParams, DistillParams
 from dreamlib.synthetic.initial import INITS, check_budget, images_needed
 from dreamlib.training.augment import Augmentation
 from dreamlib.training.features import feature_channels
