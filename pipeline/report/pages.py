@@ -176,7 +176,8 @@ def _page(page: Page, before: Page | None, after: Page | None) -> str:
     links = [f'<a href="{up}index.html">Front page</a>']
     for neighbour, text in ((before, "← {}"), (after, "{} →")):
         if neighbour:
-            links.append(f'<a href="{up}{neighbour.path.as_posix()}">{html.escape(text.format(neighbour.name))}</a>')
+            link = text.format(neighbour.path.with_suffix("") if neighbour.path.parent.name else neighbour.title)
+            links.append(f'<a href="{up}{neighbour.path.as_posix()}">{html.escape(link)}</a>')
     navigation = f'<nav class="neighbours" aria-label="Pages">{" ".join(links)}</nav>'
     return _document(f"{page.title} – {page.path.stem}", navigation, page.contents, page.body)
 
