@@ -130,7 +130,7 @@ def render(path: Path, reports: Path, listed: Sequence[str]) -> Page:
 def write_report(root: Path) -> Path:
     """Write reports/html: every executed notebook as a page and a front page; return the front page's path.
 
-    Only reports/ and results/ are read. Raises FileNotFoundError where no notebook has been executed.
+    Only reports/ and results/ are read. Raise FileNotFoundError where no notebook has been executed.
     """
     reports, out, params = root / "reports", root / "reports" / "html", read_params(root)
     paths = sorted(p for p in reports.rglob("*.ipynb") if not p.name.startswith(".") and out not in p.parents)
