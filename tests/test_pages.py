@@ -2,12 +2,14 @@
 
 import base64
 import re
+from pathlib import Path
 
 import nbformat
 import pytest
 import torch
 from PIL import Image
 
+from pipeline.params import find_root
 from pipeline.report import figures
 from pipeline.report.notebooks import main
 from pipeline.report.pages import with_mathml, write_report
@@ -62,6 +64,13 @@ def test_formulas_become_mathml_and_code_keeps_its_dollars():
     assert text.count("<math") == 2
 
 
+def test_every_formula_of_the_notebooks_is_rendered():
+    for path in (find_root(Path(__file__).parent) / "notebooks").glob("*.ipynb"):
+        for cell in nbformat.read(path, 4).cells:
+            if cell.cell_type == "markdown":
+                assert "\\" not in with_mathml(cell.source), f"{path.name} has a TeX command that MathML lacks"
+
+
 def test_html_without_reports_names_the_command_to_run(tmp_path):
     (tmp_path / "params.yaml").write_text(PARAMS.format("dream"))
     (tmp_path / "methods.yaml").write_text(METHODS)
@@ -101,7 +110,7 @@ def test_a_page_shows_its_contents_and_neighbours_and_no_code(project):
     page = (write_report(project).parent / "02_distillation" / "dream-ipc1-seed0.html").read_text()
     assert "secret" not in page and "<math" in page
     assert '<a href="#What-is-compared">What is compared</a>' in page
-    assert "← idc-ipc1-seed0" in page and "Is 04_figures good? →" in page, "in the order of params.yaml"
+    assert "← 02_distillation/idc-ipc1-seed0" in page and "Is 04_figures good? →" in page, "in the order of params.yaml"
 
 
 def test_the_front_page_is_read_from_results(project):

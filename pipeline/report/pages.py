@@ -130,7 +130,7 @@ def render(path: Path, reports: Path, listed: Sequence[str]) -> Page:
 def write_report(root: Path) -> Path:
     """Write reports/html: every executed notebook as a page and a front page; return the front page's path.
 
-    Only reports/ and results/ are read. Raises FileNotFoundError where no notebook has been executed.
+    Only reports/ and results/ are read. Raise FileNotFoundError where no notebook has been executed.
     """
     reports, out, params = root / "reports", root / "reports" / "html", read_params(root)
     paths = sorted(p for p in reports.rglob("*.ipynb") if not p.name.startswith(".") and out not in p.parents)
@@ -176,7 +176,8 @@ def _page(page: Page, before: Page | None, after: Page | None) -> str:
     links = [f'<a href="{up}index.html">Front page</a>']
     for neighbour, text in ((before, "← {}"), (after, "{} →")):
         if neighbour:
-            links.append(f'<a href="{up}{neighbour.path.as_posix()}">{html.escape(text.format(neighbour.name))}</a>')
+            link = text.format(neighbour.path.with_suffix("") if neighbour.path.parent.name else neighbour.title)
+            links.append(f'<a href="{up}{neighbour.path.as_posix()}">{html.escape(link)}</a>')
     navigation = f'<nav class="neighbours" aria-label="Pages">{" ".join(links)}</nav>'
     return _document(f"{page.title} – {page.path.stem}", navigation, page.contents, page.body)
 
