@@ -24,7 +24,7 @@ from benchmarks.table import PAPER, ROOT, canvases_file, paper_evaluations, pape
 from dreamlib._engine.compute import Compute
 from dreamlib._engine.files import write_atomically, write_json
 from dreamlib._engine.progress import progress
-from dreamlib.distill import Distiller
+from dreamlib.distill import Distiller, snapshot_iterations
 from dreamlib.evaluation import evaluate, test_split
 from dreamlib.settings import DistillParams, digest
 from dreamlib.synthetic.synthetic_set import SyntheticSet
@@ -95,7 +95,8 @@ def begun(ipc: int, how: DistillParams, compute: Compute) -> Distiller:
     latest = max(kept)
     run = Distiller(as_set(kept[latest], ipc, how), data, info, how, network, compute, SEED)
     run.iteration = latest - latest % how.inner_iterations
-    run.snapshots = {iteration: canvases for iteration, canvases in kept.items() if iteration in run._keep}
+    at = snapshot_iterations(run.total, how.snapshots)
+    run.snapshots = {iteration: canvases for iteration, canvases in kept.items() if iteration in at}
     run.seconds, run.clock = {"before": seconds[latest]}, {iteration: seconds[iteration] for iteration in run.snapshots}
     return run
 

@@ -14,15 +14,16 @@ from dreamlib._engine.compute import Compute
 from dreamlib._engine.seeding import derive, generator
 from dreamlib.data.types import DatasetInfo, LabeledImages
 from dreamlib.data.whitening import ZCA, whitened_info
+from dreamlib.errors import ParameterError
 from dreamlib.networks import build
 from dreamlib.sampling.real_batches import Embed
-from dreamlib.settings import ClusteringParams, DistillParams, ParameterError
+from dreamlib.settings import ClusteringParams, DistillParams
 from dreamlib.synthetic.synthetic_set import SyntheticSet
 from dreamlib.training.features import embed
 from dreamlib.training.trainer import train_on_real
 from pipeline.params import Params, find_root, read_params
 from pipeline.params.check import check_names, preflight
-from pipeline.report.provenance import note_run, noted_seconds
+from pipeline.timings import note_run, noted_seconds
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 
 from benchmarks import accuracy, cost, paper, reach, table
 from benchmarks.__main__ import AT_ONCE, WHOLE, counted, cpu_name, interleaved
-from benchmarks.reference import evaluation, matching_gradient, representatives, training_step, with_torchs_layers
+from benchmarks.reference import evaluation, matching_gradient, representatives, with_torchs_layers
 from benchmarks.work import INFO, fast_matching_gradient, matching_state
 from dreamlib._engine.compiled_network import CompiledNetwork
 from dreamlib._engine.compute import Compute
@@ -17,6 +17,7 @@ from dreamlib._engine.files import read_json, write_json
 from dreamlib.data import create
 from dreamlib.evaluation import evaluate
 from dreamlib.networks import build
+from dreamlib.reference import training_step
 from dreamlib.settings import EvaluationParams
 from dreamlib.synthetic.synthetic_set import SyntheticSet
 from dreamlib.training.trainer import Trainer, TrainSettings
@@ -76,7 +77,7 @@ def test_training_step_agrees_with_the_plain_loop():
     optimizer = torch.optim.SGD(plain.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
     trainer = Trainer(model, INFO, TrainSettings(8), CompiledNetwork(model, compute))
     for _ in range(3):
-        expected = training_step(plain, optimizer, INFO.normalise(x), y)
+        expected = training_step(plain, optimizer, INFO.normalise(x), y, 0.0, torch.Generator())
         assert float(trainer.step(x, y, torch.Generator())) == pytest.approx(float(expected), rel=1e-10)
     for a, b in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)

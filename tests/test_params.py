@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from dreamlib.settings import ParameterError, digest
+from dreamlib.errors import ParameterError
+from dreamlib.settings import digest
 from pipeline.params import find_root, read_params
 
 ROOT = Path(__file__).parents[1]

@@ -14,9 +14,8 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from dreamlib._engine.files import read_json
-from dreamlib._engine.registry import UnknownNameError
 from dreamlib.data import create
-from dreamlib.settings import ParameterError
+from dreamlib.errors import ParameterError, UnknownNameError
 from dreamlib.synthetic.synthetic_set import SyntheticSet
 from pipeline import launch_notebook as launcher
 from pipeline.params import Params, find_root, read_params

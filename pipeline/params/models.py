@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from dreamlib._engine.registry import unknown
+from dreamlib.errors import ParameterError, unknown
 from dreamlib.settings import (
     RELEASED_CLUSTERING,
     ClusteringParams,
@@ -15,7 +15,6 @@ from dreamlib.settings import (
     ExpertParams,
     Natural,
     NetworkParams,
-    ParameterError,
     Positive,
     Strict,
 )

@@ -6,8 +6,7 @@ from typing import Any
 
 from ruamel.yaml import YAML, YAMLError
 
-from dreamlib._engine.registry import unknown
-from dreamlib.settings import ParameterError
+from dreamlib.errors import ParameterError, unknown
 from pipeline.params.layers import validated
 from pipeline.params.models import ClaimsParams, Params
 
