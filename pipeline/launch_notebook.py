@@ -23,7 +23,7 @@ import nbformat  # noqa: E402
 
 from dreamlib._engine.files import write_atomically  # noqa: E402
 from dreamlib._engine.progress import PROGRESS_FILE  # noqa: E402
-from dreamlib.errors import ParameterError, unknown
+from dreamlib.errors import ParameterError, unknown  # noqa: E402
 from pipeline.params import find_root, read_params  # noqa: E402
 from pipeline.report.notebooks import reset_cells  # noqa: E402
 
