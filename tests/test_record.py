@@ -91,7 +91,7 @@ def test_what_a_command_took_is_its_records_sum_and_largest(tmp_path):
 
 def test_what_the_tests_took_is_read_from_pytests_report(tmp_path):
     (tmp_path / "params.yaml").write_text(PARAMS.format("dream"))
-    (tmp_path / "methods.yaml").write_text("{}")
+    (tmp_path / "methods.yaml").write_text(METHODS)
     record.write_tests_record(tmp_path)
     assert not (tmp_path / record.TESTS).exists()
     (tmp_path / ".dream").mkdir()
