@@ -40,16 +40,19 @@ claims: data     ## the study of DREAM's claims at a reduced budget, about an ho
 
 test: setup      ## run the tests on two processes (needs no network: scikit-learn brings the digits)
 	$(BIN)/python -m pipeline.fetch_data digits
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --junitxml=.dream/tests.xml
 
 bench: setup     ## times of the library beside a plain reference: benchmarks/results*.json; DEVICE=cuda: on the GPU
 	$(BIN)/python -m benchmarks --device $(DEVICE)
+	$(BIN)/python -m pipeline.pages
 
 bench-accuracy: data   ## whether the fast path and the clustering options cost accuracy: benchmarks/accuracy.json
 	$(BIN)/python -m benchmarks.accuracy
+	$(BIN)/python -m pipeline.pages
 
 bench-reach: data      ## how good a set of one image a class is after how many minutes: benchmarks/reach.json
 	$(BIN)/python -m benchmarks.reach
+	$(BIN)/python -m pipeline.pages
 
 lint: setup      ## ruff over code and notebooks, and which layer may import which
 	$(BIN)/ruff check .
@@ -72,8 +75,7 @@ lab: setup       ## open the notebooks in JupyterLab
 report: setup    ## make HTML of the executed notebooks, with an index: reports/html/index.html
 	$(BIN)/python -m pipeline.report.notebooks html
 
-record: setup    ## maintainers: keep this run's times in results/record.json and its table in the README
+record: setup    ## maintainers: keep this run's times in results/record.json, and write the generated parts of README and docs
 	$(BIN)/python -m pipeline.report.record write
 	$(BIN)/dvc repro figures
-	$(BIN)/python -m pipeline.report.record readme
-	$(BIN)/python -m pipeline.report.results_page
+	$(BIN)/python -m pipeline.pages
