@@ -43,7 +43,7 @@ class DistillResult:
     synthetic: the distilled set, on the CPU.
     history: a row (iteration, mean loss over classes) for each inner iteration.
     snapshots: iteration → canvases.
-    seconds: time by kind of work, before a resume too. GPU work is asynchronous: only the total is meaningful there.
+    seconds: time by kind of work, including that before a resume. On a GPU only the total is meaningful.
     clock: iteration → total seconds when its snapshot was taken.
     """
 

@@ -9,7 +9,7 @@ from dreamlib import matching as objectives
 from dreamlib._engine.compiled_network import CompiledNetwork
 from dreamlib._engine.compute import Compute
 from dreamlib.distill import Distiller
-from dreamlib.matching import OBJECTIVES, MatchState
+from dreamlib.matching import OBJECTIVES, MatchState, Objective
 from dreamlib.matching.experts import ExpertSettings, train_experts
 from dreamlib.sampling.real_batches import RandomSampler
 from dreamlib.settings import DistillParams
@@ -66,6 +66,27 @@ def losses_and_gradients(objective, state):
 
 def test_every_registered_objective_is_tested_here():
     assert sorted(SMALL) == OBJECTIVES.names()
+
+
+def test_an_objective_of_losses_alone_has_every_other_hook(toy_info, tiny):
+    class Bare(Objective):
+        def losses(self, state):
+            yield from ()
+
+    bare, info = Bare(), toy_info()
+    bare.check(tiny(info), info)
+    assert bare.open_experts(tiny(info), info) is None
+    assert (bare.by_class, bare.uses_sampler, bare.learns_labels, bare.sampler_option) == (True, True, False, "")
+
+
+def test_objectives_with_experts_or_labels_say_so(toy_info, tiny, experts, digits):
+    info = toy_info(classes=10, name="digits")
+    followed = objectives.make("trajectory", {"experts": str(experts)}).open_experts(tiny(info), info)
+    followed.check_whole(count=2, epochs=3)
+    unrolled = objectives.make("unrolled", {"learn_labels": True})
+    assert unrolled.learns_labels and not unrolled.uses_sampler
+    name, value = unrolled.sampler_option.removeprefix("options.").split(": ")
+    assert objectives.make("unrolled", {name: int(value)}).uses_sampler
 
 
 @pytest.mark.parametrize(("name", "small"), CASES)

@@ -66,8 +66,8 @@ class MatchedNetwork:
         return self.strategy.kernels.compute.place(network)
 
     def pretrain(self, outer: int, iteration: int) -> None:
-        """Train a fresh network on the real images for ``pretrain_epochs`` passes, in an order of its own."""
-        if not self.settings.pretrain_epochs:
+        """Train a fresh network on the real images for ``pretrain_epochs`` passes, with ``train_on: real`` only."""
+        if not self.settings.pretrain_epochs or self.settings.train_on != "real":
             return
         order = EndlessPass(len(self.data), self.settings.network_batch, self.seed, "pretrain-order", outer)
         steps = max(1, round(self.settings.pretrain_epochs * order.batches))
