@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY := PASSIVE
 # Compiled bytecode is kept: without it every stage spends seconds compiling the libraries it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup data repro methods best claims test bench bench-accuracy bench-reach check lint clean-notebooks lab report record
+.PHONY: help setup data repro methods best claims test bench bench-accuracy bench-reach check lint clean-notebooks lab report record relock
 
 help:            ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -26,39 +26,45 @@ data: setup      ## fetch the data and check every file against its published ha
 	$(BIN)/python -m pipeline.fetch_data
 
 repro: data      ## reproduce the default pipeline from the data up, then compare with the committed record
-	$(BIN)/dvc repro --force figures
+	$(BIN)/dvc repro --force
 	$(BIN)/python -m pipeline.report.record compare
 
 methods: data    ## the methods study: every family of methods at ipc 1, under an hour on two cores
-	$(BIN)/dvc repro methods
+	$(BIN)/dvc repro studies/dvc.yaml:methods
 
 best: data       ## the best sets the project keeps (results/best), about five and a half hours on two cores
-	$(BIN)/dvc repro best
+	$(BIN)/dvc repro studies/dvc.yaml:best
 
 claims: data     ## the study of DREAM's claims at a reduced budget, about an hour on two cores
-	$(BIN)/dvc repro claims
+	$(BIN)/dvc repro studies/dvc.yaml:claims
 
-test: setup      ## run the tests (needs no network: scikit-learn brings the digits)
+test: setup      ## run the tests on two processes (needs no network: scikit-learn brings the digits)
 	$(BIN)/python -m pipeline.fetch_data digits
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --junitxml=.dream/tests.xml
 
 bench: setup     ## times of the library beside a plain reference: benchmarks/results*.json; DEVICE=cuda: on the GPU
 	$(BIN)/python -m benchmarks --device $(DEVICE)
+	$(BIN)/python -m pipeline.pages
 
 bench-accuracy: data   ## whether the fast path and the clustering options cost accuracy: benchmarks/accuracy.json
 	$(BIN)/python -m benchmarks.accuracy
+	$(BIN)/python -m pipeline.pages
 
 bench-reach: data      ## how good a set of one image a class is after how many minutes: benchmarks/reach.json
 	$(BIN)/python -m benchmarks.reach
+	$(BIN)/python -m pipeline.pages
 
-lint: setup      ## ruff over code and notebooks
+lint: setup      ## ruff over code and notebooks, and which layer may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
-# The studies' results were computed by earlier versions of the code; `dvc status` lists what differs.
 check: lint      ## linters, clean notebooks, and whether dvc.lock matches the default pipeline
 	$(BIN)/python -m pipeline.report.notebooks check
-	@said=$$($(BIN)/dvc repro --allow-missing --dry figures) && echo "$$said" && echo "$$said" | grep -q "up to date"
+	@said=$$($(BIN)/dvc repro --allow-missing --dry) && echo "$$said" && echo "$$said" | grep -q "up to date"
+
+relock: setup    ## carry dvc.lock over a change of code that changes no result, after showing that it does not
+	$(BIN)/python -m pipeline.relock
 
 clean-notebooks: setup   ## strip outputs and editor metadata from notebooks/
 	$(BIN)/python -m pipeline.report.notebooks clean
@@ -69,8 +75,7 @@ lab: setup       ## open the notebooks in JupyterLab
 report: setup    ## make HTML of the executed notebooks, with an index: reports/html/index.html
 	$(BIN)/python -m pipeline.report.notebooks html
 
-record: setup    ## maintainers: keep this run's times in results/record.json and its table in the README
+record: setup    ## maintainers: keep this run's times in results/record.json, and write the generated parts of README and docs
 	$(BIN)/python -m pipeline.report.record write
 	$(BIN)/dvc repro figures
-	$(BIN)/python -m pipeline.report.record readme
-	$(BIN)/python -m pipeline.report.results_page
+	$(BIN)/python -m pipeline.pages

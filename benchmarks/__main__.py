@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: library and plain reference interleaved; times to benchmarks/ and README.
+"""``python -m benchmarks``: library and plain reference interleaved; times to benchmarks/.
 
 A file for each kind of device (``table.results_file``), so that one never stands in for another.
 """
@@ -22,8 +22,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from benchmarks.cost import INTERVAL, NETWORK_STEPS, POOL, kmeans_operations
-from benchmarks.reference import evaluation, matching_gradient, representatives, training_step, with_torchs_layers
-from benchmarks.table import clustered_images, results_file, spread, write
+from benchmarks.reference import evaluation, matching_gradient, representatives, with_torchs_layers
+from benchmarks.table import clustered_images, results_file, spread
 from benchmarks.work import INFO, fast_matching_gradient, matching_state
 from dreamlib._engine.compiled_network import CompiledNetwork
 from dreamlib._engine.compute import Compute
@@ -33,6 +33,7 @@ from dreamlib.distill import Distiller
 from dreamlib.evaluation import evaluate
 from dreamlib.networks import build
 from dreamlib.networks.convnet import ConvNet
+from dreamlib.reference import training_step
 from dreamlib.sampling.real_batches import RepresentativeSampler
 from dreamlib.settings import DistillParams, EvaluationParams
 from dreamlib.synthetic.synthetic_set import SyntheticSet
@@ -171,7 +172,7 @@ def plain_training(compute: Compute, batch: int, steps: int, ops: str = EVALUATI
     def work() -> None:
         for _ in range(steps):
             draw = augmentation.draw(batch, (1, 28, 28), rng)
-            training_step(plain, optimizer, augmentation.apply(INFO.normalise(x), draw), y)
+            training_step(plain, optimizer, augmentation.apply(INFO.normalise(x), draw), y, 0.0, rng)
 
     return work
 
@@ -396,7 +397,6 @@ def main(arguments: list[str] | None = None) -> None:
         ]
         result["device_memory_bytes"] = torch.cuda.max_memory_reserved()
     write_json(results_file(compute.device.type, compute.precision), result)
-    write()
     print(json.dumps({key: value for key, value in result.items() if key != "rows"}))
     print(f"{'work':46}{'reference s':>12}{'fast s':>10}{'ratio':>7}  range")
     for row in result["rows"]:

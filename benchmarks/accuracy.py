@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks.cost import POOL, START_STEPS
 from benchmarks.reference import evaluation
-from benchmarks.table import ACCURACY, ROOT, write
+from benchmarks.table import ACCURACY, ROOT
 from dreamlib import data as datasets
 from dreamlib._engine.compute import Compute
 from dreamlib._engine.files import read_json, write_json
@@ -179,8 +179,6 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     write_json(given.output, result)
     part.unlink(missing_ok=True)
     _print(result)
-    if given.output == ACCURACY:
-        write()
     return result
 
 

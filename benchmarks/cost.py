@@ -113,10 +113,11 @@ def costs(result: dict[str, Any]) -> str:
         name = f"{size.name}: {size.classes}, {size.side} px"
         rows.append((name, f"{one / 1e6:,.0f} · 10⁶", *(f"{h:,.1f}" for h in hours)))
     return (
-        f"Modelled, not run: ipc {IPC}, factor {FACTOR}, {REAL} real images a class, {NETWORK_STEPS} network steps of "
-        f"128, clusterings of {POOL} images every {INTERVAL} iterations. A real image costs matching {real:.1f} "
-        f"forward passes, a synthetic one {synthetic:.1f} (counted); operations are divided by the throughput of the "
-        "first table above, every worker as fast as that machine, sums among workers free.\n\n"
+        f"Modelled, not run, for ipc {IPC}, factor {FACTOR}, {REAL} real images per class, {NETWORK_STEPS} network "
+        f"steps of 128, and a clustering of {POOL} images per class every {INTERVAL} iterations. In matching a real "
+        f"image costs {real:.1f} forward passes and a synthetic one {synthetic:.1f} (counted). Operations are divided "
+        "by the throughput of the first benchmark table. Every worker is as fast as that machine, and sums over "
+        "workers cost nothing.\n\n"
         + markdown(("classes, side", "operations of an image", *map(_workers, WORKERS)), rows)
     )
 

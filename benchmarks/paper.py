@@ -3,7 +3,7 @@
 ``run`` does iterations of the paper budget for ``--minutes``, on from where it stopped before, on whatever machine: so
 a run of the paper's length fits GPUs that are at hand for minutes at a time. All that it goes on from is
 paper-ipc<n>.safetensors: the canvases at some iterations with a note of how they came about. ``evaluate`` trains
-networks on them under the budget's protocol, for paper.json. The README tells both.
+networks on them under the budget's protocol, for paper.json. docs/speed.md shows both.
 """
 
 import argparse
@@ -20,11 +20,11 @@ from torch import Tensor
 
 from benchmarks.accuracy import starting_set
 from benchmarks.cost import POOL
-from benchmarks.table import PAPER, ROOT, canvases_file, paper_evaluations, paper_run, write
+from benchmarks.table import PAPER, ROOT, canvases_file, paper_evaluations, paper_run
 from dreamlib._engine.compute import Compute
 from dreamlib._engine.files import write_atomically, write_json
 from dreamlib._engine.progress import progress
-from dreamlib.distill import Distiller
+from dreamlib.distill import Distiller, snapshot_iterations
 from dreamlib.evaluation import evaluate, test_split
 from dreamlib.settings import DistillParams, digest
 from dreamlib.synthetic.synthetic_set import SyntheticSet
@@ -95,7 +95,8 @@ def begun(ipc: int, how: DistillParams, compute: Compute) -> Distiller:
     latest = max(kept)
     run = Distiller(as_set(kept[latest], ipc, how), data, info, how, network, compute, SEED)
     run.iteration = latest - latest % how.inner_iterations
-    run.snapshots = {iteration: canvases for iteration, canvases in kept.items() if iteration in run._keep}
+    at = snapshot_iterations(run.total, how.snapshots)
+    run.snapshots = {iteration: canvases for iteration, canvases in kept.items() if iteration in at}
     run.seconds, run.clock = {"before": seconds[latest]}, {iteration: seconds[iteration] for iteration in run.snapshots}
     return run
 
@@ -129,7 +130,6 @@ def go_on(ipc: int, pool: int, minutes: float, compute: Compute) -> None:
                 record(ipc, run, shape, compute)
                 saved = time.monotonic()
     record(ipc, run, shape, compute)
-    write()
 
 
 def record(ipc: int, run: Distiller, shape: str, compute: Compute) -> None:
@@ -176,7 +176,6 @@ def evaluate_run(ipc: int, compute: Compute) -> None:
             found = {"canvases": of, "accuracies": list(done.accuracies)}
         points[str(iteration)] = found
     write_json(PAPER, paper_evaluations() | {str(ipc): about | {"points": points}})
-    write()
 
 
 def published(ipc: int, params: Params) -> list[float] | None:
@@ -202,7 +201,7 @@ def _minutes(text: str) -> float:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """``run`` or ``evaluate``, and the README; returns the exit status."""
+    """Do ``run`` or ``evaluate``; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.paper", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", choices=["run", "evaluate"])
     parser.add_argument("--ipc", type=int, default=1)

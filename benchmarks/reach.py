@@ -1,8 +1,8 @@
 """``python -m benchmarks.reach``: how good a set is after how long, counted from nothing; to reach.json.
 
-Each method of the study ``reach`` (studies.yaml) runs in a process of its own that finds nothing compiled: it reads the
-data, clusters, and distils. The canvases kept on the way then train networks, whose accuracy on the test images says
-what was reached when. Their training is not counted; nothing is chosen by it.
+Each method of the study ``reach`` (studies/params.yaml) runs in a process of its own that finds nothing compiled: it
+reads the data, clusters, and distils. The canvases kept on the way then train networks, whose accuracy on the test
+images says what was reached when. Their training is not counted; nothing is chosen by it.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks.__main__ import cpu_name
 from benchmarks.accuracy import from_clusters
 from benchmarks.paper import as_set, published
-from benchmarks.table import REACH, ROOT, if_measured, note_of, write
+from benchmarks.table import REACH, ROOT, if_measured, note_of
 from dreamlib._engine.files import write_atomically, write_json
 from dreamlib.data.types import LabeledImages
 from dreamlib.distill import Distiller
@@ -44,7 +44,7 @@ def opened() -> Project:
     for name in ("ipc", "seeds"):
         if len(values := getattr(project.params, name)) != 1:
             raise ValueError(
-                f"the study {STUDY} of studies.yaml has one run a method: list one of {name}, not {values}"
+                f"the study {STUDY} of studies/params.yaml has one run a method: list one of {name}, not {values}"
             )
     return project
 
@@ -148,7 +148,6 @@ def measure() -> None:
     for method in project.params.methods:
         for path in kept(method).parent.glob(f"{method}*"):
             path.unlink()
-    write()
 
 
 def evaluated(project: Project, method: str, canvases: Tensor, test: LabeledImages, iteration: str) -> list[float]:

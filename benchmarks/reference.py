@@ -1,4 +1,4 @@
-"""The obvious way: class by class, eager, plain autograd. What the fast path is held against."""
+"""The benchmarks' baseline: the steps of ``dreamlib.reference``, the algorithm on one page, with torch's own layers."""
 
 import copy
 from collections import OrderedDict
@@ -6,7 +6,6 @@ from collections import OrderedDict
 import torch
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dreamlib._engine.seeding import derive, generator
 from dreamlib.data.types import DatasetInfo, LabeledImages
@@ -14,9 +13,9 @@ from dreamlib.evaluation import train_settings
 from dreamlib.matching import MatchState
 from dreamlib.networks import build
 from dreamlib.networks.convnet import AvgPool2d, ConvNet, FirstConv2d, InstanceNorm
+from dreamlib.reference import matching_loss, training_step
 from dreamlib.settings import EvaluationParams
 from dreamlib.synthetic.synthetic_set import SyntheticSet
-from dreamlib.training.cutmix import cutmix
 from dreamlib.training.schedules import SCHEDULES
 
 
@@ -40,45 +39,24 @@ def with_torchs_layers(network: ConvNet) -> ConvNet:
     return plain
 
 
-def conv_weights(network: nn.Module) -> list[Tensor]:
-    """The weights IDC and DREAM match: those of convolutions."""
-    return [p for p in network.parameters() if p.ndim == 4]
-
-
 def matching_gradient(state: MatchState, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     """Σ over classes of the squared gradient distance (IDC's 'mse'), and its gradient to the canvases.
 
     The draws are the state's own, so that the fast path given the same state does the same work. Returns a scalar and
     a tensor of the canvases' shape.
     """
-    network = with_torchs_layers(state.network)
-    canvases, weights = state.synthetic.canvases, conv_weights(network)
+    network, canvases = with_torchs_layers(state.network), state.synthetic.canvases
     total, pixels = torch.zeros((), dtype=dtype, device=canvases.device), torch.zeros_like(canvases)
     for label in range(state.info.num_classes):
         draw = state.draw(label)
-
-        def gradient(
-            images: Tensor, label: int = label, draw: object = draw, create_graph: bool = False
-        ) -> tuple[Tensor, ...]:
-            x = state.augmentation.apply(state.info.normalise(images), draw).to(dtype)
-            loss = F.cross_entropy(network(x), state.targets(label, len(x)))
-            return torch.autograd.grad(loss, weights, create_graph=create_graph)
-
-        target = gradient(state.real_images(label))
-        ours = gradient(state.synthetic_images(label), create_graph=True)
-        loss = torch.stack([(a - b).square().sum() for a, b in zip(ours, target, strict=True)]).sum()
+        real, synthetic = (
+            state.augmentation.apply(state.info.normalise(images), draw).to(dtype)
+            for images in (state.real_images(label), state.synthetic_images(label))
+        )
+        loss = matching_loss(network, real, synthetic, label)
         pixels += torch.autograd.grad(loss, canvases)[0]
         total += loss.detach()
     return total, pixels
-
-
-def training_step(network: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Tensor:
-    """One eager SGD step on prepared images; returns the loss before it."""
-    loss = F.cross_entropy(network(x), y)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
-    return loss.detach()
 
 
 def representatives(network: ConvNet, images: Tensor, clusters: int, seed: int = 0) -> Tensor:
@@ -101,7 +79,7 @@ def nearest_to_centers(features: Tensor, clusters: int, seed: int) -> Tensor:
     rows = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))[:clusters]
     centers = features[rows.to(features.device)]
     for _ in range(10):
-        member = torch.nn.functional.one_hot(torch.cdist(features, centers).argmin(1), clusters).to(features.dtype)
+        member = nn.functional.one_hot(torch.cdist(features, centers).argmin(1), clusters).to(features.dtype)
         count = member.sum(0).unsqueeze(1)
         centers = torch.where(count > 0, member.T @ features / count.clamp_min(1), centers)
     return torch.cdist(features, centers).argmin(0)
@@ -136,11 +114,7 @@ def evaluation(
             for rows in torch.randperm(len(labels), generator=rng).split(settings.batch):
                 x = info.normalise(images[rows])
                 x = settings.augmentation.apply(x, settings.augmentation.draw(len(x), tuple(x.shape[1:]), rng))
-                x, a, b, share = cutmix(x, labels[rows], rng, probability=settings.cutmix)
-                logits = network(x.to(dtype))
-                optimizer.zero_grad()
-                (share * F.cross_entropy(logits, a) + (1 - share) * F.cross_entropy(logits, b)).backward()
-                optimizer.step()
+                training_step(network, optimizer, x.to(dtype), labels[rows], settings.cutmix, rng)
         network.eval()
         with torch.no_grad():
             parts = [network(info.normalise(x).to(dtype)).argmax(1) for x in against.images.split(256)]

@@ -1,40 +1,28 @@
-"""The README's tables of speeds, written from benchmarks/results*.json by ``python -m benchmarks``."""
+"""The tables of docs/speed.md, from the measurements in benchmarks/."""
 
 import json
 import math
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 
 from benchmarks import cost
-from dreamlib._engine.files import read_json, write_atomically
-from pipeline.report.tables import between, markdown, percent
+from dreamlib._engine.files import read_json
+from pipeline.report.tables import markdown, percent
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results.json"
 FLOAT32_RESULTS = ROOT / "benchmarks" / "results-float32.json"  # of a CPU that has no bfloat16 instructions
 CUDA_RESULTS = ROOT / "benchmarks" / "results-cuda.json"
-BEGIN, END = "<!-- benchmarks: written by `make bench` -->", "<!-- end of benchmarks -->"
 ACCURACY = ROOT / "benchmarks" / "accuracy.json"
-ACCURACY_BEGIN, ACCURACY_END = "<!-- accuracy: written by `make bench-accuracy` -->", "<!-- end of accuracy -->"
-FLOAT32_BEGIN, FLOAT32_END = (
-    "<!-- float32: written by `make bench` on a CPU without bfloat16 -->",
-    "<!-- end of float32 -->",
-)
 FLOORS = ("operations' floor (s)", "bytes' floor (s)", "ratio at the floor")
-GPU_BEGIN, GPU_END = "<!-- GPU: written by `make bench DEVICE=cuda` -->", "<!-- end of GPU -->"
 PAPER = ROOT / "benchmarks" / "paper.json"
-PAPER_BEGIN, PAPER_END = (
-    "<!-- paper's length: written by `python -m benchmarks.paper` -->",
-    "<!-- end of paper's length -->",
-)
 REACH = ROOT / "benchmarks" / "reach.json"
-REACH_BEGIN, REACH_END = "<!-- reach: written by `make bench-reach` -->", "<!-- end of reach -->"
 REACH_GOAL = 0.80  # the accuracy that the table asks after, beside the published one
 PAPER_ITERATIONS = 200_000  # inner iterations of the released runs
-COST_BEGIN, COST_END = "<!-- costs: modelled from the benchmarks by `make bench` -->", "<!-- end of costs -->"
 
 
 def results_file(device: str, precision: str) -> Path:
@@ -81,7 +69,7 @@ def ratio_at_the_floor(row: dict[str, Any], result: dict[str, Any]) -> float:
 
 
 def speeds(result: dict[str, Any] | None) -> str:
-    """Machine, table and memory of a CPU in Markdown; None: not measured yet."""
+    """Return machine, table and memory of a CPU in Markdown; None means that it was not measured yet."""
     if result is None:
         return "Not measured yet: `make bench`, on a CPU without bfloat16 instructions, writes this.\n"
     machine, rows = result["machine"], []
@@ -97,21 +85,22 @@ def speeds(result: dict[str, Any] | None) -> str:
     return (
         f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, {machine['precision']}"
         f"{', compiled' if machine['compiled'] else ''}, {result['parallel_classes']} classes matched at a time; "
-        f"medians of {result['repeats']}, interleaved:\n\n"
+        f"medians of {result['repeats']} interleaved repeats:\n\n"
         + markdown(("work", "plain loop (s)", "library (s)", "ratio", "range", *FLOORS), rows)
-        + f"\nFloors: the operations over the {most_operations(result) / 1e12:.3g} · 10¹² a second of whatever did "
-        "best here, a matrix product or a convolution; the bytes that convolutions and products must move, each "
-        f"operand and result once, over the {result['peak_bytes_per_s'] / 1e9:.0f} · 10⁹ a second of a copy. A library "
-        "that does the same operations in this format cannot go beyond the last column. Most of them are of "
-        f"convolutions, and the largest of those, by itself, gets to {forward:.3g} · 10¹² a second forward, "
-        f"{to_input:.3g} in its gradient to the images and {to_weight:.3g} in that to the weights. Peak memory of "
-        "DREAM's iterations above the import of torch: "
-        f"{', '.join(memory)}. Re-clustering's share of the library's time: {', '.join(shares)}.\n"
+        + "\nThe operations' floor divides a row's operations by the highest rate measured here, of a matrix product "
+        f"or a convolution: {most_operations(result) / 1e12:.3g} · 10¹² a second. The bytes' floor divides the bytes "
+        "that convolutions and products must move, each operand and result once, by the rate of a copy: "
+        f"{result['peak_bytes_per_s'] / 1e9:.0f} · 10⁹ a second. No library that does the same operations in this "
+        "format can exceed the last column. Most operations are convolutions. The largest of these reaches "
+        f"{forward:.3g} · 10¹² operations a second forward, {to_input:.3g} · 10¹² in its gradient with respect to the "
+        f"images and {to_weight:.3g} · 10¹² with respect to the weights.\n\n"
+        f"Peak memory of DREAM's iterations above that of importing torch: {', '.join(memory)}. Share of clustering in "
+        f"the library's time: {', '.join(shares)}.\n"
     )
 
 
 def gpu_speeds(result: dict[str, Any] | None) -> str:
-    """The same of a GPU, with the share of its matrix product's speed that is reached; None: not measured yet."""
+    """Return the same for a GPU, with the share of the speed of a matrix product; None means not measured yet."""
     if result is None:
         return "Not measured yet: `make bench DEVICE=cuda`, on a machine with a CUDA GPU, writes this.\n"
     machine, peak = result["machine"], library_peak(result)
@@ -126,36 +115,35 @@ def gpu_speeds(result: dict[str, Any] | None) -> str:
         runs.append((run["ipc"], clustered_images(run["pool"]), *told, f"{took * PAPER_ITERATIONS / 3600:.1f}"))
     return (
         f"{machine['device']}, {machine['cpu']}, torch {machine['torch']}, {machine['precision']}; medians of "
-        f"{result['repeats']}, interleaved; a matrix product reaches {peak / 1e12:.0f} · 10¹² operations a second; "
-        f"at most {result['device_memory_bytes'] / 2**30:.1f} GiB of the GPU's memory were reserved in the runs below:"
-        "\n\n"
+        f"{result['repeats']} interleaved repeats. A matrix product reaches {peak / 1e12:.0f} · 10¹² operations a "
+        f"second. At most {result['device_memory_bytes'] / 2**30:.1f} GiB of the GPU's memory were reserved.\n\n"
         + markdown(("work", "plain loop (ms)", "library (ms)", "ratio", "range", "share of peak"), rows)
-        + "\nRuns of DREAM as the pipeline does them, a step prepared while the GPU is still at the one before: "
-        f"one run a row, the mean of its {result['runs'][0]['iterations']} iterations, beside the plain loop's parts "
-        f"above, and what the paper's {PAPER_ITERATIONS:,} would take at that rate:\n\n"
-        + markdown(("ipc", "clustered", "an iteration (ms)", "ratio", "share of peak", "hours"), runs)
+        + "\nRuns of DREAM as in the pipeline, where a step is prepared while the GPU still computes the previous one. "
+        f"Each row is one run: the mean over its {result['runs'][0]['iterations']} iterations, the ratio to the plain "
+        f"loop's parts above, and the hours that the paper's {PAPER_ITERATIONS:,} iterations would take at that rate:"
+        "\n\n" + markdown(("ipc", "images clustered", "iteration (ms)", "ratio", "share of peak", "hours"), runs)
     )
 
 
 def accuracy_text(result: dict[str, Any]) -> str:
-    """What speed costs in accuracy, in Markdown: differences in points, paired by seed or network."""
+    """Return what speed costs in accuracy, in Markdown: differences in points, paired by seed or network."""
 
     def told(row: dict[str, Any]) -> tuple[str, str]:
         points = [f"{100 * row[key]:.1f}" for key in ("std", "spread")]
         return f"{100 * row['difference']:+.1f} ± {points[0]}", points[1]
 
-    rows = [(r["ipc"], f"{r['of']} from {r['from']}", *told(r)) for r in result["differences"]]
-    rows += [(r["ipc"], "evaluation loop, library from plain", *told(r)) for r in result["evaluation_loops"]]
+    rows = [(r["ipc"], f"{r['of']} − {r['from']}", *told(r)) for r in result["differences"]]
+    rows += [(r["ipc"], "evaluation loop, library − plain", *told(r)) for r in result["evaluation_loops"]]
     seeds = {r["seeds"] for r in result["differences"]}
     networks = {len(r["plain"]) for r in result["evaluation_loops"]}
     how = result["options"]
     unseen = max(2 * r["std"] / math.sqrt(r["seeds"]) for r in result["differences"])
     return (
-        f"DREAM of `params.yaml`, {how['iterations']} iterations, on the validation images: differences over "
-        f"{_counted(seeds)} seeds, evaluated by {how['networks']} networks each; of the evaluation loop, over "
-        f"{_counted(networks)} networks on one set:\n\n"
-        + markdown(("ipc", "what", "difference (points)", "spread of the second"), rows)
-        + f"\nWhat so few seeds cannot show (twice a difference's standard error) is up to {100 * unseen:.1f} points.\n"
+        f"DREAM as in `params.yaml`, {how['iterations']} iterations, validation accuracy. Differences are means ± "
+        f"standard deviations over {_counted(seeds)} seeds with {how['networks']} networks each; those of the "
+        f"evaluation loop are over {_counted(networks)} networks on one set.\n\n"
+        + markdown(("ipc", "difference of", "points", "deviation of the second (points)"), rows)
+        + f"\nWith so few seeds, differences up to {100 * unseen:.1f} points (twice the standard error) are not seen.\n"
     )
 
 
@@ -182,7 +170,7 @@ def paper_run(ipc: int) -> dict[str, Any] | None:
 
 
 def paper_text(runs: list[dict[str, Any]], evaluations: dict[str, Any]) -> str:
-    """How far the runs of the paper's length have come, and how good their canvases were on the way, in Markdown."""
+    """Return how far the runs of the paper's length have come, and how good their canvases were, in Markdown."""
     told = [] if runs else ["No run towards the paper's length has been made under these settings yet.\n"]
     for run in runs:
         found = evaluations.get(str(run["ipc"]))
@@ -190,9 +178,9 @@ def paper_text(runs: list[dict[str, Any]], evaluations: dict[str, Any]) -> str:
         machines = [piece["machine"] for piece in run["pieces"]]
         where = ", then ".join(f"{m['device']}, {m['precision']}, torch {m['torch']}" for m in machines)
         text = (
-            f"DREAM at ipc {run['ipc']} under the `paper` budget (its start by at most {cost.START_STEPS} steps of "
-            f"k-means), images clustered on the way: {clustered_images(run['pool'])}; {done} {run['total']:,} "
-            f"iterations so far, on {where}"
+            f"DREAM at ipc {run['ipc']} under the `paper` budget, with at most {cost.START_STEPS} steps of k-means for "
+            f"the start; images clustered on the way: {clustered_images(run['pool'])}. Done so far: {done} "
+            f"{run['total']:,} iterations, on {where}"
         )
         rows = []
         for iteration, took in sorted(run["seconds"].items(), key=lambda item: int(item[0])):
@@ -213,7 +201,7 @@ def paper_text(runs: list[dict[str, Any]], evaluations: dict[str, Any]) -> str:
 
 
 def reach_text(results: dict[str, Any]) -> str:
-    """How good sets were after how long, counted from nothing, in Markdown; a table for each kind of machine."""
+    """Return how good sets were after how long, in Markdown; a table for each kind of machine."""
     if not results:
         return "Not measured yet: `make bench-reach` writes this.\n"
     return "\n".join(_reached(result) for _kind, result in sorted(results.items()))
@@ -243,32 +231,10 @@ def _reached(result: dict[str, Any]) -> str:
         f"{where}, {machine['threads']} threads, torch {machine['torch']}, {machine['precision']}"
         f"{', compiled' if machine['compiled'] else ''}; ipc {result['ipc']}, factor "
         f"{_counted(factors)}; {_counted(networks)} networks, {result['epochs']:,} epochs of protocol "
-        f"{result['protocol']}, mean ± standard deviation over networks, one seed:\n\n"
+        f"{result['protocol']}; mean ± standard deviation over networks, one seed:\n\n"
         + markdown(("method", "iterations", "minutes", "test accuracy (%)"), rows)
-        + f"\nAt the points asked, {told}.\n"
+        + f"\nAmong the iterations evaluated, {told}.\n"
     )
-
-
-def readme_text(
-    readme: str,
-    result: dict[str, Any],
-    accuracy: dict[str, Any],
-    float32: dict[str, Any] | None = None,
-    gpu: dict[str, Any] | None = None,
-    paper: str = "",
-    reach: dict[str, Any] | None = None,
-) -> str:
-    """The README's text with its tables of speeds, accuracies and costs replaced.
-
-    Raises ValueError when markers are missing.
-    """
-    readme = between(readme, BEGIN, END, lambda: speeds(result))
-    readme = between(readme, FLOAT32_BEGIN, FLOAT32_END, lambda: speeds(float32))
-    readme = between(readme, ACCURACY_BEGIN, ACCURACY_END, lambda: accuracy_text(accuracy))
-    readme = between(readme, COST_BEGIN, COST_END, lambda: cost.costs(result))
-    readme = between(readme, PAPER_BEGIN, PAPER_END, lambda: paper)
-    readme = between(readme, REACH_BEGIN, REACH_END, lambda: reach_text(reach or {}))
-    return between(readme, GPU_BEGIN, GPU_END, lambda: gpu_speeds(gpu))
 
 
 def if_measured(path: Path) -> dict[str, Any] | None:
@@ -288,17 +254,13 @@ def paper_result() -> str:
     return paper_text([paper_run(ipc) for ipc in ipcs], paper_evaluations())
 
 
-def with_all_measured(readme: str) -> str:
-    """``readme_text`` of all that has been measured."""
-    others = if_measured(FLOAT32_RESULTS), if_measured(CUDA_RESULTS), paper_result(), if_measured(REACH)
-    return readme_text(readme, read_json(RESULTS), read_json(ACCURACY), *others)
-
-
-def write() -> None:
-    """Bring README.md up to date with what has been measured."""
-    path = ROOT / "README.md"
-    write_atomically(path, with_all_measured(path.read_text()).encode())
-
-
-if __name__ == "__main__":
-    write()
+# The blocks of docs/speed.md, by name.
+BLOCKS: dict[str, Callable[[], str]] = {
+    "bfloat16": lambda: speeds(if_measured(RESULTS)),
+    "float32": lambda: speeds(if_measured(FLOAT32_RESULTS)),
+    "GPU": lambda: gpu_speeds(if_measured(CUDA_RESULTS)),
+    "paper's length": paper_result,
+    "reach": lambda: reach_text(if_measured(REACH) or {}),
+    "accuracy": lambda: accuracy_text(read_json(ACCURACY)),
+    "costs": lambda: cost.costs(read_json(RESULTS)),
+}

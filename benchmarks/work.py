@@ -1,12 +1,15 @@
 """The pieces of work that are timed and compared: a matching step and a training step of given sizes."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from dreamlib._engine.compiled_network import CompiledNetwork
 from dreamlib._engine.compute import Compute
+from dreamlib._engine.strategies import MatchingStep, SideBySide, Strategy
+from dreamlib._engine.threads import Workers
 from dreamlib.data.types import DatasetInfo, LabeledImages
-from dreamlib.distill import side_by_side_gradients
 from dreamlib.matching import MatchState, make
 from dreamlib.networks import build
 from dreamlib.sampling.real_batches import RandomSampler
@@ -41,16 +44,16 @@ def fast_matching_gradient(state: MatchState, parallel_classes: int = 1, threads
     """
     canvases, total = state.synthetic.canvases, torch.zeros((), device=state.synthetic.canvases.device)
     canvases.grad, objective = None, make("gradient", {"distance": "mse"})
-    if threads:
-        for _label, loss, (gradient,) in side_by_side_gradients(
-            objective, state, [canvases], parallel_classes, threads
-        ):
-            assert gradient is not None
-            canvases.grad = gradient if canvases.grad is None else canvases.grad.add_(gradient)
-            total = total + loss
-    else:
-        for _label, loss in objective.losses(state):
-            loss.sum().backward(inputs=[canvases])
-            total = total + loss.detach().sum()
+    step = MatchingStep(
+        "gradient",
+        lambda classes, network, kernels: objective.losses(
+            replace(state, classes=classes, network=network, kernels=kernels)
+        ),
+        state.network,
+        [canvases],
+    )
+    kind, workers = (SideBySide, Workers(parallel_classes, threads, {"matching"})) if threads else (Strategy, Workers())
+    for _label, loss in kind(state.kernels, state.classes, state.info.num_classes, workers).match(step):
+        total = total + loss.sum()
     assert canvases.grad is not None
     return total, canvases.grad

@@ -6,12 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from dreamlib._engine.registry import unknown
-
-
-class ParameterError(ValueError):
-    """A setting, or a combination of settings, that cannot be run; the message lists the alternatives."""
-
+from dreamlib.errors import unknown
 
 Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]

@@ -7,7 +7,7 @@ from typing import Any
 
 from dreamlib.data import DATASETS, DataError, create
 from dreamlib.data.fetch import DEFAULT_NAMES, md5_of
-from dreamlib.settings import ParameterError
+from dreamlib.errors import ParameterError
 from pipeline.params import Params, read_params
 
 LISTED = 10  # files of a data set; one of a user's own may have as many as images

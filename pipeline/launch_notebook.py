@@ -1,7 +1,7 @@
-"""The launcher of one notebook: ``python -m pipeline.launch_notebook NOTEBOOK OUTPUT [key=value …]``.
+"""Execute one notebook: ``python -m pipeline.launch_notebook NOTEBOOK OUTPUT [key=value …]``.
 
-Papermill runs the notebook; around it the launcher refuses what papermill would only warn of, shows the kernel's
-progress on standard error, and strips from the executed copy whatever differs from run to run.
+Papermill runs the notebook. The launcher rejects unknown parameters, shows the kernel's progress on standard error, and
+removes from the executed copy whatever differs from run to run.
 """
 
 import argparse
@@ -15,33 +15,32 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# jsonschema, which nbformat imports, builds a grammar of web addresses for a check that notebooks do not need: two
-# seconds of every stage. It goes without where the module is not there.
+# nbformat imports jsonschema, which with this module spends two seconds on a grammar of web addresses that notebooks do
+# not need. Without the module, it skips the grammar.
 sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
 import nbformat  # noqa: E402
 
 from dreamlib._engine.files import write_atomically  # noqa: E402
 from dreamlib._engine.progress import PROGRESS_FILE  # noqa: E402
-from dreamlib._engine.registry import unknown  # noqa: E402
-from dreamlib.settings import ParameterError  # noqa: E402
+from dreamlib.errors import ParameterError, unknown  # noqa: E402
 from pipeline.params import find_root, read_params  # noqa: E402
 from pipeline.report.notebooks import reset_cells  # noqa: E402
 
 
 def parse(pairs: list[str]) -> dict[str, int | str]:
-    """``key=value`` arguments as a notebook's parameters; whole numbers become int, the rest stays text.
+    """Return ``key=value`` arguments as a notebook's parameters; whole numbers become int, the rest stays text.
 
     >>> parse(["method=dream", "ipc=10"])
     {'method': 'dream', 'ipc': 10}
     """
-    found: dict[str, int | str] = {}
+    parameters: dict[str, int | str] = {}
     for pair in pairs:
         key, sign, value = pair.partition("=")
         if not sign or not key.isidentifier():
             raise ParameterError(f"'{pair}' is not of the form key=value")
-        found[key] = int(value) if value.lstrip("-").isdigit() else value
-    return found
+        parameters[key] = int(value) if value.lstrip("-").isdigit() else value
+    return parameters
 
 
 def refuse_unknown(notebook: nbformat.NotebookNode, parameters: dict[str, Any], name: str) -> None:
@@ -56,9 +55,9 @@ def refuse_unknown(notebook: nbformat.NotebookNode, parameters: dict[str, Any], 
 
 
 def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Take out of an executed notebook everything that is not its content: times, random ids, standard error, widgets.
+    """Remove times, random ids, standard error and widgets from an executed notebook, in place; return it.
 
-    What is left is the same bytes from run to run, so that DVC and git see a change only where a result changed.
+    The rest is the same bytes from run to run, so that DVC and git see a change only where a result changed.
     """
     notebook.metadata = {k: v for k, v in notebook.metadata.items() if k in ("kernelspec", "language_info", "title")}
     reset_cells(notebook)
@@ -77,7 +76,7 @@ def _is_noise(output: Any) -> bool:
 
 @contextmanager
 def _shown_progress() -> Iterator[None]:
-    """Copy what the kernel writes to its progress file to our standard error, as it comes."""
+    """Copy the kernel's progress file to standard error while it grows."""
     with tempfile.NamedTemporaryFile(prefix="dream-progress-") as file:
         os.environ[PROGRESS_FILE] = file.name
         stop = threading.Event()
@@ -88,7 +87,7 @@ def _shown_progress() -> Iterator[None]:
                 shown = 0.0
                 while True:
                     done, text = stop.is_set(), source.read()
-                    # A log file wants a line now and then, a terminal every redraw.
+                    # A terminal gets every redraw, a log file a line every 20 seconds.
                     if text and (terminal or done or time.monotonic() - shown > 20):
                         shown = time.monotonic()
                         sys.stderr.write(text if terminal else text.rstrip().splitlines()[-1].split("\r")[-1] + "\n")
@@ -108,25 +107,25 @@ def _shown_progress() -> Iterator[None]:
 
 
 def prepare_kernel(root: Path) -> None:
-    """Give kernels a configuration of the project's own, a place for compiled code that later stages find again, and
-    an allocator that keeps its memory.
+    """Set the environment of the kernels: an IPython profile, a cache of compiled code and the allocator's thresholds.
 
-    A user's IPython start-up files would otherwise run inside every stage. Both folders lie under .dream/.
+    The profile keeps a user's IPython start-up files out of the stages. Profile and cache lie in .dream/.
     """
     profile = root / ".dream" / "ipython" / "profile_default"
     config = b"c = get_config()  # noqa: F821\nc.IPKernelApp.log_level = 'CRITICAL'\n"
     write_atomically(profile / "ipython_kernel_config.py", config)
     os.environ["IPYTHONDIR"] = str(profile.parent)
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(root / ".dream" / "compiled"))
-    # glibc would hand each step's large buffers back to the system and fault them in again: a third of the time.
+    # By default, glibc returns the large buffers of each step to the system and faults them in again: a third of the
+    # time.
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(4 * 2**30))
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(16 * 2**30))
 
 
 def restart_prepared(module: str) -> None:
-    """Begin this process (``python -m module …``) again as ``prepare_kernel`` wants it, unless it was begun so.
+    """Restart this process (``python -m module …``) in the environment of ``prepare_kernel``, unless it has it already.
 
-    The allocator reads its settings when a process starts.
+    A restart is needed because the allocator reads its settings when a process starts.
     """
     if "MALLOC_TRIM_THRESHOLD_" not in os.environ:
         prepare_kernel(find_root())
@@ -134,7 +133,7 @@ def restart_prepared(module: str) -> None:
 
 
 def exit_status(work: Callable[[], object]) -> int:
-    """Do a command's work: 0, or 1 after one line on standard error where something is wrong."""
+    """Run a command; return 0, or print one line to standard error and return 1 if it raises an expected error."""
     try:
         work()
     except (ValueError, OSError, RuntimeError) as error:
@@ -146,26 +145,26 @@ def exit_status(work: Callable[[], object]) -> int:
 
 
 def interrupted() -> int:
-    """What is said of Ctrl-C; the exit status is the shell's for it."""
+    """Print how to continue after Ctrl-C; return the shell's exit status for it."""
     print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
     return 130
 
 
 def failed_copy(root: Path, output: Path) -> Path:
-    """Where a failing notebook's copy goes."""
+    """Return the path of a failed notebook's copy."""
     return root / ".dream" / "failed" / output.name
 
 
-def _keep(executed: Path, target: Path) -> None:
+def _write_normalised(executed: Path, target: Path) -> None:
     text = nbformat.writes(normalise(nbformat.read(executed, as_version=4))) + "\n"
     write_atomically(target, text.encode())
 
 
 def run(notebook: Path, output: Path, parameters: dict[str, Any]) -> None:
-    """Execute ``notebook`` with ``parameters`` and leave its normalised copy at ``output``.
+    """Execute ``notebook`` with ``parameters`` and write its normalised copy to ``output``.
 
-    A notebook that fails leaves nothing there; its copy with the traceback goes to .dream/failed/. Raises papermill's
-    PapermillExecutionError then; ParameterError or UnknownNameError before anything runs.
+    Raise ParameterError or UnknownNameError before anything runs, and PapermillExecutionError if the notebook fails:
+    ``output`` is then not written, and a copy with the traceback is in .dream/failed/.
     """
     import papermill
 
@@ -180,33 +179,33 @@ def run(notebook: Path, output: Path, parameters: dict[str, Any]) -> None:
                 str(notebook), str(executed), parameters, kernel_name="python3", cwd=str(root),
                 progress_bar=False, log_output=False,
             )  # fmt: skip
-        _keep(executed, output)
+        _write_normalised(executed, output)
     except papermill.PapermillExecutionError:
-        _keep(executed, failed_copy(root, output))
+        _write_normalised(executed, failed_copy(root, output))
         raise
     finally:
         executed.unlink(missing_ok=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit status, with one clear line on standard error where something is wrong."""
+    """Run the command; return the exit status, after one line on standard error if something is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.launch_notebook", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("notebook", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("parameters", nargs="*", metavar="key=value")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     from papermill.exceptions import PapermillExecutionError
 
     try:
         read_params()
-        run(given.notebook, given.output, parse(given.parameters))
+        run(options.notebook, options.output, parse(options.parameters))
     except PapermillExecutionError as error:
-        if error.ename == "KeyboardInterrupt":  # the kernel heard of it first
+        if error.ename == "KeyboardInterrupt":  # the kernel received it first
             return interrupted()
-        where = failed_copy(find_root(), given.output)
-        print(f"error: {given.notebook}: {error.ename}: {error.evalue} (traceback: {where})", file=sys.stderr)
+        traceback = failed_copy(find_root(), options.output)
+        print(f"error: {options.notebook}: {error.ename}: {error.evalue} (traceback: {traceback})", file=sys.stderr)
         return 1
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -14,15 +14,16 @@ from dreamlib._engine.compute import Compute
 from dreamlib._engine.seeding import derive, generator
 from dreamlib.data.types import DatasetInfo, LabeledImages
 from dreamlib.data.whitening import ZCA, whitened_info
+from dreamlib.errors import ParameterError
 from dreamlib.networks import build
 from dreamlib.sampling.real_batches import Embed
-from dreamlib.settings import ClusteringParams, DistillParams, ParameterError
+from dreamlib.settings import ClusteringParams, DistillParams
 from dreamlib.synthetic.synthetic_set import SyntheticSet
 from dreamlib.training.features import embed
 from dreamlib.training.trainer import train_on_real
 from pipeline.params import Params, find_root, read_params
 from pipeline.params.check import check_names, preflight
-from pipeline.report.provenance import note_run, noted_seconds
+from pipeline.timings import note_run, noted_seconds
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ class Project:
     def open(cls, root: str | Path | None = None, study: str | None = None) -> "Project":
         """The project around the current directory, checked whole: see ``check_names`` and ``preflight``.
 
-        With ``study``, under the parameters of that section of studies.yaml and with a results folder of its own.
+        With ``study``, under the parameters of that section of studies/params.yaml and with a results folder of its
+        own.
         """
         root = Path(root) if root else find_root()
         project = cls(root, read_params(root, study), study)

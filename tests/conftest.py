@@ -1,5 +1,6 @@
 """What the tests of the core share: toy images, a tiny network, digits, and a watch over the global generators."""
 
+import os
 import random
 import subprocess
 import threading
@@ -13,6 +14,9 @@ from dreamlib._engine.compute import Compute
 from dreamlib.data import create, load_split
 from dreamlib.data.types import DatasetInfo, LabeledImages
 from dreamlib.networks import build
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the processes share the cores
 
 
 @pytest.fixture
@@ -49,17 +53,13 @@ def traces(monkeypatch):
 
 @pytest.fixture(scope="session")
 def committed(tmp_path_factory):
-    """The project as it was last committed: someone's own run changes results, and with them no text of the README.
-
-    Without a repository, the project as it lies.
-    """
+    """The project as it was last committed: a run of one's own changes results. Without a repository, as it lies."""
     project, folder = Path(__file__).parents[1], tmp_path_factory.mktemp("committed")
     archive = folder / "head.tar"
     if not (project / ".git").exists():
         return project
-    what = ["README.md", "params.yaml", "studies.yaml", "notebooks", "results"]
-    subprocess.run(["git", "archive", "-o", archive, "HEAD", *what], cwd=project, check=True)
-    subprocess.run(["tar", "-xf", archive], cwd=folder, check=True)
+    subprocess.run(["git", "archive", "-o", archive, "HEAD"], cwd=project, check=True)
+    subprocess.run(["tar", "-xf", archive, "-C", folder], check=True)
     return folder
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from dreamlib._engine.registry import UnknownNameError
 from dreamlib._engine.torchvision_import import torchvision
+from dreamlib.errors import UnknownNameError
 from dreamlib.training.augment import GEOMETRIC, OPS, Augmentation, AugmentationDraw
 from dreamlib.training.cutmix import cutmix
 

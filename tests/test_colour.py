@@ -95,7 +95,8 @@ def project(tmp_path_factory):
         for row, shade in enumerate(shades[number::3]):
             pixels = (shade * torch.tensor(hue).view(3, 1, 1) * 255).byte().permute(1, 2, 0)
             Image.fromarray(pixels.numpy()).save(root / "mine" / name / f"{row:02}.png")
-    shutil.copy(ROOT / "dvc.yaml", root / "dvc.yaml")
+    for name in ("dvc.yaml", "methods.yaml"):
+        shutil.copy(ROOT / name, root / name)
     shutil.copytree(ROOT / "dreamlib", root / "dreamlib", ignore=shutil.ignore_patterns("__pycache__"))
     values = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
     values.update(dataset="folder", ipc=[1], methods=["dream", "dm_dream"], seeds=[0], budget="tiny")

@@ -15,9 +15,9 @@ import scipy.io
 import torch
 from PIL import Image
 
-from dreamlib._engine.registry import UnknownNameError
 from dreamlib._engine.torchvision_import import torchvision
 from dreamlib.data import DATASETS, DataError, create, info
+from dreamlib.errors import UnknownNameError
 
 SPLITS = ("train", "test")
 

@@ -7,11 +7,11 @@ from typing import ClassVar
 import pytest
 import torch
 
-from dreamlib._engine.registry import UnknownNameError
 from dreamlib._engine.seeding import generator
 from dreamlib.data import DATASETS, Dataset, create, data_hash, info, load_split
 from dreamlib.data.base import check_split
 from dreamlib.data.types import DatasetInfo, LabeledImages
+from dreamlib.errors import UnknownNameError
 
 SIZES = (12, 5, 9)
 

@@ -13,16 +13,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from dreamlib import distill
+from dreamlib._engine import ranks, strategies
+from dreamlib._engine import threads as engine_threads
 from dreamlib._engine.checkpoint import Checkpoint
 from dreamlib._engine.compiled_network import compiler_found
 from dreamlib._engine.compute import Compute
+from dreamlib._engine.losses import DistillationDivergedError
 from dreamlib.data.types import DatasetInfo, LabeledImages
-from dreamlib.distill import DistillationDivergedError, Distiller, effective_image_lr, snapshot_iterations
+from dreamlib.distill import Distiller, snapshot_iterations
 from dreamlib.matching import OBJECTIVES, MatchState, Objective
 from dreamlib.settings import DistillParams
 from dreamlib.synthetic.initial import fill, random_rows
+from dreamlib.synthetic.learned_set import effective_image_lr
 from dreamlib.synthetic.synthetic_set import SyntheticSet
+from dreamlib.training.trainer import Trainer
 
 NETWORK = ("convnet", {"width": 8, "depth": 1})
 SMALL = {
@@ -78,7 +82,7 @@ def test_what_is_learned_besides_pixels_follows_the_schedule_too():
     )  # fmt: skip
     for _ in range(3):
         run.step()
-    assert [group["lr"] for group in run.optimizer.param_groups] == [0.4 / 4, 0.08 / 4]
+    assert [group["lr"] for group in run.learned.optimizer.param_groups] == [0.4 / 4, 0.08 / 4]
 
 
 @functools.cache
@@ -228,22 +232,24 @@ def test_classes_of_more_sizes_than_compile_are_matched_one_by_one(monkeypatch, 
 
     def parallel_classes(data):
         start = fill(data, random_rows(data, 8, 0), 2, 2, "single")
-        return Distiller(start, data, info, DistillParams(**SMALL, parallel_classes=2), NETWORK, Compute(), 0)._at_once
+        run = Distiller(start, data, info, DistillParams(**SMALL, parallel_classes=2), NETWORK, Compute(), 0)
+        return run.strategy.workers.parallel
 
     assert (parallel_classes(data), parallel_classes(uneven)) == (2, 2)
-    monkeypatch.setattr(distill, "SHAPES", 4)  # half of them: two sizes
+    monkeypatch.setattr(strategies, "SHAPES", 4)  # half of them: two sizes
     assert (parallel_classes(data), parallel_classes(uneven)) == (2, 1)
 
 
 def test_workers_of_unequal_shares_compute_on_as_many_threads(monkeypatch, threads_restored):
     """Or the networks each trains by itself would round apart."""
     torch.set_num_threads(4)
-    monkeypatch.setattr(distill.ranks, "world", lambda: 3)
+    monkeypatch.setattr(ranks, "world", lambda: 3)
     found = set()
     for rank in range(3):
-        monkeypatch.setattr(distill.ranks, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
         run = distiller(classes=10, parallel_classes=4, image_update="once_equivalent")
-        found.add((len(run.classes), run._at_once, run._threads_of_each))
+        workers = run.strategy.workers
+        found.add((len(run.strategy.classes), workers.parallel, workers.threads))
     assert found == {(4, 2, 2), (3, 2, 2)}  # by itself the first would do four at once on one thread each
 
 
@@ -251,20 +257,20 @@ def test_a_network_trains_beside_the_classes_that_are_matched(monkeypatch, threa
     """Training waits for a class to be matched, which one after the other would never be."""
     torch.set_num_threads(2)
     run, matched, waited = distiller(parallel_classes=2, train_on="real"), threading.Event(), []
-    drawn, train = MatchState.draw, run._train
+    drawn, train = MatchState.draw, run.matched.train
 
     def draw(self, label):
         matched.set()
         return drawn(self, label)
 
     def waiting(*given):
-        if given[0] and run.iteration == 1:
+        if run.iteration == 1:
             matched.clear()
             waited.append(matched.wait(timeout=30))
         train(*given)
 
     monkeypatch.setattr(MatchState, "draw", draw)
-    run._train = waiting
+    run.matched.train = waiting
     assert same(run.run(), distiller(parallel_classes=2).run())
     assert waited == [True]
 
@@ -273,15 +279,15 @@ def test_the_first_time_nothing_runs_side_by_side(monkeypatch, threads_restored)
     """Where it would compile; after a resumption too, and for training when it first comes."""
     torch.set_num_threads(2)
     run, used = distiller(parallel_classes=2), []
-    real = distill.side_by_side_gradients
+    real = engine_threads.in_order
 
-    def watched(objective, state, leaves, parallel_classes, *rest):
-        used.append((state.iteration, parallel_classes))
-        return real(objective, state, leaves, parallel_classes, *rest)
+    def watched(tasks, parallel, *rest):
+        used.append((run.iteration, parallel))
+        return real(tasks, parallel, *rest)
 
-    monkeypatch.setattr(distill, "side_by_side_gradients", watched)
+    monkeypatch.setattr(engine_threads, "in_order", watched)
     run.iteration = 3  # the last of its outer iteration: no training there
-    run._fresh_network()
+    run.matched.renew(0)
     run.run()
     assert used[:4] == [(3, 1), (4, 1), (5, 2), (6, 2)]
 
@@ -307,7 +313,8 @@ def test_an_objective_deaf_to_the_class_it_is_asked_for_is_told_so(toy_objective
             (c, state.synthetic.canvases.sum()) for c in (every if state.iteration == 2 else state.classes)
         )
     )
-    with pytest.raises(RuntimeError, match=r"Toy gave losses of classes \[0, 1, 2\] where class 0 was asked for: loop"):
+    message = r"'toy' gave losses of classes \[0, 1, 2\], expected \[0\]: loop over"
+    with pytest.raises(RuntimeError, match=message):
         distiller(objective="toy", parallel_classes=2).run()
 
 
@@ -321,7 +328,7 @@ def test_divergence_side_by_side_names_the_class(toy_objective, threads_restored
             yield label, state.synthetic.decode_class(label).sum() * (float("nan") if bad else 1.0)
 
     toy_objective(losses)
-    with pytest.raises(DistillationDivergedError, match=rf"class 1 \(b\).*iteration {iteration}"):
+    with pytest.raises(match=rf"class 1 \(b\).*iteration {iteration}"):
         distiller(objective="toy", parallel_classes=2).run()
     assert threads_of_a_new_thread() == 2
 
@@ -451,8 +458,8 @@ def test_the_first_per_class_iteration_falls_short_of_the_collapsed_step_by_a_kn
     share = 1 - 2.0 ** -(k - c)
     torch.testing.assert_close(moved["per_class"], share * moved["once_equivalent"], rtol=1e-9, atol=1e-15)
     per_class = runs["per_class"]
-    buffer = per_class.optimizer.state[per_class.synthetic.canvases]["momentum_buffer"].view(10, 2, 1, 8, 8)
-    to_come = -per_class.lr * buffer * (1 - 2.0**-c)
+    buffer = per_class.learned.optimizer.state[per_class.synthetic.canvases]["momentum_buffer"].view(10, 2, 1, 8, 8)
+    to_come = -per_class.learned.lr * buffer * (1 - 2.0**-c)
     whole = (1 - 2.0**-k) * moved["once_equivalent"]
     torch.testing.assert_close(moved["per_class"] + to_come, whole, rtol=1e-9, atol=1e-15)
 
@@ -543,7 +550,7 @@ def test_the_released_sampler_sees_images_without_their_normalisation(sampler):
 
     def watched(label, members, rng, embed, predict):
         shown = images if sampler == "released" else (images - 0.4) / 0.25
-        seen.append((embed(images), run.model.eval().features(shown)))
+        seen.append((embed(images), run.matched.model.eval().features(shown)))
         return choose(label, members, rng, embed, predict)
 
     run.sampler.choose = watched
@@ -554,7 +561,7 @@ def test_the_released_sampler_sees_images_without_their_normalisation(sampler):
 
 def shown_to_networks(run):
     """Iteration → the real images of each step of its network's training, as row numbers."""
-    shown, train = {}, distill.Trainer.train
+    shown, train = {}, Trainer.train
 
     def watched(self, images, labels, draw_rows, steps, rng):
         def drawn():
@@ -564,7 +571,7 @@ def shown_to_networks(run):
         train(self, images, labels, drawn, steps, rng)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distill.Trainer, "train", watched)
+        patch.setattr(Trainer, "train", watched)
         run.run()
     return shown
 
@@ -600,7 +607,7 @@ def test_a_fresh_network_begins_every_outer_iteration():
     run, weights = distiller(), []
     for _ in range(12):
         run.step()
-        weights.append(run.model.classifier.weight.detach().clone())
+        weights.append(run.matched.model.classifier.weight.detach().clone())
     changed = [not torch.equal(a, b) for a, b in itertools.pairwise(weights)]
     # steps 1–3 train, and the last of an outer iteration does not: its network is thrown away
     assert changed == [True, True, False, True, True, True, False, True, True, True, False]
@@ -610,7 +617,7 @@ def test_train_on_none_leaves_the_network_alone():
     run, weights = distiller(train_on="none"), []
     for _ in range(4):
         run.step()
-        weights.append(run.model.classifier.weight.detach().clone())
+        weights.append(run.matched.model.classifier.weight.detach().clone())
     assert all(torch.equal(weights[0], w) for w in weights)
 
 
@@ -691,7 +698,7 @@ def test_divergence_names_iteration_class_and_rate_and_keeps_the_last_good_check
 
     toy_objective(losses)
     checkpoint, run = Checkpoint(tmp_path, "key"), distiller(objective="toy", image_lr=0.02, image_update="per_class")
-    with pytest.raises(DistillationDivergedError, match=r"class 1 \(b\).*iteration 5.*image_lr 0\.02: lower"):
+    with pytest.raises(match=r"class 1 \(b\).*iteration 5.*image_lr 0\.02: lower"):
         run.run(checkpoint)
     kept = checkpoint.load()
     assert kept["iteration"] == 5
@@ -718,7 +725,7 @@ def test_a_broken_learned_value_is_named_with_its_own_rate(toy_objective):
         yield -1, (rate - rate.detach()).clamp_min(0).sqrt() + state.synthetic.canvases.square().sum()
 
     toy_objective(losses, learned=lambda self, start: {"rate": torch.tensor(1.0)})
-    with pytest.raises(DistillationDivergedError, match=r"learned 'rate' .* with learned_lr 0\.01: lower learned_lr"):
+    with pytest.raises(match=r"learned 'rate' .* with learned_lr 0\.01: lower learned_lr"):
         distiller(objective="toy", learned_lr=0.01, image_update="once_equivalent").run()
 
 

@@ -18,7 +18,7 @@ from dreamlib.synthetic.synthetic_set import SyntheticSet
 from dreamlib.training.schedules import SCHEDULES
 from dreamlib.training.trainer import compiled_network, fit
 from pipeline.params import find_root, read_params
-from pipeline.project import check_names
+from pipeline.params.check import check_names
 
 ROOT = find_root(Path(__file__).parent)
 NETWORK = ("convnet", {"width": 8})

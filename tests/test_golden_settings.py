@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from dreamlib.data import info as dataset_info
-from dreamlib.distill import effective_image_lr
 from dreamlib.matching.experts import ExpertSettings
 from dreamlib.networks import build
 from dreamlib.sampling.real_batches import SAMPLERS
 from dreamlib.synthetic.initial import INITS
+from dreamlib.synthetic.learned_set import effective_image_lr
 from dreamlib.training.augment import augmentation_for
 from dreamlib.training.schedules import SCHEDULES
 from pipeline.params import read_params

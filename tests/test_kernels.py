@@ -7,9 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dreamlib._engine.compiled_network import CompiledNetwork, compiler_found, run_beside_python, weights_of
+from dreamlib._engine.compiled_network import CompiledNetwork, compiler_found, weights_of
 from dreamlib._engine.compute import Compute
-from dreamlib.matching.gradient import absolute, matched_weights, row_cosine, squared
+from dreamlib._engine.release_python_lock import release_python_lock
+from dreamlib.matching.distribution import squared
+from dreamlib.matching.gradient import absolute, matched_weights, row_cosine
 
 needs_compiler = pytest.mark.skipif(
     not compiler_found(), reason="no C++ compiler on this machine: torch.compile cannot"
@@ -149,7 +151,7 @@ def test_compiled_equals_uncompiled(tiny):
 @torchs_own_warning
 def test_other_threads_of_python_run_beside_compiled_code(tiny, threads_restored):
     """A thread goes on ticking while one call computes; where the call held Python's lock it would wait for its end."""
-    assert run_beside_python(), "torch compiles otherwise than it did"
+    assert release_python_lock(), "torch compiles otherwise than it did"
     torch.set_num_threads(1)
 
     def slow(x):

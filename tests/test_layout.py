@@ -4,84 +4,31 @@ import ast
 import json
 import subprocess
 import sys
-from graphlib import CycleError, TopologicalSorter
+import tomllib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LIBRARY = ROOT / "dreamlib"
-# DESIGN.md's table, with the modules it leaves unnamed. A module imports its own rank or lower ones.
-RANKS = {
-    0: "types seeding registry tables sections params files progress compute parallel threads graphs _torchvision",
-    1: "datasets networks augment kmeans kernels checkpoint whitening frequency",
-    2: "training synthetic sampling",
-    3: "initialize coverage selection experts objectives",
-    4: "distill batches cost",
-    5: "evaluate",
-    6: "provenance figures figures_claims notebooks claims",
-    7: "project record",  # params.yaml and data, opened: where every stage begins
-    8: "stage_clustering stage_experts report",
-    9: "stage_distillation stage_figures",
-    10: "stage_evaluation stage_methods",
-    11: "run worker",  # the launcher, and one of several processes of a stage
-    12: "study stage_batches stage_cost stage_best",  # many settings in one process
-    13: "stage_claims",
-    14: "stage_verdicts stage_results",
+SOURCES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for package in ("dreamlib", "pipeline")
+    for path in sorted((ROOT / package).rglob("*.py"))
 }
-RANK = {name: rank for rank, names in RANKS.items() for name in names.split()}
-
-
-def dotted(path):
-    """dreamlib/a/b.py → dreamlib.a.b, and a package by its folder."""
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-SOURCES = {dotted(path): path for path in sorted(LIBRARY.rglob("*.py"))}
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in SOURCES.items()}
 NAMES = sorted(TREES)
 
 
-def imported(name):
-    """The library's modules that one imports, also inside functions."""
-    found = set()
-    for node in ast.walk(TREES[name]):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{name} imports relatively; write the full name"
-            for alias in node.names:
-                whole = f"{node.module}.{alias.name}"
-                found.add(whole if whole in TREES else node.module)
-    return {module for module in found if module in TREES}
-
-
-def area(name):
-    """The entry of the table a module belongs to: its own name, or its package's; None for the library's front."""
-    parts = name.split(".")
-    return parts[1] if len(parts) > 1 else None
-
-
-def test_every_module_has_a_place_and_every_place_a_module():
-    areas = {area(name) for name in NAMES} - {None}
-    assert areas - set(RANK) == set(), "give the new module a rank, here and in DESIGN.md"
-    assert set(RANK) - areas == set(), "the table names modules that are gone"
-
-
-@pytest.mark.parametrize("name", [name for name in NAMES if area(name)])
-def test_a_module_imports_its_own_rank_or_lower(name):
-    upward = {other for other in imported(name) if area(other) and RANK[area(other)] > RANK[area(name)]}
-    assert upward == set()
-    assert "dreamlib" not in imported(name), "the library's front is for its users"
-
-
-def test_imports_have_no_cycle():
-    graph = {name: imported(name) - {name} for name in NAMES}
-    try:
-        list(TopologicalSorter(graph).static_order())
-    except CycleError as error:
-        pytest.fail(f"import cycle: {' → '.join(error.args[1])}")
+def test_layers_import_lower_ones_only():
+    """The contracts are in pyproject.toml; every package and module of the library has a layer there."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = {name for contract in contracts for layer in contract["layers"] for name in layer.split(" | ")}
+    parts = {name.split(".")[1] for name in NAMES if name.count(".")}
+    assert parts - layers == set(), "give the new package or module a layer in pyproject.toml"
+    assert layers - parts - {"dreamlib", "pipeline"} == set(), "pyproject.toml names layers that are gone"
+    lint = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([lint], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 def test_nothing_imports_a_notebook_a_test_or_a_benchmark():
@@ -115,7 +62,7 @@ def test_only_evaluate_reads_the_test_split():
     """Data sets know their files; to the rest of the library 'test' is a word that evaluate.py alone may load by."""
     readers, users = set(), set()
     for name, tree in TREES.items():
-        if area(name) == "datasets":
+        if name.startswith("dreamlib.data"):
             continue
         for function, call in calls(tree):
             last = function.rsplit(".", 1)[-1]
@@ -128,7 +75,8 @@ def test_only_evaluate_reads_the_test_split():
     mentions = {
         name
         for name, tree in TREES.items()
-        if area(name) != "datasets" and any(isinstance(n, ast.Constant) and n.value == "test" for n in ast.walk(tree))
+        if not name.startswith("dreamlib.data")
+        and any(isinstance(n, ast.Constant) and n.value == "test" for n in ast.walk(tree))
     }
     assert mentions <= {"dreamlib.evaluation", "pipeline.stages.evaluation"}  # the stage says so in its metrics
 

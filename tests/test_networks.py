@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from dreamlib import networks
-from dreamlib._engine.registry import UnknownNameError
 from dreamlib.data.types import DatasetInfo
+from dreamlib.errors import UnknownNameError
 from dreamlib.networks import NETWORKS, build
 
 NORMS = ("instance", "batch", "group", "layer", "none")

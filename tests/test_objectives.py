@@ -6,9 +6,10 @@ import torch.nn.functional as F
 
 from dreamlib._engine.compiled_network import CompiledNetwork
 from dreamlib._engine.compute import Compute
-from dreamlib._engine.registry import UnknownNameError
+from dreamlib.errors import UnknownNameError
 from dreamlib.matching import MatchState, make
-from dreamlib.matching.gradient import DISTANCES, absolute, matched_weights, row_cosine, squared
+from dreamlib.matching.distribution import squared
+from dreamlib.matching.gradient import DISTANCES, absolute, matched_weights, row_cosine
 from dreamlib.sampling.real_batches import RandomSampler
 from dreamlib.synthetic.synthetic_set import SyntheticSet
 from dreamlib.training.augment import Augmentation

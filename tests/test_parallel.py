@@ -17,9 +17,10 @@ from dreamlib._engine.compute import Compute
 from dreamlib.data import create, info, load_split
 from dreamlib.data.types import LabeledImages
 from dreamlib.distill import Distiller
+from dreamlib.errors import ParameterError
 from dreamlib.evaluation import evaluate
 from dreamlib.matching import OBJECTIVES, Objective
-from dreamlib.settings import DistillParams, EvaluationParams, ParameterError
+from dreamlib.settings import DistillParams, EvaluationParams
 from dreamlib.synthetic.initial import fill, random_rows
 from pipeline.params import find_root
 from pipeline.project import Project, Setting
@@ -109,8 +110,8 @@ def member(rank, folder):
             checkpoint.save(state)
         distributed.barrier()
         found[f"resumed {name}"] = told(distiller(folder, name).run(checkpoint))
-    found["clustered"] = [c for c, rows in enumerate(half.sampler.chosen) if rows is not None]
-    found["kept"] = [len(rows) for rows in state["chosen"]]
+    found["clustered"] = sorted(half.sampler.chosen)
+    found["kept"] = [len(state["sampler"]["chosen"][label]) for label in range(10)]
     found["accuracies"] = evaluated(folder)
     found["gathered"] = parallel.gather(parallel.my_share("abcde"))
     found["said"] = parallel.as_the_first(rank == 0)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from dreamlib.settings import ParameterError, digest
+from dreamlib.errors import ParameterError
+from dreamlib.settings import digest
 from pipeline.params import find_root, read_params
 
 ROOT = Path(__file__).parents[1]
@@ -15,8 +16,10 @@ LONGEST = 900  # characters; a line that lists all known keys is long, one that 
 
 
 def values():
-    """The project's own file."""
-    return YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
+    """Return what the project's own two files hold together."""
+    params, methods = (YAML(typ="safe", pure=True).load(ROOT / name) for name in ("params.yaml", "methods.yaml"))
+    params["budgets"]["paper"]["by_dataset"] = methods["budgets"]["paper"]["by_dataset"]
+    return {**params, "method": methods["method"]}
 
 
 # A small file of the same shape, so that tests of mistakes do not hang on the values of the day.
@@ -42,6 +45,12 @@ budgets:
       fashion_mnist:
         distillation: {options: {distance: l1}}
 """
+
+
+@pytest.fixture(autouse=True)
+def no_further_methods(tmp_path):
+    """An empty methods.yaml: what these tests change lies in params.yaml."""
+    (tmp_path / "methods.yaml").write_text("{}")
 
 
 def reader(folder, tree):
@@ -407,7 +416,8 @@ def test_a_mistake_in_the_experts_shows_before_any_stage(reading):
 )
 def test_a_study_without_content(tmp_path, reading, text, said):
     reading()
-    (tmp_path / "studies.yaml").write_text(text)
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies" / "params.yaml").write_text(text)
     assert said in refused(lambda: read_params(tmp_path, "a"))
 
 
@@ -421,9 +431,8 @@ def test_parameters_never_change(reading):
 
 def test_the_root_is_found_from_below_and_missed_with_a_remedy(tmp_path):
     (tmp_path / "a" / "b").mkdir(parents=True)
-    (tmp_path / "dvc.yaml").touch()
     assert find_root(tmp_path / "a" / "b") == tmp_path.resolve()
-    (tmp_path / "dvc.yaml").unlink()
+    (tmp_path / "methods.yaml").unlink()
     with pytest.raises(FileNotFoundError, match="run from inside the project"):
         find_root(tmp_path / "a" / "b")
 

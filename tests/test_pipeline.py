@@ -14,122 +14,107 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from dreamlib._engine.files import read_json
-from dreamlib._engine.registry import UnknownNameError
 from dreamlib.data import create
-from dreamlib.settings import ParameterError
+from dreamlib.errors import ParameterError, UnknownNameError
 from dreamlib.synthetic.synthetic_set import SyntheticSet
 from pipeline import launch_notebook as launcher
-from pipeline.params import find_root, read_params
-from pipeline.project import Project
+from pipeline.params import Params, find_root, read_params
+from pipeline.project import Project, Setting
 from pipeline.report.cells import small_class_note
 from pipeline.report.figures import write_contact_sheet
 from pipeline.report.notebooks import check, cleaned
-from pipeline.report.record import readme_text
-from pipeline.stages.clustering import cluster_counts
+from pipeline.stages.clustering import cluster_counts, run_clustering
+from pipeline.stages.distillation import run_distillation
+from pipeline.stages.evaluation import run_evaluation
 from pipeline.stages.experts import run_experts
 
 ROOT = find_root(Path(__file__).parent)
 STAGES = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"]
-# Modules that draw, tell or launch: they cannot change a number. `figures` alone depends on those that draw.
-PRESENTATION = {"progress.py", "report.py", "figures.py", "figures_claims.py", "record.py", "run.py", "tables.py"}
-COMPUTING = {name: f"stage_{name}.py" for name in ("clustering", "distillation", "evaluation")}
-STUDY = {
-    "methods_clusters": ("stage_clustering.py", "methods"),
-    "methods_experts": ("stage_experts.py", "methods"),
-    "methods_runs": ("study.py", "methods"),
-    "claims_runs": ("study.py", "claims_curves"),
-    "levers_runs": ("study.py", "levers"),
-    "default_runs": ("study.py", "default_seeds"),
-    "best_runs": ("study.py", "best_ipc1"),
-    "claims_batches": ("stage_batches.py", "claims_curves"),
-    "claims_cost": ("stage_cost.py", "claims_curves"),
-}
-LIBRARY = ROOT / "dreamlib"
+STUDIES = YAML(typ="safe", pure=True).load(ROOT / "studies" / "dvc.yaml")["stages"]
+# Packages that draw, report or launch: they cannot change a number.
+PRESENTATION = ("pipeline.report", "pipeline.launch_notebook", "pipeline.worker")
+NOTEBOOK_STAGES = {name: f"pipeline.stages.{name}" for name in ("clustering", "distillation", "evaluation")}
 
 
-def objectives_in_use(study=None):
-    params = read_params(ROOT, study)
-    return {params.distillation(method, ipc).objective for method in params.methods for ipc in params.ipc}
+def module_of(stage):
+    """Return the module that does a stage's work: of a notebook's stage, or what ``python -m`` runs."""
+    if stage in NOTEBOOK_STAGES:
+        return NOTEBOOK_STAGES[stage]
+    words = STUDIES[stage]["cmd"].split()
+    return words[words.index("-m") + 1]
 
 
-def imported(path, plugins):
-    """The files and folders (data sets and networks, whole) of dreamlib that a file imports, and these objectives."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if not isinstance(node, ast.ImportFrom) or (node.module or "").split(".")[0] != "dreamlib":
-            continue
-        inner = node.module.split(".")[1:] or [alias.name for alias in node.names]
-        if inner[:1] == ["objectives"]:
-            names = ["__init__.py", *plugins] if len(inner) == 1 else ["__init__.py", f"{inner[1]}.py"]
-            found |= {f"objectives/{name}".rstrip("/") for name in names}
-        else:
-            names = inner[:1] if node.module != "dreamlib" else inner  # from dreamlib import one, two
-            found |= {name if (LIBRARY / name).is_dir() else f"{name}.py" for name in names}
-    return {name for name in found if (LIBRARY / name).exists() and name not in PRESENTATION}
+def file_of(module):
+    """Return the module's file, or None for what is not a module of this project."""
+    path = ROOT / module.replace(".", "/")
+    found = [file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()]
+    return found[0] if found else None
 
 
-def closure(start, plugins):
-    """Everything of dreamlib that ``start`` imports, itself included; a file of a folder that is there is there."""
+def imported(module):
+    """Return this project's modules that a module imports, also inside functions."""
+    modules = set()
+    for node in ast.walk(ast.parse(file_of(module).read_text())):
+        if isinstance(node, ast.ImportFrom):
+            modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+    return {name for name in modules if name.split(".")[0] in ("dreamlib", "pipeline") and file_of(name)}
+
+
+def closure(start):
+    """Return the files of all modules that ``start`` imports, directly or not, itself included."""
     seen, todo = set(), [start]
     while todo:
-        name = todo.pop()
-        if name not in seen:
-            seen.add(name)
-            path = LIBRARY / name
-            files = path.glob("*.py") if path.is_dir() else [path]
-            todo += [n for file in files for n in imported(file, plugins)]
-    return {name for name in seen if "/" not in name or name.partition("/")[0] not in seen}
+        module = todo.pop()
+        if module not in seen and not module.startswith(PRESENTATION):
+            seen.add(module)
+            todo += imported(module)
+    return {file_of(module).relative_to(ROOT) for module in seen}
 
 
-@pytest.mark.parametrize("stage", COMPUTING)
+def covered(file, deps):
+    return any(file == Path(dep) or Path(dep) in file.parents for dep in deps)
+
+
+COMPUTING = [*NOTEBOOK_STAGES, *(name for name, stage in STUDIES.items() if "launch_notebook" not in stage["cmd"])]
+
+
+@pytest.mark.parametrize("stage", [name for name in COMPUTING if name != "best"])
 def test_a_stage_depends_on_every_module_its_numbers_come_from(stage):
-    listed = {dep.removeprefix("dreamlib/") for dep in STAGES[stage]["deps"] if dep.startswith("dreamlib/")}
-    # Any objective may be listed in params.yaml, or be a file of one's own: all can change a distilled set.
-    assert listed == closure(COMPUTING[stage], [""] if stage == "distillation" else [])
+    deps = (STAGES.get(stage) or STUDIES[stage])["deps"]
+    packages = {"__init__.py"}  # of a package's own file, which holds its docstring
+    missing = {file for file in closure(module_of(stage)) if not covered(file, deps)}
+    assert {str(file) for file in missing if not (file.name in packages and len(file.parts) == 2)} == set()
 
 
-@pytest.mark.parametrize("stage", STUDY)
-def test_a_stage_of_the_study_depends_on_every_module_its_numbers_come_from(stage):
-    listed = {dep.removeprefix("dreamlib/") for dep in STAGES[stage]["deps"] if dep.startswith("dreamlib/")}
-    module, study = STUDY[stage]
-    # A study's methods are listed: the objectives they use can change a number, the others cannot.
-    assert listed == closure(module, [f"{name}.py" for name in objectives_in_use(study)])
+@pytest.mark.parametrize(("name", "stage"), [*STAGES.items(), *STUDIES.items()])
+def test_every_dependency_in_the_code_exists_and_every_stage_says_what_it_does(name, stage):
+    code = [dep for dep in stage["deps"] if dep.split("/")[0] in ("dreamlib", "pipeline", "notebooks")]
+    assert [dep for dep in code if not (ROOT / dep).exists()] == []
+    assert stage["desc"].endswith(".")
+
+
+def test_a_plain_repro_knows_no_study():
+    assert not set(STAGES) & set(STUDIES)
+    made = {next(iter(out)) if isinstance(out, dict) else out for stage in STUDIES.values() for out in stage["outs"]}
+    needed = {dep for stage in STAGES.values() for dep in stage["deps"]}
+    assert [dep for dep in needed for out in made if Path(dep) in (Path(out), *Path(out).parents)] == []
 
 
 def test_the_stages_of_the_claims_are_the_studies_named_so():
-    studies = YAML(typ="safe", pure=True).load(ROOT / "studies.yaml")["studies"]
+    studies = YAML(typ="safe", pure=True).load(ROOT / "studies" / "params.yaml")["studies"]
     named = [name for name in studies if name.startswith("claims_")]
-    assert STAGES["claims_runs"]["matrix"]["study"] == named
-    # What dvc.yaml says once for all of them.
-    assert len({studies[name]["dataset"] for name in named}) == 1
-    assert [objectives_in_use(name) for name in named] == [{"gradient"}] * len(named)
-    read = {dep.removeprefix("results/") for dep in STAGES["claims"]["deps"] if dep.startswith("results/")}
+    assert STUDIES["claims_runs"]["matrix"]["study"] == named
+    assert len({studies[name]["dataset"] for name in named}) == 1  # studies/dvc.yaml has one for all of them
+    read = {dep.removeprefix("results/") for dep in STUDIES["claims"]["deps"] if dep.startswith("results/")}
     assert read >= {*named, *(f"methods/{m}" for m in studies["methods"]["methods"])}
 
 
 def test_the_studys_report_depends_on_every_method_of_the_study_and_on_no_other():
-    """dvc.yaml has no loop inside a list of deps, so it names the methods again."""
-    folders = [dep for dep in STAGES["methods"]["deps"] if dep.startswith("results/") and not dep.endswith(".json")]
+    """A list of deps in dvc.yaml has no loop, so it names the methods again."""
+    folders = [dep for dep in STUDIES["methods"]["deps"] if dep.startswith("results/") and not dep.endswith(".json")]
     assert folders == [f"results/methods/{method}" for method in read_params(ROOT, "methods").methods]
-
-
-@pytest.mark.parametrize("stage", COMPUTING)
-def test_a_stage_declares_the_sections_it_reads(stage):
-    declared = set(STAGES[stage]["params"])
-    always = {"dataset", "compute", "data", "network", "budget"}
-    always |= {"budgets.${budget}.by_dataset", "budgets.${budget}.validation_per_class"}
-    making = {"budgets.${budget}.clustering", "budgets.${budget}.distillation"}
-    own = {
-        "clustering": making | {"methods", "method"},
-        "distillation": making | {"method.${item.method}"},
-        # A method has a protocol of its own, which may hang on its factor.
-        "evaluation": {
-            "budgets.${budget}.distillation",
-            "budgets.${budget}.evaluation",
-            "method.${item.method}",
-        },
-    }
-    assert declared == always | own[stage]
 
 
 def test_committed_notebooks_are_clean_and_have_one_parameters_cell():
@@ -145,16 +130,6 @@ def test_cleaning_takes_out_outputs_and_editor_metadata_and_keeps_tags():
     done = cleaned(nbformat.v4.new_notebook(cells=[cell], metadata={"widgets": {}}))
     assert done.cells[0].outputs == [] and done.cells[0].execution_count is None
     assert done.cells[0].metadata == {"tags": ["parameters"]} and "widgets" not in done.metadata
-
-
-def test_readme_table_is_the_one_of_the_results(committed):
-    assert (committed / "README.md").read_text() == readme_text(committed)
-
-
-def test_readme_markers_missing_is_said(tmp_path):
-    (tmp_path / "README.md").write_text("nothing")
-    with pytest.raises(ValueError, match="markers"):
-        readme_text(tmp_path)
 
 
 def notebook_with(*cells):
@@ -190,9 +165,9 @@ def test_executed_copies_keep_content_and_lose_what_differs_from_run_to_run():
 def project(tmp_path_factory):
     """A copy of the project set to digits and minutes turned into seconds; the tracked results are out of reach."""
     root = tmp_path_factory.mktemp("project")
-    for name in ("notebooks", "dreamlib"):
+    for name in ("notebooks", "dreamlib", "pipeline"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("dvc.yaml", "studies.yaml", ".dvcignore"):
+    for name in ("dvc.yaml", "methods.yaml", ".dvcignore"):
         shutil.copy(ROOT / name, root / name)
     (root / "reports").mkdir()
     (root / "results").mkdir()
@@ -202,7 +177,9 @@ def project(tmp_path_factory):
     params = yaml.load(ROOT / "params.yaml")
     params.update(dataset="digits", ipc=[1], methods=["random", "dream", "ridge"], seeds=[0])
     short = {"real_batch": 16, "inner_iterations": 3, "image_lr": 0.1}
-    params["method"]["ridge"].update(decode="dct", bounded=True, quick=short)
+    methods = yaml.load(ROOT / "methods.yaml")
+    methods["method"]["ridge"].update(decode="dct", bounded=True, quick=short)
+    yaml.dump(methods, root / "methods.yaml")
     params["network"]["options"] = {"width": 16}
     params["compute"].update(compile=False, precision="float32", threads=1)
     quick = params["budgets"]["quick"]
@@ -225,7 +202,7 @@ def dvc(root, *arguments, fails=False):
 def fetch(root):
     """What `make data` runs."""
     env = {**os.environ, "PYTHONPATH": str(root)}
-    subprocess.run([sys.executable, "-m", "dreamlib.data"], cwd=root, env=env, capture_output=True, check=True)
+    subprocess.run([sys.executable, "-m", "pipeline.fetch_data"], cwd=root, env=env, capture_output=True, check=True)
 
 
 def outputs_of(root):
@@ -234,9 +211,9 @@ def outputs_of(root):
 
 
 def test_the_pipeline_runs_repeats_bit_for_bit_and_reruns_only_what_changed(project):
-    dvc(project, "repro", "figures")
+    dvc(project, "repro")
     first = outputs_of(project)
-    assert "up to date" in dvc(project, "repro", "figures")
+    assert "up to date" in dvc(project, "repro")
     metrics = read_json(project / "results" / "evaluation" / "dream-ipc1-seed0.json")
     assert metrics["split"] == "test" and len(metrics["accuracies"]) == 2
     assert metrics["accuracy"] == pytest.approx(sum(metrics["accuracies"]) / 2)
@@ -245,15 +222,59 @@ def test_the_pipeline_runs_repeats_bit_for_bit_and_reruns_only_what_changed(proj
     for folder in ("results/sets", "results/evaluation", "reports"):
         shutil.rmtree(project / folder)
     (project / "reports").mkdir()
-    dvc(project, "repro", "figures")
+    dvc(project, "repro")
     assert outputs_of(project) == first
 
     yaml = YAML()
     params = yaml.load(project / "params.yaml")
     params["budgets"]["quick"]["evaluation"]["epochs"] = 10
     yaml.dump(params, project / "params.yaml")
-    said = dvc(project, "repro", "figures", "--dry")
+    said = dvc(project, "repro", "--dry")
     assert "Running stage 'evaluation" in said and "Running stage 'distillation" not in said
+
+
+def declared_sections(stage):
+    """Return what dvc.yaml lists under a stage's params, as budget sections, top-level keys and method blocks."""
+    names = set()
+    for entry in STAGES[stage]["params"]:
+        if isinstance(entry, dict):
+            names |= {"method of all" if keys is None else "method of one" for keys in entry.values()}
+        else:
+            names.add(entry.removeprefix("budgets.${budget}."))
+    return names
+
+
+@pytest.mark.parametrize("stage", NOTEBOOK_STAGES)
+def test_a_stage_declares_the_sections_it_reads(project, stage, monkeypatch):
+    """What a stage reads of the parameters once they are open is noted while it runs."""
+    opened, names = Project.open(project), set()
+    fields = {"dataset", "compute", "data", "network", "budget", "methods"}
+    read_field, read_layers = Params.__getattribute__, Params._layers
+
+    def noting_field(params, name):
+        names.update({name} & {*fields, "validation_per_class"})
+        return read_field(params, name)
+
+    def noting_layers(params, section, method=None, factor=None):
+        names.update({section, "by_dataset"})
+        noted_methods.add(method)
+        return read_layers(params, section, method, factor)
+
+    noted_methods = set()
+    monkeypatch.setattr(Params, "__getattribute__", noting_field)
+    monkeypatch.setattr(Params, "_layers", noting_layers)
+    monkeypatch.setattr(Project, "require", lambda *_: None)  # the coordinates of the matrix are not parameters of it
+    setting = Setting("dream", 1, 0)
+    if stage == "clustering":
+        run_clustering(opened, 1, 0)
+    elif stage == "distillation":
+        run_distillation(opened, setting)
+    else:
+        run_evaluation(opened, setting)
+    names.add("method of all" if len(noted_methods - {None}) > 1 else "method of one")
+    if stage != "clustering":
+        names.discard("methods")  # the matrix
+    assert names == declared_sections(stage)
 
 
 def test_canvases_of_frequencies_are_pictured_as_the_images_they_hold(project, tmp_path):
@@ -332,7 +353,7 @@ def test_a_mistake_in_params_is_one_clear_error_before_any_work(edited, change, 
 
 def test_the_papers_budget_is_one_setting_away(edited):
     project = edited(lambda p: p.update(budget="paper"))
-    assert "Running stage 'distillation@dream-1-0'" in dvc(project, "repro", "figures", "--dry")
+    assert "Running stage 'distillation@dream-1-0'" in dvc(project, "repro", "--dry")
 
 
 def test_images_of_ones_own_and_methods_without_clusters_go_through_the_pipeline(edited, project, tmp_path):
@@ -354,14 +375,14 @@ def test_images_of_ones_own_and_methods_without_clusters_go_through_the_pipeline
 
     root = edited(change)
     fetch(root)
-    dvc(root, "repro", "figures")
+    dvc(root, "repro")
     assert read_json(root / "results" / "evaluation" / "idc-ipc1-seed0.json")["ipc"] == 1
     shown = nbformat.read(root / "reports" / "01_clustering" / "ipc1-seed0.ipynb", 4)
     assert sum("image/png" in o.get("data", {}) for c in shown.cells for o in c.get("outputs", [])) >= 2
-    assert "up to date" in dvc(root, "repro", "figures")
+    assert "up to date" in dvc(root, "repro")
     next((tmp_path / "train" / "0").iterdir()).unlink()
     fetch(root)
-    assert "Running stage 'clustering" in dvc(root, "repro", "figures", "--dry")
+    assert "Running stage 'clustering" in dvc(root, "repro", "--dry")
 
 
 def test_experts_are_made_once_and_found_again(edited):
@@ -404,7 +425,7 @@ def test_an_interruption_is_one_line_and_the_shells_status(project, capsys, monk
 def test_a_stage_refused_for_its_parameters_loses_no_output(edited):
     root = edited(lambda p: p["budgets"]["quick"]["distillation"].update(factor=5))
     before = outputs_of(root)
-    said = dvc(root, "repro", "figures", fails=True)
+    said = dvc(root, "repro", fails=True)
     assert "choose factor ≤ 4" in said and "failed to reproduce 'clustering" in said
     assert before and outputs_of(root) == before
 

@@ -2,15 +2,12 @@
 
 import subprocess
 
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from dreamlib._engine.files import read_json, write_json
-from pipeline.report import figures, record
-from pipeline.report.notebooks import to_html, with_mathml
+from pipeline.report import record
 from pipeline.stages.figures import summary, summary_markdown
 
 PARAMS = """\
@@ -19,15 +16,16 @@ ipc: [1]
 methods: [{}]
 seeds: [0]
 budget: b
-method: {{dream: {{}}, idc: {{}}}}
 budgets: {{b: {{}}}}
 """
+METHODS = "method: {dream: {}, idc: {}}\n"
 
 
 @pytest.fixture
 def committed(tmp_path):
     """A repository with one committed result."""
     (tmp_path / "params.yaml").write_text(PARAMS.format("dream"))
+    (tmp_path / "methods.yaml").write_text(METHODS)
     write_json(tmp_path / "results" / "evaluation" / "dream-ipc1-seed0.json", {"accuracy": 0.7, "std": 0.01})
     (tmp_path / "results" / "sets").mkdir()
     (tmp_path / "results" / "sets" / "dream-ipc1-seed0.safetensors").write_bytes(b"set")
@@ -85,10 +83,23 @@ def test_what_a_command_took_is_its_records_sum_and_largest(tmp_path):
     second = {"seconds": {"total": 150.0}, "peak_memory_bytes": 500 * 2**20, **machine, "precision": "bfloat16"}
     write_json(tmp_path / "results" / "record.json", {"a": first, "b": first})
     write_json(tmp_path / "results" / "claims" / "record.json", {"a": first, "b": second})
-    assert record.times_table(tmp_path).splitlines()[2:] == [
-        "| `make repro` | 2 | 3 | 2,000 | cpu (x), 2 threads, float32 |",
-        "| `make claims` | 2 | 4 | 2,000 | cpu (x), 2 threads, bfloat16; cpu (x), 2 threads, float32 |",
-    ]
+    repro = "| `make repro` | 3 | 2 stages | 2,000 | cpu (x), 2 threads, float32 |"
+    claims = "| `make claims` | 4 | 2 stages | 2,000 | cpu (x), 2 threads, bfloat16; cpu (x), 2 threads, float32 |"
+    assert record.times_table(tmp_path).splitlines()[2:] == [repro, claims]
+    assert record.times_table(tmp_path, ["make repro"]).splitlines()[2:] == [repro]
+
+
+def test_what_the_tests_took_is_read_from_pytests_report(tmp_path):
+    (tmp_path / "params.yaml").write_text(PARAMS.format("dream"))
+    (tmp_path / "methods.yaml").write_text(METHODS)
+    record.write_tests_record(tmp_path)
+    assert not (tmp_path / record.TESTS).exists()
+    (tmp_path / ".dream").mkdir()
+    (tmp_path / record.TEST_REPORT).write_text(
+        '<testsuites><testsuite tests="7" time="123.4"/><testsuite tests="3" time="56.6"/></testsuites>'
+    )
+    record.write_tests_record(tmp_path)
+    assert record.times_table(tmp_path).splitlines()[2].startswith("| `make test` | 3 | 10 tests | – | cpu (")
 
 
 def test_summary_pools_networks_and_seeds():
@@ -109,31 +120,6 @@ def test_summary_pools_networks_and_seeds():
     )
 
 
-def test_formulas_become_mathml_and_code_keeps_its_dollars():
-    text = with_mathml("costs `$5$`, where $\\theta$ and $$a_1 + b$$")
-    assert "`$5$`" in text
-    assert text.count("<math") == 2
-
-
-def test_html_without_reports_says_what_to_run(tmp_path):
-    (tmp_path / "reports").mkdir()
-    with pytest.raises(FileNotFoundError, match="make repro"):
-        to_html(tmp_path)
-
-
-def test_pages_of_settings_that_are_not_listed_stand_apart(tmp_path):
-    (tmp_path / "params.yaml").write_text(PARAMS.format("dream"))
-    page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# A page")])
-    for name in ("02_distillation/dream-ipc1-seed0", "02_distillation/idc-ipc1-seed0", "04_figures"):
-        (tmp_path / "reports" / "02_distillation").mkdir(parents=True, exist_ok=True)
-        nbformat.write(page, tmp_path / "reports" / f"{name}.ipynb")
-    index = to_html(tmp_path).read_text()
-    left = index.index("Left from other settings")
-    assert index.index("04_figures.html") < index.index("dream-ipc1-seed0.html") < left < index.index("idc-ipc1-seed0")
-    (tmp_path / "params.yaml").write_text(PARAMS.format("dream, idc"))
-    assert "Left from" not in to_html(tmp_path).read_text()
-
-
 def test_the_record_speaks_of_one_data_set(tmp_path):
     entry = {"seconds": {"total": 1.0}, "peak_memory_bytes": 2**20, "device": "cpu (x)"}
     write_json(
@@ -141,26 +127,6 @@ def test_the_record_speaks_of_one_data_set(tmp_path):
     )
     assert list(record.record_table(tmp_path, "digits").stage) == ["a"]
     assert record.record_table(tmp_path, "svhn").empty
-
-
-def test_contact_sheet_png_holds_every_canvas_enlarged(tmp_path):
-    from PIL import Image
-
-    canvases = torch.linspace(0, 1, 6).view(6, 1, 1, 1).expand(6, 1, 8, 8)
-    figures.write_contact_sheet(canvases, 3, tmp_path / "sheet.png", scale=2)
-    picture = Image.open(tmp_path / "sheet.png").convert("L")
-    # 3 rows of 2 canvases, 8 pixels and 1 of border each, doubled
-    assert picture.size == (2 * (2 * 9 + 1), 2 * (3 * 9 + 1))
-    assert picture.getpixel((10, 10)) == 0
-    assert picture.getpixel((10 + 18, 10 + 36)) == 255
-
-
-def test_contact_sheet_png_of_one_canvas_a_class_is_one_row(tmp_path):
-    from PIL import Image
-
-    figures.write_contact_sheet(torch.rand(10, 3, 8, 8), 10, tmp_path / "sheet.png", scale=1)
-    with Image.open(tmp_path / "sheet.png") as picture:
-        assert picture.size == (10 * 9 + 1, 9 + 1)
 
 
 def test_a_studys_record_is_kept_apart(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dreamlib._engine.seeding import generator
+from dreamlib._engine.threads import Workers
 from dreamlib.data.types import LabeledImages
 from dreamlib.sampling import real_batches as sampling
 from dreamlib.sampling.kmeans import kmeans
@@ -130,7 +131,7 @@ def test_classes_chosen_for_side_by_side_get_the_same_rows(name, toy_data, threa
             nonlocal inside
             inside += 1
             most.append(inside)
-            if beside.chosen is None:
+            if not beside.chosen:
                 time.sleep(0.02)  # for another one to come in, if it may
             else:
                 met.wait()
@@ -141,7 +142,7 @@ def test_classes_chosen_for_side_by_side_get_the_same_rows(name, toy_data, threa
         return watched
 
     data = toy_data(per_class=30, classes=4)
-    alone, beside = SAMPLERS[name](data, 6, seed=0), SAMPLERS[name](data, 6, seed=0, parallel_classes=2)
+    alone, beside = SAMPLERS[name](data, 6, seed=0), SAMPLERS[name](data, 6, seed=0, workers=Workers(2))
     for iteration in (0, 10, 20):
         how = {"embed": drift(iteration), "predict": guesses}
         expected = batches(alone, iteration, **how)
@@ -234,7 +235,8 @@ def test_a_fresh_sampler_goes_on_as_the_old_one_would(toy_data):
     whole = [torch.stack(batches(old, i, drift(i))) for i in range(12)]
     at_boundary = RepresentativeSampler(data, 5, seed=0, interval=4, pool=15)
     assert all(torch.equal(torch.stack(batches(at_boundary, i, drift(i))), whole[i]) for i in range(8, 12))
-    between = RepresentativeSampler(data, 5, seed=0, chosen=whole[5], interval=4, pool=15)
+    between = RepresentativeSampler(data, 5, seed=0, interval=4, pool=15)
+    between.load_state({"chosen": dict(enumerate(whole[5])), "centers": {}})
     assert all(torch.equal(torch.stack(batches(between, i, drift(i))), whole[i]) for i in range(6, 12))
 
 

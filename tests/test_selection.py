@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from dreamlib._engine.registry import UnknownNameError
+from dreamlib.errors import UnknownNameError
 from dreamlib.sampling.coresets import SELECTIONS, herding, k_center, select
 
 

@@ -362,10 +362,6 @@ def test_the_first_seeds_set_is_kept_with_the_accuracies_of_all(tmp_path, claims
         stage_best.gather(replace(project, params=p.model_copy(update={"methods": ["dream", "idc"]})), 1)
 
 
-def test_readmes_table_of_the_best_sets_is_that_of_the_results(committed):
-    assert (committed / "README.md").read_text() == stage_best.readme_text(committed)
-
-
 def test_the_kept_sets_store_no_more_than_so_many_images():
     for numbers in stage_best.best_sets(ROOT, "fashion_mnist").itertuples():
         kept = load("fashion_mnist", ipc=numbers.ipc)
@@ -383,4 +379,4 @@ def test_the_best_sets_command_says_what_is_wrong_in_one_line(capsys):
     assert said.startswith("error: ") and "best_ipc7" in said and said.count("\n") == 1
     with pytest.raises(SystemExit):
         stage_best.main(["seven"])
-    assert "neither an ipc nor 'readme'" in capsys.readouterr().err
+    assert "invalid int value" in capsys.readouterr().err

@@ -14,13 +14,14 @@ from torch.nn import functional as F
 from dreamlib._engine.files import read_json
 from dreamlib._engine.seeding import generator
 from dreamlib.data import create
+from dreamlib.errors import ParameterError
 from dreamlib.matching import OBJECTIVES
 from dreamlib.networks import NETWORKS, build
-from dreamlib.settings import ParameterError
 from dreamlib.synthetic.initial import cluster_class
 from dreamlib.synthetic.synthetic_set import SyntheticSet
 from pipeline.params import find_root, read_params
-from pipeline.project import Project, Setting, check_names
+from pipeline.params.check import check_names
+from pipeline.project import Project, Setting
 from pipeline.stages import experts as stage_experts
 from pipeline.stages.clustering import representatives
 from pipeline.stages.distillation import run_distillation

@@ -165,7 +165,7 @@ def test_one_task_at_a_time_is_one_after_the_other():
     def task(number):
         return lambda: trace.extend([("begin", number), ("end", number)])
 
-    list(in_order(map(task, range(3)), 1, 1, beside=task("beside")))
+    list(in_order(map(task, range(3)), 1, 1, concurrent_job=task("beside")))
     assert trace == [(what, which) for which in ("beside", 0, 1, 2) for what in ("begin", "end")]
 
 

@@ -13,8 +13,10 @@ from benchmarks.work import fast_matching_gradient, matching_state
 from dreamlib._engine.compiled_network import CompiledNetwork, weights_of
 from dreamlib._engine.compute import Compute
 from dreamlib._engine.cuda_graphs import CudaGraphed, on_another_stream
+from dreamlib._engine.losses import DistillationDivergedError
+from dreamlib._engine.strategies import LOSSES_READ_EVERY, RunAhead, Strategy
 from dreamlib.data.types import DatasetInfo
-from dreamlib.distill import LOSSES_READ_EVERY, DistillationDivergedError, Distiller
+from dreamlib.distill import Distiller
 from dreamlib.matching import make
 from dreamlib.sampling import kmeans
 from dreamlib.sampling.real_batches import SAMPLERS
@@ -213,31 +215,34 @@ def test_one_clustering_of_all_classes_chooses_as_one_of_each(digits, start):
     assert sum(same) >= 9  # one stops when all have, which can move the last centre of another
 
 
-def distiller(digits, toy_info, **settings):
+def distiller(digits, toy_info, strategy=None, **settings):
+    """A run of six iterations, executed by a kind of strategy for ten classes."""
+    info = toy_info(classes=10, name="digits")
+    strategy = strategy and strategy(training.compiled_network(NETWORK, info, Compute()), range(10), 10)
     how = {
         "objective": "gradient", "factor": 1, "real_batch": 16, "outer_iterations": 2, "inner_iterations": 3,
         "image_lr": 0.05, "augmentation": "color_crop_cutout", "network_batch": 16, "network_steps": 1, "snapshots": 2,
     } | settings  # fmt: skip
     start = fill(digits, random_rows(digits, 2, 0), 2, 1, "single")
-    return Distiller(start, digits, toy_info(classes=10, name="digits"), DistillParams(**how), NETWORK, Compute(), 0)
+    return Distiller(start, digits, info, DistillParams(**how), NETWORK, Compute(), 0, strategy=strategy)
 
 
-def run_ahead(monkeypatch):
+@pytest.fixture
+def recorded(monkeypatch):
     """As on a GPU, with all that is recorded there: called as it is here."""
-    monkeypatch.setattr(Distiller, "_ahead", property(lambda self: True))
     monkeypatch.setattr(CompiledNetwork, "replays", True)
 
 
 def test_a_run_that_reads_its_losses_late_is_the_same_run(digits, toy_info, monkeypatch):
     at_once = distiller(digits, toy_info).run()
-    run_ahead(monkeypatch)
-    late = distiller(digits, toy_info).run()
+    monkeypatch.setattr(CompiledNetwork, "replays", True)
+    late = distiller(digits, toy_info, RunAhead).run()
     assert [row[0] for row in late.history] == [row[0] for row in at_once.history] == list(range(6))
     assert [row[1] for row in late.history] == pytest.approx([row[1] for row in at_once.history], rel=1e-3)
     torch.testing.assert_close(late.synthetic.canvases, at_once.synthetic.canvases, rtol=0, atol=1e-4)
     assert sorted(late.clock) == sorted(at_once.clock)
     # What is saved half-way knows every loss so far, and goes on to the same end.
-    half, on = distiller(digits, toy_info), distiller(digits, toy_info)
+    half, on = distiller(digits, toy_info, RunAhead), distiller(digits, toy_info, RunAhead)
     half.step(), half.step()
     assert half.history == []
     saved = copy.deepcopy(half.state())
@@ -248,29 +253,33 @@ def test_a_run_that_reads_its_losses_late_is_the_same_run(digits, toy_info, monk
     assert torch.equal(done.synthetic.canvases, late.synthetic.canvases)
 
 
-def test_matching_beside_training_reads_no_weight_that_training_changes(digits, toy_info, monkeypatch):
-    run_ahead(monkeypatch)
-    undisturbed, match_by, disturbed = distiller(digits, toy_info).run(), Distiller._match_by, []
+def test_matching_beside_training_reads_no_weight_that_training_changes(digits, toy_info, recorded):
+    disturbed = []
 
-    def while_weights_change(self, network, *beside):
-        kept = copy.deepcopy(self.model.state_dict())
-        if network is not self.model:  # the last iteration of a network has no training beside it
-            disturbed.append(self.iteration)
-            for weight in self.model.parameters():
-                weight.detach().fill_(float("nan"))
-        match_by(self, network, *beside)
-        self.model.load_state_dict(kept)
+    class Disturbed(Strategy):
+        def _match(self, step, job=None):
+            model = run.matched.model
+            kept = copy.deepcopy(model.state_dict())
+            if step.network is not model:  # the last iteration of a network has no training beside it
+                disturbed.append(run.iteration)
+                for weight in model.parameters():
+                    weight.detach().fill_(float("nan"))
+            yield from super()._match(step, job)
+            model.load_state_dict(kept)
 
-    monkeypatch.setattr(Distiller, "_match_by", while_weights_change)
-    found = distiller(digits, toy_info).run()
+    class DisturbedRunAhead(RunAhead, Disturbed):
+        pass
+
+    undisturbed, run = distiller(digits, toy_info, RunAhead).run(), distiller(digits, toy_info, DisturbedRunAhead)
+    found = run.run()
     assert disturbed == [0, 1, 3, 4]
     assert found.history == undisturbed.history
     assert torch.equal(found.synthetic.canvases, undisturbed.synthetic.canvases)
 
 
-def test_a_late_reader_names_the_class_and_iteration_that_broke(digits, toy_info, monkeypatch):
-    run_ahead(monkeypatch)
-    run = distiller(digits, toy_info, image_lr=1e30, inner_iterations=LOSSES_READ_EVERY + 10, outer_iterations=1)
+def test_a_late_reader_names_the_class_and_iteration_that_broke(digits, toy_info, recorded):
+    longer = {"inner_iterations": LOSSES_READ_EVERY + 10, "outer_iterations": 1}
+    run = distiller(digits, toy_info, RunAhead, image_lr=1e30, **longer)
     with pytest.raises(DistillationDivergedError, match=r"class 0 .* at inner iteration 1, with image_lr 1e\+30"):
         run.run()
     assert run.iteration < LOSSES_READ_EVERY
@@ -384,7 +393,8 @@ def test_training_on_a_stream_beside_matching_is_training_after_it(
     start, found, beside = fill(digits, random_rows(digits, 4, 0), 1, 2, "single"), [], []
     for context in (on_another_stream, lambda device: nullcontext(nullcontext())):
         training._shared_kernels.cache_clear()  # with all that was recorded before
-        monkeypatch.setattr("dreamlib.distill.on_another_stream", lambda *a, c=context: (beside.append(c), c(*a))[1])
+        counted = lambda *a, c=context: (beside.append(c), c(*a))[1]  # noqa: E731
+        monkeypatch.setattr("dreamlib._engine.strategies.on_another_stream", counted)
         found.append(Distiller(start, digits, info, how, ("convnet", {}), on_gpu(), 0).run())
     assert len(beside) == 2 * 2 * 14  # all but the last iteration of each network
     early = [[loss for _, loss in run.history[:4]] for run in found]

@@ -1,1 +1,1 @@
-"""How things are executed: devices, compilation, threads, ranks, checkpoints, seeds, registries."""
+"""Execution: devices, compilation, threads, ranks, strategies, checkpoints, seeds and registries."""

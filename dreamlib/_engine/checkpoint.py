@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: written atomically, checked when read, named by what they belong to."""
+"""Checkpoint files: written atomically, verified when read, named by the run they belong to."""
 
 import hashlib
 import io
@@ -15,9 +15,11 @@ _log = logging.getLogger("dreamlib")
 
 
 class Checkpoint:
-    """One run's resumable state in one file; ``key`` (parameters, data and code) is part of the name and the content.
+    """One run's resumable state in one file.
 
-    A run whose parameters, data or code changed has another key and never sees the old file.
+    folder: where the file is.
+    key: hash of parameters, data and code, part of the file's name and content; a run in which any of these changed
+        has another key and never reads the old file.
     """
 
     def __init__(self, folder: str | Path, key: str) -> None:
@@ -25,14 +27,14 @@ class Checkpoint:
         self.key = key
 
     def save(self, state: dict[str, Any]) -> None:
-        """Replace the file by this state, all or nothing."""
+        """Replace the file by this state, atomically."""
         buffer = io.BytesIO()
         torch.save({"key": self.key, "state": state}, buffer)
         payload = buffer.getvalue()
         write_atomically(self.path, _MAGIC + hashlib.sha256(payload).digest() + payload)
 
     def load(self) -> dict[str, Any] | None:
-        """The saved state; None when there is none or, said in a warning, when it is torn, corrupt or foreign."""
+        """Return the saved state; None, with a warning, for a torn, corrupt or foreign file, and None for no file."""
         if not self.path.is_file():
             return None
         content = self.path.read_bytes()
@@ -47,5 +49,5 @@ class Checkpoint:
         return saved["state"]
 
     def delete(self) -> None:
-        """Remove the file, after success."""
+        """Remove the file, after a successful run."""
         self.path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The hot inner functions of a network as pure functions of its weights, compiled where that pays.
+"""The inner functions of a network as pure functions of its weights, compiled where that saves time.
 
 Weights are arguments, so one compiled function serves every fresh network of a run.
 """
@@ -18,58 +18,41 @@ from torch.nn import functional as F
 
 from dreamlib._engine.compute import Compute
 from dreamlib._engine.cuda_graphs import CudaGraphed, side_streams
+from dreamlib._engine.network import network_traits
+from dreamlib._engine.release_python_lock import release_python_lock
 
 Weights = dict[str, Tensor]
-SHAPES = 64  # batch shapes a function is compiled for; beyond, torch runs it as it is
-RECORDED_PIXELS = 2**22  # numbers of a batch: 1,024 images of 32 × 32 in three colours and a few more
+SHAPES = 64  # limit of batch shapes that a function is compiled for; torch runs further ones uncompiled
+RECORDED_PIXELS = 2**22  # limit of numbers in a recorded batch, about 1,300 colour images of 32 × 32
 _log = logging.getLogger("dreamlib")
 
 
 @cache
 def compiler_found() -> bool:
-    """Whether torch.compile can work on this machine's CPU; says once, in one line, when it cannot."""
-    found = any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
-    if not found:
+    """Return whether torch.compile can work on this machine's CPU; log one warning when it cannot."""
+    available = any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
+    if not available:
         _log.warning("no C++ compiler found: running uncompiled, about three times slower (install g++ or clang++)")
-    return found
-
-
-@cache
-def run_beside_python() -> bool:
-    """Let compiled C++ run while other Python threads do; whether torch's compiler could be told to.
-
-    It holds Python's lock while a function compiled for a CPU runs, so that of two threads' steps only convolutions and
-    products would be made side by side. There is no option for it: this changes the line that calls such a function,
-    where it is the one of torch 2.13, and leaves it otherwise, at the cost of time alone.
-    """
-    from torch._inductor import codecache  # takes a second, and many a process compiles nothing
-
-    bindings = getattr(codecache, "CppPythonBindingsCodeCache", None)
-    if getattr(bindings, "call_entry_function", None) != "kernel({}); Py_RETURN_NONE;":
-        return False
-    # Taken again also where the function throws, for which torch has a handler around this line.
-    unlocked = "struct Unlocked { PyThreadState* s = PyEval_SaveThread(); ~Unlocked() { PyEval_RestoreThread(s); } };"
-    called = f"[](auto... a) {{ {unlocked} Unlocked unlocked; kernel(a...); }}"
-    bindings.call_entry_function = called.replace("{", "{{").replace("}", "}}") + "({}); Py_RETURN_NONE;"
-    return True
+    return available
 
 
 def weights_of(network: nn.Module) -> Weights:
-    """A network's parameters and buffers by name: what the kernels take."""
+    """Return a network's parameters and buffers by name, as the compiled functions take them."""
     return {**dict(network.named_parameters()), **dict(network.named_buffers())}
 
 
 class CompiledNetwork:
     """Loss, predictions and weight gradients of one architecture.
 
-    ``template`` gives the structure; its own weights are never used. With ``compute.compile``, networks that say they
-    compile well (``compiles``) are compiled by ``torch.compile``, once per batch shape; otherwise the same functions
-    run as they are. Compiled and uncompiled results differ by rounding only.
+    template: gives the structure; its own weights are never used.
+    compute: with ``compute.compile``, networks whose ``compiles`` is true (``dreamlib._engine.network``) are compiled
+        by ``torch.compile``, once per batch shape; otherwise the same functions run uncompiled. Results differ by
+        rounding only.
     """
 
     def __init__(self, template: nn.Module, compute: Compute) -> None:
         self.compute = compute
-        self.compile = compute.compile and getattr(template, "compiles", False) and compiler_found()
+        self.compile = compute.compile and network_traits(template).compiles and compiler_found()
         # Two copies, because a compiled function is tied to the mode it was traced in.
         self._train = copy.deepcopy(template).train().requires_grad_(False)
         self._eval = _Features(copy.deepcopy(template).eval().requires_grad_(False))
@@ -85,32 +68,33 @@ class CompiledNetwork:
 
     @property
     def replays(self) -> bool:
-        """Whether steps are recorded as CUDA graphs: pure ones, on a GPU."""
+        """Whether steps are recorded as CUDA graphs: only pure ones, on a GPU."""
         return self.pure and self.compute.device.type == "cuda"
 
     def _wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
         if not self.compile:
             return function
-        # Static shapes, but for the number of images on a CPU: there, one piece of code is as fast for all of them.
-        # A study meets more shapes in one process than the eight after which torch would run uncompiled.
+        # Static shapes, except for the number of images on a CPU, where one piece of code is as fast for all numbers.
+        # A study meets more shapes in one process than the eight after which torch runs uncompiled by default.
         compiled = torch.compile(function, dynamic=False, recompile_limit=SHAPES)
         if self.compute.device.type != "cpu":
             return compiled
-        run_beside_python()
+        release_python_lock()
 
         def for_any_number(*arguments: Any) -> Any:
             for argument in arguments:
                 if isinstance(argument, Tensor) and argument.ndim and len(argument) > 1:
-                    torch._dynamo.maybe_mark_dynamic(argument, 0)  # a wish: a double backward is compiled for each
+                    torch._dynamo.maybe_mark_dynamic(argument, 0)  # maybe: a double backward needs static shapes
             return compiled(*arguments)
 
         return for_any_number
 
     def thread_local(self) -> "CompiledNetwork":
-        """The same for one of several threads: an uncompiled call writes its weights into the template while it runs.
+        """Return an instance for one of several threads.
 
-        Compiled functions have no template and are shared; first calls compile, one thread after the other. That holds
-        for up to ``SHAPES`` batch shapes: with more, nothing may run side by side.
+        An uncompiled call writes its weights into the template while it runs, so each thread needs its own template.
+        Compiled functions have no template and are shared; their first calls compile and must not run at the same
+        time. With more than ``SHAPES`` batch shapes they run uncompiled, so then only one thread may call them.
         """
         return self if self.compile else CompiledNetwork(self._train, self.compute)
 
@@ -124,36 +108,37 @@ class CompiledNetwork:
     def training_gradient(
         self, weights: Weights, x: Tensor, a: Tensor, b: Tensor, lam: Tensor
     ) -> tuple[Weights, Tensor]:
-        """``training_loss`` and its gradient with respect to all weights: (gradients, loss)."""
+        """Return (gradients, loss) of ``training_loss`` with respect to all weights."""
         if "training" not in self._made:
             self._made["training"] = self._wrap(grad_and_value(self._training_loss))
         with torch.no_grad():
             return self._made["training"](weights, x, a, b, lam)
 
     def pull_back(self, weights: Weights, x: Tensor, upstream: Tensor) -> Tensor:
-        """The gradient to x (n, C, H, W) of the sum of its ``features`` times ``upstream`` (n, D)."""
+        """Return the gradient with respect to x (n, C, H, W) of Σ ``features`` · ``upstream`` (n, D)."""
         if "pull back" not in self._made:
 
-            def weighed(x: Tensor, weights: Weights, upstream: Tensor) -> Tensor:
+            def weighted_sum(x: Tensor, weights: Weights, upstream: Tensor) -> Tensor:
                 return (self._features(weights, x).to(upstream.dtype) * upstream).sum()
 
-            self._made["pull back"] = self._wrap(grad(weighed))
+            self._made["pull back"] = self._wrap(grad(weighted_sum))
         with torch.no_grad():
             return self._made["pull back"](x, weights, upstream)
 
     def compiled(self, key: Any, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function compiled where these kernels are, the same one for every call with an equal key.
+        """Return the function, compiled if this network is; equal keys return the same compiled function.
 
-        What it takes from around it must be the same for equal keys, and is kept as long as these kernels.
+        Variables that the function closes over must be equal for equal keys; they live as long as this object.
         """
         if ("compiled", key) not in self._made:
             self._made["compiled", key] = self._wrap(function)
         return self._made["compiled", key]
 
     def replayed(self, name: str) -> Callable[[Weights, Tensor], Tensor]:
-        """``logits`` or ``features`` without gradients, as a CUDA graph where these kernels record them.
+        """Return ``logits`` or ``features`` without gradients, as a CUDA graph where steps are recorded.
 
-        More than ``RECORDED_PIXELS`` at once are not recorded: the activations would be kept as long as these kernels.
+        Batches of more than ``RECORDED_PIXELS`` are not recorded: their activations would stay in memory as long as
+        this object.
         """
         function = getattr(self, name)
         if not self.replays:
@@ -163,14 +148,14 @@ class CompiledNetwork:
         def replayed(weights: Weights, x: Tensor) -> Tensor:
             if x.numel() > RECORDED_PIXELS:
                 return function(weights, x)
-            return recorded(weights, x).clone()  # the next call writes over what this one gives
+            return recorded(weights, x).clone()  # the next call overwrites the output of this one
 
         return replayed
 
     def recorded(self, key: Any, function: Callable[..., Any], high_priority: bool = False) -> Callable[..., Any]:
-        """The function as a CUDA graph, the same one for every call with an equal key (see ``CudaGraphed``).
+        """Return the function as a CUDA graph (``CudaGraphed``); equal keys return the same graph.
 
-        What the function takes from around it must be the same for equal keys, and is kept as long as these kernels.
+        Variables that the function closes over must be equal for equal keys; they live as long as this object.
         """
         if ("recorded", key) not in self._made:
             self._made["recorded", key] = CudaGraphed(function, high_priority)
@@ -182,7 +167,7 @@ class CompiledNetwork:
         return F.cross_entropy(functional_call(self._train, weights, (x,)), y)
 
     def weight_gradient(self, matched: Weights, fixed: Weights, x: Tensor, y: Tensor) -> Weights:
-        """∂(mean cross-entropy)/∂matched for images x (n, C, H, W) with labels y (n,); no gradient to x is computed."""
+        """Return ∂(mean cross-entropy)/∂matched for images x (n, C, H, W) with labels y (n,), constant in x."""
         if "gradient" not in self._made:
             self._made["gradient"] = self._wrap(grad(self._class_loss))
         with torch.no_grad():
@@ -197,10 +182,10 @@ class CompiledNetwork:
         fixed: Weights,
         target: Weights,
     ) -> Tensor:
-        """Σ distance(target, weight gradient of x): a scalar whose backward pass reaches x, itself computed at once.
+        """Return Σ distance(target, weight gradient of x), a scalar that can be back-propagated to x.
 
-        The gradient with respect to x comes out of the same compiled function as the loss, because a double backward
-        cannot be compiled through autograd's tape.
+        The gradient with respect to x is computed together with the loss, by the same compiled function, because a
+        double backward cannot be compiled through autograd's tape.
         """
         with torch.no_grad():
             gradient, value = self._matching(distance)(x.detach(), y, matched, fixed, target)
@@ -225,10 +210,13 @@ class CompiledNetwork:
         matched: Weights,
         fixed: Weights,
     ) -> tuple[Tensor, Tensor]:
-        """``match`` for K classes: each one's images against its own real ones; (values (K,), gradient to x).
+        """Match each of K classes against its own real images; return (values (K,), gradient with respect to x).
 
-        ``real`` (K·n, C, H, W) and ``x`` (K·m, C, H, W) are ordered as ``labels`` (K,), with as many images of each
-        class. On a GPU the classes' kernels run side by side.
+        real: (K·n, C, H, W), ordered by class as ``labels``, equally many images of each class.
+        x: (K·m, C, H, W), ordered likewise.
+        labels: (K,), the classes.
+
+        On a GPU the kernels of several classes run at the same time.
         """
         gradients, values, classes = [], [], len(labels)
         parts = zip(real.chunk(classes), x.chunk(classes), labels.split(1), strict=True)
@@ -253,17 +241,17 @@ class _Features(nn.Module):
 
 
 class KnownGradient(torch.autograd.Function):
-    """A value whose gradient with respect to ``x`` has been computed already; or one for each of K equal parts of x."""
+    """A value whose gradient with respect to ``x`` is known; or K values, one for each of K equal parts of x."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
-        """The value; see ``torch.autograd.Function``."""
+        """Return the value; see ``torch.autograd.Function``."""
         ctx.save_for_backward(gradient)
         return value.clone()
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-        """The known gradient times what comes from above."""
+        """Return the known gradient times the upstream gradient."""
         (gradient,) = ctx.saved_tensors
         if upstream.ndim:
             each = upstream.repeat_interleave(len(gradient) // len(upstream))

@@ -1,4 +1,4 @@
-"""Where and how precisely the arithmetic runs: device, number format, threads."""
+"""Device, number format and threads of the arithmetic."""
 
 import ctypes
 import logging
@@ -19,9 +19,11 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torc
 
 @dataclass(frozen=True)
 class Compute:
-    """A resolved place to compute; ``dtype`` is the format of activations, parameters stay float32.
+    """Where and how to compute.
 
-    ``compile`` asks for compiled inner functions (see ``dreamlib._engine.compiled_network``).
+    device: a device that this machine has.
+    dtype: number format of activations; parameters stay float32, or float64 with it.
+    compile: whether inner functions are compiled (``dreamlib._engine.compiled_network``).
 
     >>> Compute.resolve("cpu", "float32", threads=0).dtype
     torch.float32
@@ -35,10 +37,10 @@ class Compute:
     def resolve(
         cls, device: str = "auto", precision: str = "float32", threads: int = 0, compile: bool = False
     ) -> "Compute":
-        """Pick the device ('auto': CUDA when there is one) and set the number of CPU threads (0: leave as is).
+        """Pick the device ('auto': CUDA when there is one) and set the number of CPU threads (0: unchanged).
 
-        A ``precision`` of 'auto' is bfloat16 where the device computes in it (``bfloat16_is_native``), else float32.
-        Raises ValueError for a device this machine lacks, or that is none of auto, cpu, cuda and cuda:<number>.
+        A ``precision`` of 'auto' is bfloat16 where the device has instructions for it (``bfloat16_is_native``), else
+        float32. Raises ValueError for a device that this machine lacks or that is not auto, cpu, cuda or cuda:<number>.
         """
         keep_freed_memory()
         if threads:
@@ -70,16 +72,16 @@ class Compute:
         return str(self.dtype).removeprefix("torch.")
 
     def place(self, network: nn.Module) -> nn.Module:
-        """The network on the device, channels-last: the layout its convolutions run fastest in."""
+        """Return the network on the device, channels-last: the layout in which convolutions are fastest."""
         network = network.to(self.device, memory_format=torch.channels_last)
         return network.double() if self.dtype == torch.float64 else network
 
     def cast(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) images in the working format; differentiable."""
+        """Return (N, C, H, W) images on the device in the working format; differentiable."""
         return images.to(self.device, self.dtype).contiguous(memory_format=torch.channels_last)
 
     def describe(self) -> dict[str, str | int]:
-        """Device, format and versions, for a run's record."""
+        """Return device, format and versions, for a run's record."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.machine()
         return {
             "device": f"{self.device.type} ({name})",
@@ -92,10 +94,10 @@ class Compute:
 
 
 def bfloat16_is_native(device: torch.device) -> bool:
-    """Whether a device has instructions for bfloat16.
+    """Return whether a device has instructions for bfloat16.
 
-    Without them a GPU imitates it, and a CPU leaves the library its convolutions are fast in: seven times slower than
-    float32 (AVX2, 128 images, 128 to 128 maps of 16 × 16), matrix products seventy times.
+    Without them a GPU emulates the format, and a CPU falls back from oneDNN to slow code: convolutions take seven times
+    as long as in float32 (AVX2, 128 images, 128 to 128 maps of 16 × 16), matrix products seventy times.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
@@ -105,10 +107,10 @@ def bfloat16_is_native(device: torch.device) -> bool:
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory it frees, where the C library can be told so (glibc); whether it could.
+    """Make this process keep freed memory, and return whether the C library (glibc) supports that.
 
-    Otherwise every activation of more than some megabytes is given back to the system when it is freed and fetched
-    again, page by page, at the next step: up to half the time of an embedding.
+    Otherwise every activation of more than some megabytes is returned to the system when it is freed and fetched again,
+    page by page, at the next step, which takes up to half the time of an embedding.
     """
     trim_threshold, mmap_max = -1, -4  # from malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
@@ -116,9 +118,9 @@ def keep_freed_memory() -> bool:
 
 
 def peak_memory_bytes() -> int:
-    """The largest resident size this process has had, in bytes."""
+    """Return the peak resident memory of this process, in bytes."""
     status = Path("/proc/self/status")
-    if status.exists():  # Linux: getrusage there starts a process off with the peak of the one that started it
+    if status.exists():  # Linux, where getrusage starts a process with the peak of its parent
         return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) * 1024  # type: ignore[index]
     import resource  # POSIX only
 

@@ -1,4 +1,4 @@
-"""CUDA graphs: a function's kernels are recorded once and started together from then on, without Python in between."""
+"""CUDA graphs: record a function's kernels once, then launch all of them with one call, without Python in between."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-STREAMS = 5  # of independent work inside a graph: small kernels of several classes run at the same time
-_WARM_UP = 3  # calls before a recording, in which libraries choose their algorithms and code is compiled
+STREAMS = 5  # streams of independent work inside a graph, so that small kernels of several classes overlap
+_WARM_UP = 3  # calls before a capture, in which libraries choose algorithms and code is compiled
 
 
 @dataclass
@@ -22,15 +22,16 @@ class _Recording:
 
 
 class CudaGraphed:
-    """A function of trees of tensors, recorded at its first call with tensors of given shapes and replayed after that.
+    """A function of trees of tensors, captured as a CUDA graph for each combination of input shapes and then replayed.
 
-    The function must do the same kernels at every call: no branch on a value, no wait for the device, nothing random.
-    What a call gives lies in memory that the next call of the same shapes overwrites. For tensors on another device
-    than CUDA the function is called as it is.
+    The function must launch the same kernels at every call: no branch on a value, no synchronisation, no randomness.
+    Outputs lie in memory that the next call with the same shapes overwrites. For tensors that are not on a GPU the
+    function is called directly.
 
-    Two graphs captured on the same stream share a cuBLAS workspace and must not run at the same time. torch hands out
-    streams from one pool for each priority: ``high_priority`` takes those of the other pool for the capture, and is for
-    what is replayed inside ``on_another_stream``.
+    function: takes and returns trees of tensors.
+    high_priority: capture on a high-priority stream, for graphs replayed inside ``on_another_stream``. Two graphs
+        captured on the same stream share a cuBLAS workspace and must not run at the same time; torch has one pool of
+        streams per priority.
 
     >>> double = CudaGraphed(lambda x: {"twice": 2 * x})
     >>> double(torch.ones(2))["twice"].tolist()
@@ -43,11 +44,11 @@ class CudaGraphed:
         self._recordings: dict[Any, _Recording] = {}
 
     def forget(self) -> None:
-        """Give back the memory of all recordings; the next call records anew."""
+        """Free the memory of all recordings; the next call captures anew."""
         self._recordings.clear()
 
     def __call__(self, *arguments: Any) -> Any:
-        """What the function gives for these arguments."""
+        """Return the function's result for these arguments."""
         given, structure = tree_flatten(arguments)
         if not given[0].is_cuda:
             return self._function(*arguments)
@@ -64,19 +65,19 @@ class CudaGraphed:
 
 
 def _record(function: Callable[[], Any], priority: int) -> tuple[torch.cuda.CUDAGraph, Any]:
-    aside, graph = torch.cuda.Stream(priority=priority), torch.cuda.CUDAGraph()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
+    warm_up_stream, graph = torch.cuda.Stream(priority=priority), torch.cuda.CUDAGraph()
+    warm_up_stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(warm_up_stream):
         for _ in range(_WARM_UP):
             function()
-    torch.cuda.current_stream().wait_stream(aside)
+    torch.cuda.current_stream().wait_stream(warm_up_stream)
     with torch.cuda.graph(graph, stream=torch.cuda.Stream(priority=priority)):
         outputs = function()
     return graph, outputs
 
 
 def _copy(into: list[Tensor], given: list[Tensor]) -> None:
-    """All copies in a few kernels: one for each format."""
+    """Copy all tensors in a few kernels, one for each number format."""
     for dtype in {x.dtype for x in given}:
         pairs = [(a, b.detach()) for a, b in zip(into, given, strict=True) if a.dtype == dtype]
         torch._foreach_copy_([a for a, _ in pairs], [b for _, b in pairs])
@@ -92,9 +93,9 @@ def _on(stream: "torch.cuda.Stream | None") -> Iterator[None]:
 
 
 def side_streams(items: Iterable[Any], on_cuda: bool) -> Iterator[tuple[Any, Any]]:
-    """Each item with a context in which its work is given to one of a few CUDA streams; all are joined at the end.
+    """Yield each item with a context that runs its work on one of a few CUDA streams; join all streams at the end.
 
-    Elsewhere than on CUDA the context does nothing.
+    Without ``on_cuda`` the context does nothing.
 
     >>> for item, stream in side_streams([1, 2], on_cuda=False):
     ...     with stream:
@@ -118,17 +119,17 @@ def side_streams(items: Iterable[Any], on_cuda: bool) -> Iterator[tuple[Any, Any
 
 @contextmanager
 def on_another_stream(device: torch.device) -> Iterator[Any]:
-    """Gives a context whose work runs on a CUDA stream of its own, beside what else is asked for inside this one.
+    """Yield a context whose work runs on a CUDA stream of its own, at the same time as the rest of the block.
 
-    That work may begin as soon as this context is entered, even if it is asked for last, and is over when it is left.
-    Neither may change what the other reads. Elsewhere than on CUDA all is done in the order in which it is asked for.
+    That work may start as soon as the block is entered, even if it is launched last, and has ended for all work
+    launched after the block. Neither may change what the other reads. On other devices everything runs in order.
 
-    >>> with on_another_stream(torch.device("cpu")) as other:
-    ...     print("this")
-    ...     with other:
-    ...         print("that")
-    this
-    that
+    >>> with on_another_stream(torch.device("cpu")) as other_stream:
+    ...     print("current stream")
+    ...     with other_stream:
+    ...         print("other stream")
+    current stream
+    other stream
     """
     if device.type != "cuda":
         yield _on(None)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and JSON whose bytes repeat."""
+"""Atomic writes of files, and JSON with reproducible bytes."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON; raises FileNotFoundError that says how to make a missing file."""
+    """Read JSON; raises FileNotFoundError that names the command for a missing file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; `dvc repro` makes it")
     return json.loads(path.read_text())

@@ -12,14 +12,14 @@ PROGRESS_FILE = "DREAM_PROGRESS_FILE"
 
 @contextmanager
 def progress(total: int, label: str, initial: int = 0, unit: str = "it") -> Iterator[Any]:
-    """A tqdm bar with rate and time left; call ``bar.update()`` and ``bar.set_postfix(loss=…)``.
+    """Yield a tqdm bar with rate and time left; call ``bar.update()`` and ``bar.set_postfix(loss=…)``.
 
-    Under the launcher the notebook's kernel has no terminal, so the bar is written to the file the launcher names in
-    the environment and shows on its standard error. In JupyterLab it is a widget.
+    Under papermill the notebook's kernel has no terminal, so the bar is written to the file that the environment
+    variable ``PROGRESS_FILE`` names, and the launcher shows it on standard error. In JupyterLab it is a widget.
     """
-    from dreamlib._engine import ranks  # here: it brings torch, for which the launcher would wait seconds
+    from dreamlib._engine import ranks  # here, because importing torch takes the launcher seconds
 
-    if not ranks.first():  # one bar a group of workers
+    if not ranks.first():  # one bar for all ranks
         from tqdm import tqdm
 
         with tqdm(total=total, disable=True) as silent:
@@ -34,7 +34,7 @@ def progress(total: int, label: str, initial: int = 0, unit: str = "it") -> Iter
             with bar:
                 yield bar
         return
-    # Chosen here rather than by tqdm.auto: outside a notebook its probing warns when ipywidgets are missing.
+    # Not tqdm.auto: outside a notebook it warns when ipywidgets are missing.
     from tqdm import tqdm as terminal_bar
     from tqdm.notebook import tqdm as notebook_bar
 

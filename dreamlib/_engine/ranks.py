@@ -1,7 +1,7 @@
-"""One run in several processes of torch.distributed, each on its share of the classes or networks; alone, a no-op.
+"""One run in several processes (ranks) of torch.distributed, each with its share of the classes or networks.
 
-A process is a member of a group once ``joined`` is entered (torchrun sets what that needs); outside it every function
-here does what is right for a group of one. All members run the same program: what is said to be called by all must be.
+A process belongs to a group inside ``joined`` (torchrun sets the environment for that); outside it every function here
+acts as in a group of one. All ranks run the same program: a function marked collective must be called by all of them.
 """
 
 import os
@@ -20,36 +20,36 @@ from torch import distributed as dist
 
 T = TypeVar("T")
 FAILURE_FILE = "DREAM_WORKER_FAILURE"
-# A member waits here for as long as another one works on its own; a dead one is torchrun's to notice, not a clock's.
+# A rank waits as long as another one works on its own; torchrun, not a timeout, notices one that died.
 _PATIENCE = timedelta(days=30)
 
 
 class WorkerError(RuntimeError):
-    """A member of the group failed; the message is its own."""
+    """A rank failed; the message is that of its own error."""
 
 
 def active() -> bool:
-    """Whether this process is a member of a group."""
+    """Return whether this process belongs to a group."""
     return dist.is_available() and dist.is_initialized()
 
 
 def world() -> int:
-    """How many processes share the work; 1 outside a group."""
+    """Return the number of processes in the group; 1 outside a group."""
     return dist.get_world_size() if active() else 1
 
 
 def rank() -> int:
-    """This process's number, from 0; 0 outside a group."""
+    """Return the rank of this process; 0 outside a group."""
     return dist.get_rank() if active() else 0
 
 
 def first() -> bool:
-    """Whether this is the process that writes files."""
+    """Return whether this is rank 0, which writes files."""
     return rank() == 0
 
 
 def my_share(items: Sequence[T]) -> list[T]:
-    """Every ``world``-th of the items, from the ``rank``-th on: shares differ by one item at most.
+    """Return every ``world``-th item from the ``rank``-th on; shares differ by one item at most.
 
     >>> my_share(["a", "b", "c"])
     ['a', 'b', 'c']
@@ -58,12 +58,12 @@ def my_share(items: Sequence[T]) -> list[T]:
 
 
 def my_classes(num_classes: int) -> list[int]:
-    """The classes this process matches and clusters: c with c % world = rank."""
+    """Return the classes that this process matches and clusters: c with c % world = rank."""
     return my_share(range(num_classes))
 
 
 def gather(share: Sequence[T]) -> list[T]:
-    """All members' shares, in the order ``my_share`` dealt them from; called by all. Items travel pickled.
+    """Return the shares of all ranks, in the order of the list ``my_share`` split (collective). Items are pickled.
 
     >>> gather([1, 2])
     [1, 2]
@@ -76,31 +76,31 @@ def gather(share: Sequence[T]) -> list[T]:
 
 
 def sum_over_workers(tensors: Sequence[Tensor]) -> None:
-    """Replace each tensor, in place, by its sum over all members; called by all, with the same shapes and formats.
+    """Replace each tensor, in place, by its sum over all ranks (collective); shapes and formats must agree.
 
-    Every member gets the same bits. Where only one of them has something other than zero, the sum is that exactly.
+    Every rank gets the same bits. Where only one rank has a value other than zero, the sum is exactly that value.
     """
     if world() == 1:
         return
     for dtype in dict.fromkeys(t.dtype for t in tensors):
         same = [t for t in tensors if t.dtype == dtype]
-        flat = torch.cat([t.flatten() for t in same])  # one message for all
+        flat = torch.cat([t.flatten() for t in same])  # one message for all tensors
         dist.all_reduce(flat)
         for tensor, summed in zip(same, flat.split([t.numel() for t in same]), strict=True):
             tensor.copy_(summed.view_as(tensor))
 
 
 def as_the_first(value: bool) -> bool:
-    """What process 0 says, for a decision that clocks may see differently; called by all."""
+    """Broadcast rank 0's value (collective), for a decision that depends on a clock."""
     if world() == 1:
         return value
-    said = [value]
-    dist.broadcast_object_list(said, src=0)
-    return bool(said[0])
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return bool(values[0])
 
 
 def local_device(device: str) -> str:
-    """Where this process computes: 'auto' and 'cuda' are a GPU of its own within a group, anything else as it is.
+    """Return this process's device: for 'auto' and 'cuda' in a group, a GPU of its own; otherwise ``device``.
 
     Raises ValueError when there are fewer GPUs than processes, or one GPU is named for several.
     """
@@ -112,14 +112,14 @@ def local_device(device: str) -> str:
 
 
 def _own_gpu(workers: int) -> str:
-    local, here = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-    if local >= here:
-        raise ValueError(f"{workers} workers need a GPU each and this machine has {here}: lower compute.workers")
+    local, available = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if local >= available:
+        raise ValueError(f"{workers} workers need a GPU each and this machine has {available}: lower compute.workers")
     return f"cuda:{local}"
 
 
 def share_of_threads(threads: int, workers: int | None = None) -> int:
-    """The CPU threads of one of ``workers`` processes (default: this group's); 0 stands for all the machine has.
+    """Return the CPU threads of one of ``workers`` processes (default: this group's); 0 stands for all cores.
 
     >>> share_of_threads(8, 3), share_of_threads(2, 4), share_of_threads(0, 1)
     (2, 1, 0)
@@ -130,7 +130,7 @@ def share_of_threads(threads: int, workers: int | None = None) -> int:
 
 @contextmanager
 def joined(device: str) -> Iterator[None]:
-    """Be a member of the group torchrun started this process for: NCCL where it computes on GPUs, else Gloo.
+    """Join the process group that torchrun started this process for: NCCL on GPUs, else Gloo.
 
     Raises ValueError when there are fewer GPUs than processes.
     """
@@ -139,11 +139,11 @@ def joined(device: str) -> Iterator[None]:
         torch.cuda.set_device(_own_gpu(int(os.environ["WORLD_SIZE"])))
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=_PATIENCE)
     yield
-    dist.destroy_process_group()  # not after a failure: it would wait for the others, who wait for this one
+    dist.destroy_process_group()  # not after a failure: it would wait for ranks that wait for this one
 
 
 def report_failure(message: str) -> None:
-    """Leave the group's first failure where ``run_workers`` looks; those that follow from it are not told."""
+    """Write the group's first failure for ``run_workers``; failures that follow from it are dropped."""
     try:
         with open(os.environ[FAILURE_FILE], "x", encoding="utf-8") as file:
             file.write(message)
@@ -152,13 +152,12 @@ def report_failure(message: str) -> None:
 
 
 def run_workers(workers: int, arguments: Sequence[str], root: Path, threads: int = 0) -> None:
-    """``python -m pipeline.worker *arguments`` in ``workers`` processes under torchrun, in ``root``.
+    """Run ``python -m pipeline.worker *arguments`` in ``workers`` processes under torchrun, in folder ``root``.
 
-    What they say on standard error comes out on ours as it is said. Raises WorkerError with the first failure's
-    message.
+    Their standard error is passed on line by line. Raises WorkerError with the message of the first failure.
     """
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
-    # The workers run the code this process runs, wherever it was imported from.
+    # Workers must import the code that this process runs.
     path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
     with tempfile.TemporaryDirectory(prefix="dream-workers-") as folder:
         failure = Path(folder) / "failure"
@@ -174,9 +173,10 @@ def run_workers(workers: int, arguments: Sequence[str], root: Path, threads: int
                 for line in process.stderr:
                     sys.stderr.write(line)
                     last = line.strip() or last
-            except BaseException:  # interrupted: torchrun passes the end on to its workers
+            except BaseException:  # interrupted; torchrun ends its workers
                 process.terminate()
                 raise
         if process.returncode:
-            said = failure.read_text(encoding="utf-8") if failure.exists() else f"ended without a word; last: {last}"
-            raise WorkerError(f"one of {workers} workers of `pipeline.worker {' '.join(arguments)}`: {said}")
+            no_message = f"ended without an error message; last output: {last}"
+            message = failure.read_text(encoding="utf-8") if failure.exists() else no_message
+            raise WorkerError(f"one of {workers} workers of `pipeline.worker {' '.join(arguments)}`: {message}")

@@ -1,32 +1,22 @@
-"""Name → component, with errors that name the nearest match."""
+"""Registries of components by name, with errors that suggest the nearest match."""
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any, Generic, Literal, TypeVar, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from dreamlib.errors import unknown
+
 T = TypeVar("T")
 
 
-class UnknownNameError(ValueError):
-    """A name that nothing is registered under; the message lists what is."""
-
-
-def unknown(kind: str, name: object, known: list[str]) -> UnknownNameError:
-    """The error for a name that is not among ``known``, with the nearest match first.
-
-    >>> str(unknown("method", "draem", ["dream", "idc"]))
-    "unknown method 'draem': did you mean 'dream'? Known: dream, idc"
-    """
-    near = difflib.get_close_matches(str(name), known, n=1)
-    hint = f" did you mean '{near[0]}'?" if near else ""
-    return UnknownNameError(f"unknown {kind} '{name}':{hint} Known: {', '.join(known)}")
-
-
 def configured(kind: Callable[..., T], options: Mapping[str, Any], what: str) -> T:
-    """A component, a dataclass, from its options as they come from params.yaml; ``what`` names it in messages.
+    """Return a component built from its options.
+
+    kind: the component's dataclass.
+    options: values by field name, as read from a file; types are checked.
+    what: the component's name, for errors.
 
     Raises UnknownNameError for an option it does not have, ValueError for a value of another type.
 
@@ -44,20 +34,21 @@ def configured(kind: Callable[..., T], options: Mapping[str, Any], what: str) ->
     for name, value in options.items():
         if name not in known:
             raise unknown(f"option of {what}", name, known or ["(it takes none)"])
-        if get_origin(types[name]) is Literal:  # what is chosen among is named by the component, with the nearest match
+        if get_origin(types[name]) is Literal:  # the component itself names the choices, with the nearest match
             checked[name] = value
             continue
         try:
-            found = TypeAdapter(types[name]).validate_python(value)
+            converted = TypeAdapter(types[name]).validate_python(value)
         except ValidationError as error:
-            said = error.errors()[0]["msg"]
-            raise ValueError(f"option {name} of {what}: {said}, got {value!r}") from None
-        checked[name] = value if type(value) is int and type(found) is float else found  # 0 stays 0 in messages
+            reason = error.errors()[0]["msg"]
+            raise ValueError(f"option {name} of {what}: {reason}, got {value!r}") from None
+        # An int stays an int where a float is expected, so that messages show 0 and not 0.0.
+        checked[name] = value if type(value) is int and type(converted) is float else converted
     return kind(**checked)
 
 
 class Registry(Generic[T]):
-    """Components of one kind by name; a new one registers itself and is found by tests and params.yaml alike.
+    """Components of one kind by name; a new component registers itself.
 
     >>> shapes = Registry("shape")
     >>> @shapes.register("square")
@@ -71,7 +62,7 @@ class Registry(Generic[T]):
         self._items: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorator that files the component under ``name``; raises ValueError if the name is taken."""
+        """Return a decorator that registers a component under ``name``; raises ValueError if the name is taken."""
 
         def keep(item: T) -> T:
             if name in self._items:
@@ -82,7 +73,7 @@ class Registry(Generic[T]):
         return keep
 
     def remove(self, name: str) -> None:
-        """Forget a component (for tests that register toys)."""
+        """Remove a component, for tests that register their own."""
         self._items.pop(name, None)
 
     def __getitem__(self, name: str) -> T:
@@ -97,5 +88,5 @@ class Registry(Generic[T]):
         return iter(self.names())
 
     def names(self) -> list[str]:
-        """All names, sorted."""
+        """Return all names, sorted."""
         return sorted(self._items)

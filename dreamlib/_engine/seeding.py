@@ -1,4 +1,4 @@
-"""Randomness by name: one seed, a private generator for every purpose, the global generators untouched."""
+"""Randomness by purpose: one seed, a generator of its own for every purpose, global generators untouched."""
 
 import hashlib
 
@@ -6,7 +6,7 @@ import torch
 
 
 def derive(seed: int, *purpose: str | int) -> int:
-    """A 63-bit seed for one purpose, so that two purposes never share a stream.
+    """Return a 63-bit seed for one purpose, so that two purposes never share a stream.
 
     Hashing (rather than adding) keeps neighbouring seeds unrelated; seed 0 is a seed like any other.
 
@@ -18,7 +18,7 @@ def derive(seed: int, *purpose: str | int) -> int:
 
 
 def generator(seed: int, *purpose: str | int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A ``torch.Generator`` of its own for (seed, purpose).
+    """Return a new ``torch.Generator`` for (seed, purpose).
 
     >>> a, b = generator(3, "batches"), generator(3, "batches")
     >>> bool((torch.rand(5, generator=a) == torch.rand(5, generator=b)).all())

@@ -1,13 +1,14 @@
-"""Independent pieces of CPU work side by side: one thread of this process for each, with its share of the cores.
+"""Run independent tasks at the same time on a CPU: one Python thread for each, with its share of the cores.
 
-One core wastes less of itself on a small network than two cores waste on sharing its small batches. The results are
-those of one piece of work after the other, as far as the arithmetic does not depend on the number of cores.
+Small batches use one core more efficiently than they use two. Results equal those of one task after the other, as far
+as the arithmetic does not depend on the number of cores.
 """
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
@@ -16,21 +17,21 @@ T, R = TypeVar("T"), TypeVar("R")
 
 
 class Stopped(Exception):
-    """Another piece of work failed, or the caller was interrupted: what this one would give is not wanted any more."""
+    """Another task failed or the caller was interrupted, so the result of this one is not needed."""
 
 
 def shares(count: int, threads: int, most: int) -> Iterator[tuple[int, int]]:
-    """``count`` pieces of work on ``threads`` cores, as (how many at once, threads of each) until all are done.
+    """Yield (tasks at a time, threads of each) until ``count`` tasks are done on ``threads`` cores.
 
-    As many at once, up to ``most``, as leave no core idle; so the last ones may have more cores each.
+    As many run at a time, up to ``most``, as leave no core idle, so the last ones may have more cores each.
 
     >>> list(shares(5, 2, most=2)), list(shares(3, 2, most=1)), list(shares(5, 8, most=5))
     ([(2, 1), (2, 1), (1, 2)], [(1, 2), (1, 2), (1, 2)], [(4, 2), (1, 8)])
     """
     while count > 0:
-        at_once = max(n for n in range(1, min(count, threads, most) + 1) if threads % n == 0)
-        yield at_once, threads // at_once
-        count -= at_once
+        parallel = max(n for n in range(1, min(count, threads, most) + 1) if threads % n == 0)
+        yield parallel, threads // parallel
+        count -= parallel
 
 
 def side_by_side(
@@ -39,16 +40,19 @@ def side_by_side(
     threads: int,
     on_step: Callable[[], object] = lambda: None,
 ) -> list[R]:
-    """``work(item, stepped)`` for each item, all at once, each computing on ``threads`` CPU threads; results in order.
+    """Return ``work(item, stepped)`` of each item, in order; all items run at the same time.
 
-    ``work`` calls ``stepped()`` after each of its steps, which calls ``on_step()``, one thread at a time. First steps
-    are made one after the other, because they compile, which is not safe twice at once. ``stepped`` raises Stopped
-    where another item has failed or the caller was interrupted, so that all end soon; the failure itself is raised
-    here. A single item runs in the calling thread.
+    work: calls ``stepped()`` after each of its steps. First steps run one after the other, because they may compile,
+        which is not safe in two threads at once. ``stepped`` raises Stopped where another item has failed or the caller
+        was interrupted, so that all end soon; the failure itself is raised here.
+    threads: CPU threads of each item.
+    on_step: called after each step, by one thread at a time.
+
+    A single item runs in the calling thread.
     """
     if len(items) == 1:
         return [work(items[0], on_step)]
-    stop, first_step, telling = threading.Event(), threading.Lock(), threading.Lock()
+    stop, first_step, reporting = threading.Event(), threading.Lock(), threading.Lock()
     before = torch.get_num_threads()
 
     def run(item: T) -> R:
@@ -58,7 +62,7 @@ def side_by_side(
 
         def stepped() -> None:
             nonlocal first
-            with telling:
+            with reporting:
                 on_step()
             if first:
                 first = False
@@ -81,12 +85,12 @@ def side_by_side(
         with ThreadPoolExecutor(len(items)) as pool:
             futures = [pool.submit(run, item) for item in items]
             try:
-                wait(futures)  # a failure ends the others by itself
-            except BaseException:  # an interruption: the pool waits for its threads on the way out
+                wait(futures)  # a failure ends the others through ``stop``
+            except BaseException:  # an interruption; leaving the block waits for the threads
                 stop.set()
                 raise
     finally:
-        torch.set_num_threads(before)  # threads begin with the number that was set last, wherever it was set
+        torch.set_num_threads(before)  # new threads start with the number set last, in whichever thread
     for future in futures:
         error = future.exception()
         if error is not None and not isinstance(error, Stopped):
@@ -95,27 +99,58 @@ def side_by_side(
 
 
 def in_order(
-    tasks: Iterable[Callable[[], R]], at_once: int, threads: int, beside: Callable[[], object] | None = None
-) -> Iterator[R]:
-    """The tasks' results, in their order; ``at_once`` of them run at a time, each on ``threads`` CPU threads.
+    tasks: Iterable[Callable[[], R]],
+    parallel: int,
+    threads: int,
+    concurrent_job: Callable[[], object] | None = None,
+) -> Generator[R, None, None]:
+    """Yield the results of the tasks in their order; ``parallel`` of them run at a time.
 
-    ``beside`` is one more, begun first, whose end is waited for after the last result. A failure is raised when its
-    turn comes, until when others begin; then, or when the iterator is closed, those that run end and no other begins.
-    What compiles must not do so twice at once: let tasks of a new kind run one at a time, on as many ``threads``,
-    before several do.
+    tasks: functions without arguments.
+    parallel: number of tasks that run at a time.
+    threads: CPU threads of each task.
+    concurrent_job: one more piece of work, submitted first and joined last.
 
-    >>> list(in_order([lambda: torch.get_num_threads(), lambda: 7], at_once=2, threads=1))
+    A task's failure is raised when its turn comes; until then, others start. After a failure, or when the generator is
+    closed, running tasks end and no other starts. Tasks that compile must not run at the same time: see ``Workers``.
+
+    >>> list(in_order([lambda: torch.get_num_threads(), lambda: 7], parallel=2, threads=1))
     [1, 7]
     """
     before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(threads,))
+    pool = ThreadPoolExecutor(parallel, initializer=torch.set_num_threads, initargs=(threads,))
     try:
-        last = pool.submit(beside) if beside else None
-        asked = deque(pool.submit(task) for task in tasks)
-        while asked:
-            yield asked.popleft().result()
-        if last:
-            last.result()
+        job = pool.submit(concurrent_job) if concurrent_job else None
+        futures = deque(pool.submit(task) for task in tasks)
+        while futures:
+            yield futures.popleft().result()
+        if job:
+            job.result()
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(before)  # as in ``side_by_side``
+
+
+@dataclass
+class Workers:
+    """``parallel`` tasks at a time, each on ``threads`` CPU threads, with a warm-up for each kind of task.
+
+    The first tasks of a kind run one at a time, on as many threads, because they may compile, which is not safe in two
+    threads at once. ``warm`` holds the kinds that have run.
+
+    >>> workers = Workers(parallel=2)
+    >>> list(workers.in_order({"square"}, [lambda: 1, lambda: 4])), workers.warm
+    ([1, 4], {'square'})
+    """
+
+    parallel: int = 1
+    threads: int = 1
+    warm: set[str] = field(default_factory=set)
+
+    def in_order(
+        self, kinds: set[str], tasks: Iterable[Callable[[], R]], concurrent_job: Callable[[], object] | None = None
+    ) -> Generator[R, None, None]:
+        """Return the results in order (see ``in_order``); ``kinds`` names the work of the tasks and of the job."""
+        parallel = self.parallel if kinds <= self.warm else 1
+        self.warm |= kinds
+        return in_order(tasks, parallel, self.threads, concurrent_job)

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dreamlib._engine.registry import configured, unknown
+from dreamlib._engine.registry import configured
 from dreamlib._engine.seeding import generator
 from dreamlib.data.base import DATASETS, Dataset
 from dreamlib.data.fetch import DataError, md5_of
 from dreamlib.data.types import DatasetInfo, LabeledImages
+from dreamlib.errors import unknown
 
 __all__ = ["DATASETS", "DataError", "Dataset", "create", "data_hash", "info", "load_split", "validation_rows"]
 

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dreamlib._engine.registry import Registry, unknown
+from dreamlib._engine.registry import Registry
 from dreamlib.data.fetch import PublishedFile, Source, check_files, fetch_files
 from dreamlib.data.types import DatasetInfo, LabeledImages
+from dreamlib.errors import unknown
 
 DATASETS: Registry[type["Dataset"]] = Registry("data set")
 

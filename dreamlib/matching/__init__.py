@@ -1,4 +1,4 @@
-"""What the distilled set is made to match: one objective a file, found and registered by being there."""
+"""What the distilled set is made to match: one objective a file; every file in this folder is imported."""
 
 import importlib
 import pkgutil
@@ -14,7 +14,7 @@ for _module in pkgutil.iter_modules(__path__):
 
 
 def make(name: str, options: dict[str, Any]) -> Objective:
-    """The named objective with its options; raises UnknownNameError or ValueError naming what is known.
+    """Return the named objective with its options; raises UnknownNameError or ValueError listing what is known.
 
     >>> make("gradient", {"distance": "l1"}).distance
     'l1'

@@ -28,9 +28,11 @@ def mean_feature_distance(
 ) -> Tensor:
     """Return distance(mean features(real), mean features(synthetic)), differentiable in the synthetic images alone.
 
-    ``real`` (n, C, H, W) and ``synthetic`` (m, C, H, W) are prepared images, ``weights`` a network's detached ones.
-    Squared, this is DM's loss of one class; DREAM+ adds it to gradient matching, in the metric of the gradients. Only
-    first derivatives are asked for, so the compiled features serve as they are.
+    weights: a network's detached weights.
+    real: (n, C, H, W), prepared images.
+    synthetic: (m, C, H, W), prepared images.
+
+    Squared, this is DM's loss of one class; DREAM+ adds it to gradient matching, in the metric of the gradients.
     """
     with torch.no_grad():
         target = _mean(state.kernels.features(weights, real))  # (D,)
@@ -43,7 +45,7 @@ def _mean(features: Tensor) -> Tensor:
 
 
 def detached(weights: Weights) -> Weights:
-    """The same tensors without gradient, so that none is computed for them."""
+    """Return the same tensors detached, so that no gradient is computed for them."""
     return {name: tensor.detach() for name, tensor in weights.items()}
 
 

@@ -28,14 +28,14 @@ AGAIN = "make them with `python -m pipeline.stages.experts`"
 
 
 class ExpertError(RuntimeError):
-    """Expert trajectories that are missing, torn, or of another network; the message says how to make them."""
+    """Expert trajectories are missing, torn, or of another network; the message names the command that makes them."""
 
 
 @dataclass(frozen=True)
 class ExpertSettings:
-    """``count`` networks trained for ``epochs`` epochs of plain SGD; the defaults are MTT's.
+    """Settings of ``count`` networks trained for ``epochs`` epochs of plain SGD; the defaults are MTT's.
 
-    ``augmentation`` and ``mode`` as in ``augmentation_for``; one draw an image.
+    ``augmentation`` and ``mode`` are those of ``augmentation_for``, with one draw per image.
     """
 
     count: int = 100
@@ -48,13 +48,13 @@ class ExpertSettings:
     mode: str = "dsa"
 
     def training(self, info: DatasetInfo) -> TrainSettings:
-        """As settings of ``fit``."""
+        """Return the settings of ``fit``."""
         augmentation = augmentation_for(info, self.augmentation, self.mode)
         return TrainSettings(self.batch, self.lr, self.momentum, self.weight_decay, augmentation)
 
 
 def data_fingerprint(data: LabeledImages) -> str:
-    """SHA-256 over the images and labels themselves."""
+    """Return the SHA-256 of all images and labels."""
     content = hashlib.sha256()
     for tensor in (data.images, data.labels):
         content.update(tensor.detach().cpu().contiguous().numpy())
@@ -62,7 +62,7 @@ def data_fingerprint(data: LabeledImages) -> str:
 
 
 def expert_path(folder: str | Path, index: int) -> Path:
-    """Where one expert lies.
+    """Return the file of one expert.
 
     >>> expert_path("experts", 7).as_posix()
     'experts/expert-007.safetensors'
@@ -71,7 +71,7 @@ def expert_path(folder: str | Path, index: int) -> Path:
 
 
 def expert_folder(base: str | Path, whitening: str) -> Path:
-    """Where the experts lie that saw images after ``whitening``: those of whitened images in a folder of their own.
+    """Return the folder of experts trained on images after ``whitening``: a folder of its own for each whitening.
 
     >>> expert_folder("experts", "none").as_posix(), expert_folder("experts", "zca").as_posix()
     ('experts', 'experts/zca')
@@ -90,11 +90,11 @@ def train_experts(
     seed: int,
     code_hash: str = "",
 ) -> list[Path]:
-    """Train whatever experts are not in ``folder`` yet; returns the files, one an expert.
+    """Train the experts that are missing in ``folder``; return the files, one per expert.
 
-    A file carries the key of what made it (settings, network, data, format, seed, ``code_hash``) and is used again only
-    where the key is the same. Files are written whole or not at all, each when its expert is done, so a killed run goes
-    on with the next; those of experts beyond ``count`` are removed. Expert i depends on (seed, i) alone.
+    A file holds a key of what made it (settings, network, data, format, seed, ``code_hash``) and is reused only if the
+    key is the same. Files are written atomically, each when its expert is done, so a killed run continues with the next
+    one; files of experts beyond ``count`` are removed. Expert i depends only on (seed, i).
 
     Raises ValueError for fewer than one expert or epoch.
     """
@@ -102,19 +102,19 @@ def train_experts(
         raise ValueError(f"count = {settings.count} and epochs = {settings.epochs} of the experts must be at least 1")
     seen = (info.name, info.whitening, info.mean, info.std, data_fingerprint(data))
     made_by = (asdict(settings) | {"count": None}, network, *seen, str(compute.dtype))
-    common = digest(*made_by, seed, code_hash, FORMAT)  # to all of them; a key is one expert's
+    common = digest(*made_by, seed, code_hash, FORMAT)  # the same for all experts; a key is one expert's
     placed, kernels, paths = data.to(compute.device), None, []
     with progress(settings.count * settings.epochs, "experts", unit="epoch") as bar:
         for index in range(settings.count):
-            path, own = expert_path(folder, index), derive(seed, "expert", index)
-            key = digest(*made_by, own, code_hash, FORMAT)
+            path, expert_seed = expert_path(folder, index), derive(seed, "expert", index)
+            key = digest(*made_by, expert_seed, code_hash, FORMAT)
             paths.append(path)
             if _key_of(path) == key:
                 bar.update(settings.epochs)
                 continue
-            model = compute.place(build(network[0], info, generator(own, "network"), network[1]))
+            model = compute.place(build(network[0], info, generator(expert_seed, "network"), network[1]))
             kernels = kernels or CompiledNetwork(model, compute)
-            weights = _trajectory(model, placed, info, settings, kernels, own, bar.update)
+            weights = _trajectory(model, placed, info, settings, kernels, expert_seed, bar.update)
             about = {"format": FORMAT, "key": key, "dataset": info.name, "network": list(network)}
             about |= {"whitening": info.whitening, "made_by": common}
             write_atomically(path, save(weights, metadata={"dreamlib": json.dumps(about, sort_keys=True)}))
@@ -132,27 +132,27 @@ def _trajectory(
     seed: int,
     on_epoch: Callable[[], object],
 ) -> Weights:
-    """Each parameter after 0, 1, … epochs: name → (epochs + 1, …)."""
-    kept: dict[str, list[Tensor]] = {name: [] for name, _ in model.named_parameters()}
+    """Return each parameter after 0, 1, … epochs: name → (epochs + 1, …)."""
+    trajectory: dict[str, list[Tensor]] = {name: [] for name, _ in model.named_parameters()}
 
-    def keep() -> None:
+    def store() -> None:
         for name, p in model.named_parameters():
-            kept[name].append(p.detach().cpu().clone(memory_format=torch.contiguous_format))
+            trajectory[name].append(p.detach().cpu().clone(memory_format=torch.contiguous_format))
 
     def after_epoch() -> None:
-        keep()
+        store()
         on_epoch()
 
-    keep()
+    store()
     fit(
         model, data.images, data.labels, info, settings.training(info), kernels,
         epochs=settings.epochs, seed=seed, schedule=lambda lr, _epoch, _epochs: lr, on_epoch=after_epoch,
     )  # fmt: skip
-    return {name: torch.stack(values) for name, values in kept.items()}
+    return {name: torch.stack(values) for name, values in trajectory.items()}
 
 
 def _about(path: Path) -> dict[str, Any]:
-    """What an expert's file says of itself; raises ExpertError when there is none or it is not whole."""
+    """Return the metadata of an expert's file; raises ExpertError when it is missing or torn."""
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["dreamlib"])
@@ -164,7 +164,7 @@ def _about(path: Path) -> dict[str, Any]:
 
 
 def _key_of(path: Path) -> str | None:
-    """The key of a whole expert file; None when there is none or it cannot be read."""
+    """Return the key of an expert's file; None when it is missing or torn."""
     try:
         return _about(path)["key"]
     except ExpertError:
@@ -173,37 +173,37 @@ def _key_of(path: Path) -> str | None:
 
 @dataclass(frozen=True)
 class Experts:
-    """A folder of trajectories; ``weights`` reads one expert's weights after one epoch, and nothing else."""
+    """A folder of trajectories; ``weights`` reads from disk only one expert's weights after one epoch."""
 
     paths: tuple[Path, ...]
     epochs: int
 
     @classmethod
     def open(cls, folder: str | Path, network: nn.Module, info: DatasetInfo) -> "Experts":
-        """The experts in ``folder``, checked against the network that is to follow them.
+        """Return the experts in ``folder``.
 
-        Raises ExpertError when there is none, or when they are of another data set, whitening or network.
+        Raises ExpertError when there are none, or when they are of another data set, whitening or network.
         """
         paths = tuple(sorted(Path(folder).glob("expert-*.safetensors")))
         if not paths:
             raise ExpertError(f"no expert trajectories in {folder}: {AGAIN}")
         about = _about(paths[0])
         with safe_open(paths[0], "pt") as file:
-            found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         if about["dataset"] != info.name:
             raise ExpertError(f"the experts in {folder} have seen {about['dataset']}, not {info.name}: {AGAIN}")
-        if (saw := about.get("whitening", "none")) != info.whitening:
+        if (whitening := about.get("whitening", "none")) != info.whitening:
             raise ExpertError(
-                f"the experts in {folder} have seen images of whitening {saw}, not {info.whitening}: {AGAIN}"
+                f"the experts in {folder} have seen images of whitening {whitening}, not {info.whitening}: {AGAIN}"
             )
-        if {name: list(p.shape) for name, p in network.named_parameters()} != {n: s[1:] for n, s in found.items()}:
+        if {name: list(p.shape) for name, p in network.named_parameters()} != {n: s[1:] for n, s in shapes.items()}:
             raise ExpertError(f"the experts in {folder} are {about['network']}, not the network in use: {AGAIN}")
-        return cls(paths, next(iter(found.values()))[0] - 1)
+        return cls(paths, next(iter(shapes.values()))[0] - 1)
 
     def check_whole(self, count: int, epochs: int) -> None:
-        """Refuse what is not ``count`` experts of ``epochs`` epochs, all of one making; raises ExpertError.
+        """Raise ExpertError unless there are ``count`` experts of ``epochs`` epochs, all made with the same settings.
 
-        A run of theirs that was stopped leaves fewer, or some of it beside those of an earlier one.
+        An interrupted training leaves fewer, or files from an earlier training with other settings.
         """
         again = "run `python -m pipeline.stages.experts`, which makes what is missing"
         folder = self.paths[0].parent
@@ -216,6 +216,6 @@ class Experts:
             raise ExpertError(f"{folder} holds experts made under different settings or data: {again}")
 
     def weights(self, expert: int, epoch: int, device: torch.device | str = "cpu") -> Weights:
-        """Parameters by name after ``epoch`` epochs, 0 ≤ epoch ≤ ``epochs``."""
+        """Return parameters by name after ``epoch`` epochs, 0 ≤ epoch ≤ ``epochs``."""
         with safe_open(self.paths[expert], "pt") as file:
             return {name: file.get_slice(name)[epoch].to(device) for name in file.keys()}  # noqa: SIM118

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from dreamlib._engine.compiled_network import KnownGradient, Weights, weights_of
-from dreamlib._engine.registry import Registry, unknown
+from dreamlib._engine.registry import Registry
 from dreamlib.data.types import DatasetInfo
+from dreamlib.errors import unknown
 from dreamlib.matching.distribution import detached, mean_feature_distance, squared
 from dreamlib.matching.objective import OBJECTIVES, MatchState, Objective
 
@@ -45,7 +46,7 @@ def row_cosine(real: Tensor, synthetic: Tensor) -> Tensor:
 
 
 def matched_weights(network: nn.Module, layers: str) -> tuple[Weights, Weights]:
-    """The weights whose gradients are compared, and all others; 'conv' (IDC, DREAM) or 'conv_linear' (DC, DSA).
+    """Return the weights whose gradients are compared, and all others; 'conv' (IDC, DREAM) or 'conv_linear' (DC, DSA).
 
     Biases and norms (1-D) are never compared. Raises ValueError for a network without such a weight.
     """
@@ -100,7 +101,7 @@ class GradientMatching(Objective):
             yield label, loss
 
     def _together(self, state: MatchState, real: Tensor, matched: Weights, fixed: Weights) -> Tensor:
-        """The losses (K,) of all classes by one function without a branch, which a GPU records."""
+        """Return the losses (K,) of all classes by one function without branches, which a GPU records."""
         labels = state.send(torch.tensor(list(state.classes)))
 
         def whole(
@@ -121,7 +122,7 @@ class GradientMatching(Objective):
 
         canvases, name = state.synthetic.canvases, f"gradient {self}"
         with torch.no_grad():
-            values, gradient = state.recorded(name, whole)(
+            values, gradient = state.cuda_graph(name, whole)(
                 canvases, state.synthetic_rows(), real, state.draw_table(state.classes), labels, matched, fixed
             )
-        return KnownGradient.apply(canvases, values, gradient.clone())  # the next replay writes over its own
+        return KnownGradient.apply(canvases, values, gradient.clone())  # the next replay overwrites the original

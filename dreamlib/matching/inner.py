@@ -1,7 +1,7 @@
-"""Training inside an objective: unrolled steps of SGD or Adam that the loss after them can be differentiated through.
+"""Training inside an objective: unrolled steps of SGD or Adam that a later loss can be differentiated through.
 
 Shared by trajectory matching (MTT), back-propagation through training (DD, RaT-BPTT) and the evaluation that replays
-it.
+such a training.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from torch.func import functional_call, grad, vjp
 from torch.nn import functional as F
 
 from dreamlib._engine.compiled_network import Weights
-from dreamlib._engine.registry import unknown
+from dreamlib.errors import unknown
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's
 FIRST, SECOND, COUNT = "first moment of ", "second moment of ", "steps taken"  # Adam's state, beside the weights
@@ -23,11 +23,12 @@ FIRST, SECOND, COUNT = "first moment of ", "second moment of ", "steps taken"  #
 class InnerTraining:
     """Steps on the cross-entropy of one architecture, differentiable in weights, images, labels and rates.
 
-    ``optimizer`` 'sgd' is plain: θ ← θ − lr · ∂CE(x, y)/∂θ; 'adam' keeps its moments beside the weights (``start``).
-    ``network`` gives the structure and is left alone: weights are arguments, its buffers (the running statistics of a
-    batch norm) are copied. With ``recompute`` a step keeps its inputs only and repeats its arithmetic on the way back:
-    memory then grows with the weights, not with the activations, at the price of one more forward and backward pass a
-    step. Both ways give the same numbers but for the order of a sum.
+    network: gives the structure and is not changed: weights are arguments, its buffers (the running statistics of a
+        batch norm) are copied.
+    recompute: store only the inputs of a step and repeat its arithmetic in the backward pass. Memory then grows with
+        the weights and not with the activations, at the cost of one more forward and backward pass per step. Results
+        are equal up to the order of a sum.
+    optimizer: 'sgd', θ ← θ − lr · ∂CE(x, y)/∂θ, or 'adam', whose moments are carried with the weights (``start``).
 
     >>> net = nn.Linear(2, 2, bias=False)
     >>> _ = net.weight.data.zero_()
@@ -44,7 +45,7 @@ class InnerTraining:
         self._buffers = {name: tensor.detach().clone() for name, tensor in network.named_buffers()}
 
     def start(self, weights: Weights) -> Weights:
-        """Return what a first step takes: the weights, with Adam's moments at zero."""
+        """Return the input of the first step: the weights, and Adam's moments at zero."""
         if self.optimizer == "sgd":
             return weights
         zeros = {kind + name: torch.zeros_like(w) for kind in (FIRST, SECOND) for name, w in weights.items()}
@@ -56,12 +57,12 @@ class InnerTraining:
 
     @staticmethod
     def weights(carried: Weights) -> Weights:
-        """Return the weights among what steps carry along."""
+        """Return the weights without Adam's state."""
         return {name: w for name, w in carried.items() if not name.startswith((FIRST, SECOND)) and name != COUNT}
 
     def loss(self, weights: Weights, x: Tensor, y: Tensor) -> Tensor:
-        """Mean cross-entropy of prepared images x (n, C, H, W); y is (n,) class numbers or (n, K) probabilities."""
-        buffers = {name: tensor.clone() for name, tensor in self._buffers.items()}  # a batch norm writes to its own
+        """Return the mean cross-entropy of prepared images x (n, C, H, W); y: (n,) classes or (n, K) probabilities."""
+        buffers = {name: tensor.clone() for name, tensor in self._buffers.items()}  # a batch norm writes to them
         logits = functional_call(self.network, {**weights, **buffers}, (x,))
         return F.cross_entropy(logits, y.to(logits.dtype) if y.is_floating_point() else y)
 
@@ -82,20 +83,20 @@ class InnerTraining:
         return {name: moved[name] for name in carried}
 
     def step(self, carried: Weights, x: Tensor, y: Tensor, lr: Tensor) -> Weights:
-        """Return what one step leaves; ``lr`` is a scalar tensor."""
+        """Return weights and optimiser state after one step; ``lr`` is a scalar tensor."""
         if not (self.recompute and torch.is_grad_enabled()):
             return self._step(carried, x, y, lr)
         return dict(zip(carried, _Recomputed.apply(self, tuple(carried), x, y, lr, *carried.values()), strict=True))
 
     def run(self, carried: Weights, batches: Sequence[tuple[Tensor, Tensor]], rates: Sequence[Tensor]) -> Weights:
-        """Return what one step on each (x, y) batch leaves, each with its own rate."""
+        """Return weights and optimiser state after one step on each (x, y) batch, each with its own rate."""
         for (x, y), lr in zip(batches, rates, strict=True):
             carried = self.step(carried, x, y, lr)
         return carried
 
 
 class _Recomputed(torch.autograd.Function):
-    """One step that saves its inputs alone. Not torch.utils.checkpoint: torch.func refuses the hooks it is made of."""
+    """One step that saves only its inputs. torch.utils.checkpoint uses hooks that torch.func does not support."""
 
     @staticmethod
     def forward(
@@ -121,5 +122,5 @@ class _Recomputed(torch.autograd.Function):
 
 
 def parameters_of(network: nn.Module) -> Weights:
-    """A network's parameters by name, detached: where an unrolled training starts."""
+    """Return a network's parameters by name, detached: the start of an unrolled training."""
     return {name: p.detach() for name, p in network.named_parameters()}

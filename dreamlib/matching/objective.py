@@ -1,4 +1,4 @@
-"""What an objective is given and what it must give back."""
+"""The contract of an objective: what it is given (``MatchState``) and what it returns (``Objective``)."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +13,7 @@ from dreamlib._engine.cuda_graphs import CudaGraphed
 from dreamlib._engine.registry import Registry
 from dreamlib._engine.seeding import generator
 from dreamlib.data.types import DatasetInfo
+from dreamlib.matching.experts import Experts
 from dreamlib.sampling.real_batches import Sampler
 from dreamlib.synthetic.synthetic_set import SyntheticSet
 from dreamlib.training.augment import Augmentation, AugmentationDraw
@@ -22,13 +23,20 @@ OBJECTIVES: Registry[type["Objective"]] = Registry("objective")
 
 @dataclass
 class MatchState:
-    """Everything a matching step may look at; ``synthetic.canvases`` is the leaf its gradient must reach.
+    """Everything that a matching step may read.
 
-    ``iteration`` counts inner iterations over the whole run. Randomness comes from ``rng``, a generator made anew for
-    (seed, purpose, iteration), so that a resumed run draws what the uninterrupted one would have drawn. ``classes`` are
-    those to give losses for: all, a worker's share, or one of several that are matched side by side. ``together`` says
-    that an objective should do all of them at once if it can, as is best on a GPU; ``recordings`` are the CUDA graphs
-    of the run so far.
+    synthetic: the distilled set; its ``canvases`` and ``extras`` are the leaves that gradients must reach.
+    network: the current network; an objective must leave it unchanged.
+    kernels: its compiled functions.
+    sampler: chooses the real images; ``sampler.data`` holds all of them.
+    iteration: inner iterations since the start of the run.
+    synthetic_batch: limit of decoded images of a class in one step.
+    classes: the classes to give losses for: all, a rank's share, or one of several matched at the same time.
+    together: whether to match all classes in one function if the objective can, as is fastest on a GPU.
+    graphs: the CUDA graphs of the run so far.
+
+    Randomness comes from ``rng``, a generator made anew for (seed, purpose, iteration), so that a resumed run draws the
+    same numbers as an uninterrupted one.
     """
 
     synthetic: SyntheticSet
@@ -42,144 +50,159 @@ class MatchState:
     synthetic_batch: int
     classes: Sequence[int] = field(default=())
     together: bool = False
-    recordings: dict[str, CudaGraphed] = field(default_factory=dict)
+    graphs: dict[str, CudaGraphed] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.classes = self.classes or range(self.info.num_classes)
 
     def rng(self, *purpose: str | int) -> torch.Generator:
-        """The generator of one purpose at this iteration."""
+        """Return the generator of one purpose at this iteration."""
         return generator(self.seed, *purpose, self.iteration)
 
     def draw(self, label: int) -> AugmentationDraw:
-        """This iteration's siamese augmentation of one class: one draw for all its images, real and synthetic."""
+        """Return the siamese augmentation of one class: one draw for all its images, real and synthetic."""
         return self.augmentation.draw(1, tuple(self.synthetic.canvases.shape[1:]), self.rng("augment", label))
 
     def prepare_drawn(self, images: Tensor, table: Tensor) -> Tensor:
-        """``prepare`` for equal parts of the images, of which each has a row of ``table`` (see ``draw_table``)."""
+        """Return ``prepare`` of the images, in equal parts with one row of ``table`` each (see ``draw_table``)."""
         return self._prepared()[0](images, table)
 
     def _prepared(self) -> tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor, Tensor, Tensor], Tensor]]:
-        """``prepare_drawn``, and images, table and what comes from above → the gradient to the images; compiled."""
+        """Return ``prepare_drawn`` and its backward pass (images, table, upstream) → gradient, both compiled."""
         augmentation, info, compute = self.augmentation, self.info, self.kernels.compute
 
-        def there(images: Tensor, table: Tensor) -> Tensor:
+        def forward(images: Tensor, table: Tensor) -> Tensor:
             rows = table.repeat_interleave(len(images) // len(table), 0)
             draw = augmentation.from_table(rows, tuple(images.shape[2:]))
             return compute.cast(augmentation.apply(info.normalise(images), draw))
 
-        def back(images: Tensor, table: Tensor, upstream: Tensor) -> Tensor:
-            return torch.func.vjp(lambda images: there(images, table), images)[1](upstream)[0]
+        def backward(images: Tensor, table: Tensor, upstream: Tensor) -> Tensor:
+            return torch.func.vjp(lambda images: forward(images, table), images)[1](upstream)[0]
 
         key = augmentation, info
-        return self.kernels.compiled(("prepare", *key), there), self.kernels.compiled(("prepare back", *key), back)
+        compiled = self.kernels.compiled
+        return compiled(("prepare", *key), forward), compiled(("prepare back", *key), backward)
 
     def draw_table(self, labels: Sequence[int]) -> Tensor:
-        """``draw`` of each label, a row each, on the device: one transfer in place of one for every number."""
+        """Return ``draw`` of each label as a row of a table on the device, which takes a single transfer."""
         u = torch.cat([self.augmentation.uniform(1, self.rng("augment", label)) for label in labels])
         draw = self.augmentation.of_uniform(u, tuple(self.synthetic.canvases.shape[1:]))
         return self.send(draw.table())
 
     def send(self, tensor: Tensor) -> Tensor:
-        """A tensor on the device, without waiting until it is there."""
+        """Return the tensor on the device, copied asynchronously."""
         return tensor.to(self.synthetic.canvases.device, non_blocking=True)
 
     def real_batches(self) -> Tensor | None:
-        """``real_images`` of all ``classes``, one after the other; None unless they are equally many."""
+        """Return ``real_images`` of all ``classes``, concatenated; None unless all have equally many."""
         rows = [self.sampler.rows(label, self.iteration) for label in self.classes]
-        equal = len({len(own) for own in rows}) == 1
+        equal = len({len(class_rows) for class_rows in rows}) == 1
         return self.sampler.data.images[torch.cat(rows)] if equal else None
 
     def synthetic_rows(self) -> Tensor:
-        """Which of all decoded images ``synthetic_images`` of ``classes`` are, on the device."""
-        count, kept = self.synthetic.decoded_per_class, []
+        """Return the rows, among all decoded images, of ``synthetic_images`` of ``classes``; on the device."""
+        count, rows = self.synthetic.decoded_per_class, []
         for label in self.classes:
             part = self._part(label, count)
-            kept.append((torch.arange(count) if part is None else part) + count * label)
-        return self.send(torch.cat(kept))
+            rows.append((torch.arange(count) if part is None else part) + count * label)
+        return self.send(torch.cat(rows))
 
     def decode_drawn(self, canvases: Tensor, rows: Tensor, table: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """What the network sees of the decoded images ``rows``, and the way back: its gradient → the canvases'."""
+        """Return the decoded images ``rows``, prepared, and a function from their gradient to that of the canvases."""
         images, to_canvases = torch.func.vjp(
             lambda canvases: replace(self.synthetic, canvases=canvases).decode_images().index_select(0, rows), canvases
         )
-        there, back = self._prepared()
-        return there(images, table), lambda upstream: to_canvases(back(images, table, upstream))[0]
+        forward, backward = self._prepared()
+        return forward(images, table), lambda upstream: to_canvases(backward(images, table, upstream))[0]
 
-    def recorded(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function as a CUDA graph that serves the whole run (see ``CudaGraphed``).
+    def cuda_graph(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function as a CUDA graph that serves the whole run (see ``CudaGraphed``).
 
-        It may use of this state what stays the same while a run lasts: ``info``, ``augmentation``, ``kernels``,
-        ``classes`` and all of ``synthetic`` but its canvases.
+        It may close over what stays the same during a run: ``info``, ``augmentation``, ``kernels``, ``classes`` and all
+        of ``synthetic`` except its canvases.
         """
-        if name not in self.recordings:
-            self.recordings[name] = CudaGraphed(function)
-        return self.recordings[name]
+        if name not in self.graphs:
+            self.graphs[name] = CudaGraphed(function)
+        return self.graphs[name]
 
     def prepare(self, images: Tensor, draw: AugmentationDraw) -> Tensor:
-        """Pixels in [0, 1] → what the network sees: normalised, augmented, in the working format."""
+        """Return images (n, C, H, W) in [0, 1] as the network takes them: normalised, augmented, cast."""
         return self.kernels.compute.cast(self.augmentation.apply(self.info.normalise(images), draw))
 
     def real_images(self, label: int) -> Tensor:
-        """This iteration's real batch of one class, (n, C, H, W) in [0, 1], without gradient."""
+        """Return this iteration's real batch of one class, (n, C, H, W) in [0, 1], without gradient."""
         return self.sampler.data.images[self.sampler.rows(label, self.iteration)]
 
     def synthetic_images(self, label: int) -> Tensor:
-        """One class's decoded images (≤ synthetic_batch, C, H, W); a random part of them where there are more."""
+        """Return decoded images of one class (≤ synthetic_batch, C, H, W), a random subset where there are more."""
         images = self.synthetic.decode_class(label)
         part = self._part(label, len(images))
         return images if part is None else images[part.to(images.device)]
 
     def _part(self, label: int, count: int) -> Tensor | None:
-        """Which ``synthetic_batch`` of a class's decoded images take part in this iteration; None: all of them."""
+        """Return which ``synthetic_batch`` of a class's decoded images take part in this iteration; None for all."""
         if count <= self.synthetic_batch:
             return None
         return torch.randperm(count, generator=self.rng("synthetic-batch", label))[: self.synthetic_batch]
 
     def targets(self, label: int, count: int) -> Tensor:
-        """``count`` class numbers of ``label``."""
+        """Return class numbers (count,), all ``label``."""
         return torch.full((count,), label, dtype=torch.long, device=self.synthetic.canvases.device)
 
 
 class Objective(ABC):
     """A distance between what the synthetic and the real images do to a network.
 
-    A subclass is a frozen dataclass whose fields are its options, registered in ``OBJECTIVES``. It must not change
-    the network, the real data or any global state.
-
-    ``by_class`` says that it yields one loss for each of ``state.classes``, which workers may share. An objective that
-    yields one loss of the whole set, as class -1, sets it to False: every worker then does all of it, identically.
+    A subclass is a frozen dataclass whose fields are its options, registered in ``OBJECTIVES``. It implements
+    ``losses``; everything else has a default. It must not change the network, the real data or any global state. It has
+    no state of its own: what it learns besides pixels is in ``state.synthetic.extras``, which checkpoints hold.
     """
 
+    # Whether ``losses`` gives one loss for each of ``state.classes``, which ranks and threads may share. An objective
+    # with one loss for the whole set, given as class -1, sets it to False: every rank then computes all of it.
     by_class: ClassVar[bool] = True
+    # The setting that makes the objective use a sampler's batches where ``uses_sampler`` is False, for errors.
+    sampler_option: ClassVar[str] = ""
 
     @property
     def uses_sampler(self) -> bool:
-        """Whether it reads the real batches a sampler chooses."""
+        """Whether it reads the real batches that a sampler chooses."""
         return True
 
-    def check(self, network: nn.Module, info: DatasetInfo, expert_epochs: int | None = None) -> None:  # noqa: B027 (most have nothing to refuse)
-        """Refuse, before any work, a network or data set that these options cannot be used with; raises ValueError.
+    @property
+    def learns_labels(self) -> bool:
+        """Whether it learns the labels, so that none may be assigned afterwards."""
+        return False
 
-        ``expert_epochs`` is how long the experts are trained that params.yaml asks for, where that is known.
+    def check(self, network: nn.Module, info: DatasetInfo, expert_epochs: int | None = None) -> None:  # noqa: B027 (most have nothing to refuse)
+        """Raise ValueError, before any work, for a network or data set that these options cannot be used with.
+
+        expert_epochs: how long the experts are trained, where that is known.
         """
 
-    def learned(self, start: SyntheticSet) -> dict[str, Tensor]:
-        """Starting values of what is learned besides pixels (a step size, label logits), by name; none by default.
+    def open_experts(self, network: nn.Module, info: DatasetInfo) -> Experts | None:
+        """Return the expert trajectories that ``losses`` follows; None for an objective without experts.
 
-        During distillation they are leaves in ``state.synthetic.extras``; they are saved with the set and counted
-        in its stored floats under a protocol that uses them.
+        Raises ExpertError when they are missing or of another network or data set.
+        """
+        return None
+
+    def learned(self, start: SyntheticSet) -> dict[str, Tensor]:
+        """Return starting values of what is learned besides pixels (a step size, label logits), by name.
+
+        During distillation they are leaves in ``state.synthetic.extras``. They are saved with the set, and counted in
+        its stored floats under a protocol that uses them.
         """
         return {}
 
     def finish(self, synthetic: SyntheticSet) -> SyntheticSet:
-        """The set as it is given away: whatever is learned in another form than it is used in, turned into that."""
+        """Return the set in its final form: values that are learned in one form and used in another are converted."""
         return synthetic
 
     @abstractmethod
     def losses(self, state: MatchState) -> Iterator[tuple[int, Tensor]]:
         """Yield (class, scalar loss) over ``state.classes``; the caller back-propagates each before the next.
 
-        Yielding class by class keeps one class's graph in memory at a time, and lets the caller step after each one as
-        the released code does. With ``state.together`` it may yield (-1, losses (K,)) once instead.
+        Class by class, one class's graph is in memory at a time, and the caller can step after each class as the
+        released code does. With ``state.together`` it may yield (-1, losses (K,)) once instead.
         """

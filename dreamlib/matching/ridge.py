@@ -15,7 +15,7 @@ from dreamlib.matching.objective import OBJECTIVES, MatchState, Objective
 
 
 def centred_targets(labels: Tensor, num_classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Class numbers (n,) → regression targets (n, K): one-hot less 1/K, so that each row sums to zero.
+    """Return regression targets (n, K) of class numbers (n,): one-hot minus 1/K, so that each row sums to zero.
 
     >>> centred_targets(torch.tensor([1]), 2).tolist()
     [[-0.5, 0.5]]
@@ -24,10 +24,14 @@ def centred_targets(labels: Tensor, num_classes: int, dtype: torch.dtype = torch
 
 
 def ridge_predictions(support: Tensor, targets: Tensor, features: Tensor, penalty: float) -> Tensor:
-    """What ridge regression fitted on ``support`` (m, D) with ``targets`` (m, K) says of ``features`` (n, D): (n, K).
+    """Return predictions (n, K) of ridge regression, differentiable in all arguments but the penalty.
 
-    The penalty on the squared weights is ``penalty`` × the mean squared norm of the support's features. Solved in its
-    dual form, an m × m system: m is small. Differentiable in everything.
+    support: (m, D), features of the training images.
+    targets: (m, K), of the training images.
+    features: (n, D), to predict for.
+    penalty: on the squared weights, in units of the mean squared norm of ``support``.
+
+    Solved in its dual form, an m × m system, because m is small.
 
     >>> x, y = torch.eye(2), torch.tensor([[1.0], [-1.0]])
     >>> ridge_predictions(x, y, torch.tensor([[2.0, 0.0]]), 1.0).item()  # weights y / (1 + 1)
@@ -40,16 +44,16 @@ def ridge_predictions(support: Tensor, targets: Tensor, features: Tensor, penalt
 
 
 class _PositiveSolve(torch.autograd.Function):
-    """``torch.linalg.solve`` of a symmetric positive definite system, by Cholesky and without waiting for the GPU.
+    """``torch.linalg.solve`` of a symmetric positive definite system, by Cholesky, without synchronising the GPU.
 
-    One factor serves the way there and the way back, where torch's own derivative of the factor takes two more
-    triangular solves of the whole matrix.
+    The forward and the backward pass share one factor; torch's own derivative takes two more triangular solves of the
+    whole matrix.
     """
 
     @staticmethod
     def forward(ctx: Any, system: Tensor, targets: Tensor) -> Tensor:
         factor, failed = torch.linalg.cholesky_ex(system)
-        factor = torch.where(failed == 0, factor, torch.nan)  # which the distiller refuses, without waiting here
+        factor = torch.where(failed == 0, factor, torch.nan)  # refused later by the distiller, without synchronising
         solution = torch.cholesky_solve(targets, factor)
         ctx.save_for_backward(factor, solution)
         return solution
@@ -67,10 +71,10 @@ class _PositiveSolve(torch.autograd.Function):
 class RidgeRegression(Objective):
     """Error on real images of the linear classifier that ridge regression fits to the distilled set (FRePo).
 
-    Zhou, Nezhadarya & Ba, NeurIPS 2022: the last layer's training is solved in closed form on the current network's
-    features, so that a step costs one forward pass of the real batch and one forward and backward pass of the distilled
-    set. The loss is half the mean squared distance to the centred one-hot targets; all classes share it. FRePo ages its
-    networks on the distilled set (``train_on: synthetic``); here labels stay hard, and the sampler chooses real images.
+    Zhou, Nezhadarya & Ba, NeurIPS 2022: the last layer is fitted in closed form on the current network's features, so
+    that a step takes one forward pass of the real batch and one forward and backward pass of the distilled set. The
+    loss is half the mean squared distance to the centred one-hot targets, over all classes. FRePo trains its networks
+    on the distilled set (``train_on: synthetic``). Unlike in FRePo, labels are hard and a sampler chooses real images.
 
     Raises ValueError for a ``penalty`` that is not positive.
     """
@@ -97,17 +101,17 @@ class RidgeRegression(Objective):
             support = state.kernels.features(weights, state.prepare(torch.cat(ours), draw))  # (m, D)
             counts = [[len(x) for x in images] for images in (real, ours)]
         wide = torch.float64 if support.dtype == torch.float64 else torch.float32
-        wanted, known = (
+        real_targets, support_targets = (
             centred_targets(torch.cat([state.targets(c, n) for c, n in enumerate(each)]), classes, wide)
             for each in counts
         )
-        predicted = ridge_predictions(support.to(wide), known, features.to(wide), self.penalty)
-        yield -1, (predicted - wanted).square().sum(1).mean() / 2
+        predicted = ridge_predictions(support.to(wide), support_targets, features.to(wide), self.penalty)
+        yield -1, (predicted - real_targets).square().sum(1).mean() / 2
 
     def _recorded(self, state: MatchState, real: Tensor, weights: Weights) -> tuple[Tensor, Tensor, list[list[int]]]:
-        """(support, features, their numbers by class) by functions without a branch, which a GPU records.
+        """Return (support, features, their counts by class) by functions without branches, which a GPU records.
 
-        The way back from the support to the canvases goes through the network a second time, in its own recording.
+        The backward pass from the support to the canvases runs the network a second time, in a graph of its own.
         """
         canvases, rows, table = state.synthetic.canvases, state.synthetic_rows(), state.draw_table([-1])
         kernels, classes = state.kernels, state.info.num_classes
@@ -123,14 +127,14 @@ class RidgeRegression(Objective):
             return pull_back(kernels.pull_back(weights, ours, upstream))
 
         with torch.no_grad():
-            support, features = state.recorded("ridge forward", forward)(canvases, rows, real, table, weights)
-        back = state.recorded("ridge backward", backward)
+            support, features = state.cuda_graph("ridge forward", forward)(canvases, rows, real, table, weights)
+        back = state.cuda_graph("ridge backward", backward)
         support = _Support.apply(canvases, support, lambda upstream: back(canvases, rows, table, weights, upstream))
         return support, features.clone(), [[len(x) // classes] * classes for x in (real, rows)]
 
 
 class _Support(torch.autograd.Function):
-    """Features of the distilled images, known already, with the way back to the canvases."""
+    """Known features of the distilled images, with their backward pass to the canvases."""
 
     @staticmethod
     def forward(ctx: Any, canvases: Tensor, support: Tensor, back: Callable[[Tensor], Tensor]) -> Tensor:

@@ -1,6 +1,6 @@
 """Soft labels: a teacher's probabilities for each decoded image (assigned), or learned with the pixels (learned).
 
-Labels that store K numbers an image cost storage and change the protocol, so such sets are compared among themselves
+They take K numbers per image of storage and change the protocol, so such sets are compared only with each other
 (``SyntheticSet.stored_floats`` counts them).
 """
 
@@ -20,7 +20,7 @@ from dreamlib.synthetic.synthetic_set import SyntheticSet
 from dreamlib.training.features import predict
 from dreamlib.training.trainer import TrainSettings, fit
 
-LOGITS = "label_logits"  # the name learned labels go by among a set's extras
+LOGITS = "label_logits"  # the name of learned labels in a set's extras
 
 
 def train_teacher(
@@ -33,18 +33,18 @@ def train_teacher(
     epochs: int,
     seed: int,
 ) -> tuple[torch.nn.Module, CompiledNetwork]:
-    """A network trained on the real images for ``epochs`` passes, with the kernels that ask it for predictions.
+    """Return a network trained on the real images for ``epochs`` passes, and its compiled functions.
 
-    Its seed is derived from ``seed`` for this purpose alone, so that no evaluated network starts as the teacher did.
-    Raises ValueError for less than one epoch: an untrained teacher's labels say nothing.
+    Its seed is derived from ``seed`` for this purpose, so that no evaluated network has the teacher's initial weights.
+    Raises ValueError for less than one epoch: an untrained teacher has no information about the classes.
     """
     if epochs < 1:
         raise ValueError(f"teacher_epochs = {epochs}: a teacher needs at least 1; raise it, or set labels: hard")
-    own = derive(seed, "teacher")
+    teacher_seed = derive(seed, "teacher")
     name, options = network
-    teacher = compute.place(build(name, info, generator(own, "network"), options))
+    teacher = compute.place(build(name, info, generator(teacher_seed, "network"), options))
     kernels, placed = CompiledNetwork(teacher, compute), data.to(compute.device)
-    fit(teacher, placed.images, placed.labels, info, settings, kernels, epochs=epochs, seed=own)
+    fit(teacher, placed.images, placed.labels, info, settings, kernels, epochs=epochs, seed=teacher_seed)
     return teacher, kernels
 
 
@@ -55,22 +55,22 @@ def assign_soft_labels(
     kernels: CompiledNetwork,
     temperature: float = 1.0,
 ) -> SyntheticSet:
-    """The set with the teacher's probabilities as labels, (M, K): one row per decoded image (Hinton et al. 2015).
+    """Return the set with the teacher's probabilities as labels (M, K), a row per decoded image (Hinton et al. 2015).
 
-    They are softmax(logits / temperature) of the images as stored, without augmentation; a higher temperature tells
-    more of what a class resembles. Evaluation uses them in place of class numbers.
+    They are softmax(logits / temperature) of the images as stored, without augmentation; a higher temperature gives
+    more weight to the other classes. Evaluation uses them in place of class numbers.
 
     Raises ValueError for a temperature that is not positive.
     """
     if not temperature > 0:
-        raise ValueError(f"temperature = {temperature} must be above 0; 1 leaves the teacher's answers as they are")
+        raise ValueError(f"temperature = {temperature} must be above 0; 1 leaves the teacher's probabilities unchanged")
     images, _ = synthetic.decode()
     logits = predict(teacher, images.detach().to(kernels.compute.device), info, kernels)  # (M, K)
     return replace(synthetic, soft_labels=(logits / temperature).softmax(1).to(synthetic.canvases.device))
 
 
 def check_confidence(confidence: float, classes: int) -> None:
-    """Raises ValueError unless 1/K < ``confidence`` < 1: at 1 the logits are infinite, at 1/K the class is forgotten.
+    """Raise ValueError unless 1/K < ``confidence`` < 1: at 1 the logits are infinite, at 1/K all classes are equal.
 
     >>> check_confidence(0.9, 10)
     """
@@ -79,7 +79,7 @@ def check_confidence(confidence: float, classes: int) -> None:
 
 
 def starting_logits(start: SyntheticSet, confidence: float) -> Tensor:
-    """Label logits (M, K) to begin learning from: the set's soft labels, else ``confidence`` in each image's class.
+    """Return initial label logits (M, K): the set's soft labels, else ``confidence`` in each image's class.
 
     Raises ValueError for a ``confidence`` out of range (see ``check_confidence``).
 
@@ -98,14 +98,14 @@ def starting_logits(start: SyntheticSet, confidence: float) -> Tensor:
 
 
 def labels_of(synthetic: SyntheticSet, hard: Tensor) -> Tensor:
-    """What the decoded images are trained on: learned probabilities, else stored soft labels, else class numbers."""
+    """Return the labels to train on: learned probabilities, else stored soft labels, else class numbers."""
     if LOGITS in synthetic.extras:
         return synthetic.extras[LOGITS].softmax(1)
     return hard if synthetic.soft_labels is None else synthetic.soft_labels
 
 
 def keep_learned_labels(synthetic: SyntheticSet) -> SyntheticSet:
-    """The set with its learned logits turned into soft labels, so that they are stored, counted and used as such."""
+    """Return the set with its learned logits converted to soft labels, which are stored, counted and used as such."""
     if LOGITS not in synthetic.extras:
         return synthetic
     extras = {name: value for name, value in synthetic.extras.items() if name != LOGITS}

@@ -20,7 +20,7 @@ RATE = "step_size"
 
 
 def squared_distance(a: Weights, b: Weights) -> Tensor:
-    """‖a − b‖² over all weights.
+    """Return ‖a − b‖² over all weights.
 
     >>> squared_distance({"w": torch.arange(3.0), "b": torch.zeros(1)}, {"w": torch.zeros(3), "b": torch.ones(1)})
     tensor(6.)
@@ -33,12 +33,15 @@ def squared_distance(a: Weights, b: Weights) -> Tensor:
 class TrajectoryMatching(Objective):
     """‖θ_N − θ*‖² / ‖θ_0 − θ*‖² (MTT, Cazenavette et al., CVPR 2022).
 
-    θ_0 is a random expert's weights after t < ``max_start`` epochs, θ* the same expert's ``expert_epochs`` later, θ_N
-    where ``synthetic_steps`` steps of SGD on the decoded images lead from θ_0. Each step takes ``batch`` of them (0:
-    all), shuffled anew every pass, one augmentation an image. The step size is learned, from ``step_size``. ``experts``
-    is the folder of trajectories, relative to the project (``dreamlib.matching.experts`` makes them; those of whitened
-    images have a folder below it). ``recompute`` bounds memory (see ``InnerTraining``). The network of the loop gives
-    its structure only: ``train_on: none``.
+    θ_0 are a random expert's weights after t < ``max_start`` epochs, θ* the same expert's ``expert_epochs`` later, and
+    θ_N the weights after ``synthetic_steps`` steps of SGD on the decoded images from θ_0. The loop's network only gives
+    the structure: use ``train_on: none``.
+
+    experts: folder of the trajectories, relative to the project (``dreamlib.matching.experts`` makes them); those of
+        whitened images have a folder below it.
+    batch: decoded images of a step (0: all), shuffled in every pass, with one augmentation per image.
+    step_size: initial value of the step size, which is learned.
+    recompute: bounds memory, see ``InnerTraining``.
 
     Raises ValueError, naming the option, for a value out of range; ExpertError when the experts are missing or short.
 
@@ -65,11 +68,11 @@ class TrajectoryMatching(Objective):
 
     @property
     def uses_sampler(self) -> bool:
-        """No: experts have seen the real images."""
+        """False: the experts have seen the real images."""
         return False
 
     def learned(self, start: SyntheticSet) -> dict[str, Tensor]:
-        """'step_size', a scalar."""
+        """Return 'step_size', a scalar."""
         return {RATE: start.canvases.new_tensor(self.step_size)}
 
     def losses(self, state: MatchState) -> Iterator[tuple[int, Tensor]]:
@@ -86,7 +89,7 @@ class TrajectoryMatching(Objective):
         yield -1, squared_distance(reached, goal) / squared_distance(start, goal)
 
     def check(self, network: nn.Module, info: DatasetInfo, expert_epochs: int | None = None) -> None:
-        """See ``Objective.check``; refuses experts too short to be followed."""
+        """See ``Objective.check``; refuses experts that are too short."""
         if expert_epochs is not None:
             self._check_reach(expert_epochs)
 
@@ -99,12 +102,12 @@ class TrajectoryMatching(Objective):
             )
 
     def open_experts(self, network: nn.Module, info: DatasetInfo) -> Experts:
-        """The trajectories to follow; raises ExpertError when they are missing or of another network or data set."""
+        """Return the trajectories to follow; raises ExpertError for missing ones or another network or data set."""
         folder = expert_folder(self.experts, info.whitening)
         return Experts.open(find_above(folder) or folder, network, info)
 
     def _ends(self, state: MatchState) -> tuple[Weights, Weights]:
-        """θ_0 and θ* of this iteration."""
+        """Return θ_0 and θ* of this iteration."""
         experts = self.open_experts(state.network, state.info)
         self._check_reach(experts.epochs)
         rng = state.rng("trajectory")
@@ -114,7 +117,7 @@ class TrajectoryMatching(Objective):
         return experts.weights(expert, epoch, device), experts.weights(expert, epoch + self.expert_epochs, device)
 
     def _batches(self, state: MatchState) -> list[tuple[Tensor, Tensor]]:
-        """What each step trains on: prepared images and labels."""
+        """Return the prepared images and labels of each step."""
         images, hard = state.synthetic.decode()
         labels, rng, queue = labels_of(state.synthetic, hard), state.rng("trajectory-batches"), []
         batches = []

@@ -17,13 +17,13 @@ from dreamlib.synthetic.synthetic_set import SyntheticSet
 from dreamlib.training.augment import Augmentation, augmentation_for
 
 RATES = "step_sizes"
-UNROLLED = "unrolled"  # where a set's metadata has how it was unrolled
+UNROLLED = "unrolled"  # key of the unrolled training in a set's metadata
 
 
 def parts(per_class: int, num_classes: int, steps: int) -> list[Tensor]:
-    """Rows of the decoded set that each of a pass's ``steps`` steps trains on: every class in every step.
+    """Return the rows of the decoded set for each of a pass's ``steps`` steps, with every class in every step.
 
-    A class's images are dealt out in turn; one with fewer images than steps begins again with its first.
+    A class's images are distributed in turn; with fewer images than steps, they are repeated from the first.
 
     >>> [rows.tolist() for rows in parts(3, 2, 2)], [rows.tolist() for rows in parts(1, 2, 2)]
     ([[0, 2, 3, 5], [1, 4]], [[0, 1], [0, 1]])
@@ -36,53 +36,53 @@ def batches(
     synthetic: SyntheticSet, steps: int, chosen: range, augmentation: Augmentation, info: DatasetInfo, compute: Compute,
     rng: torch.Generator,
 ) -> list[tuple[Tensor, Tensor]]:  # fmt: skip
-    """Return what the ``chosen`` steps of an unrolled training take: prepared images, one augmentation each, and
-    labels.
+    """Return prepared images, with one augmentation each, and labels of the ``chosen`` steps of an unrolled training.
 
     A pass of ``steps`` steps goes once through the decoded images (see ``parts``).
     """
     images, hard = synthetic.decode()
     labels, shape = labels_of(synthetic, hard), tuple(images.shape[1:])
     shares = parts(len(images) // info.num_classes, info.num_classes, steps)
-    found = []
+    step_batches = []
     for step in chosen:
         rows = shares[step % steps]
         draw, rows = augmentation.draw(len(rows), shape, rng), rows.to(images.device)
-        found.append((compute.cast(augmentation.apply(info.normalise(images[rows]), draw)), labels[rows]))
-    return found
+        step_batches.append((compute.cast(augmentation.apply(info.normalise(images[rows]), draw)), labels[rows]))
+    return step_batches
 
 
 def replay(
     network: nn.Module, synthetic: SyntheticSet, info: DatasetInfo, compute: Compute, rng: torch.Generator
 ) -> None:
-    """Train ``network`` as ``synthetic`` was unrolled: by its own steps, rates and optimiser (the protocol of DD).
+    """Train ``network`` by the steps, rates and optimiser that ``synthetic`` was unrolled by (the protocol of DD).
 
-    Raises ValueError for a set that does not say how it was unrolled, and for a network with running statistics, which
-    an unrolled training leaves as they were.
+    Raises ValueError for a set without this metadata, and for a network with running statistics, which an unrolled
+    training does not update.
     """
     if list(network.buffers()):
         raise ValueError(
             "protocol 'dd' replays steps that leave running statistics alone, and this network has some (batch norm): "
             "use a network with instance norm, or another protocol"
         )
-    how = synthetic.info.get(UNROLLED)
-    if how is None:
+    unrolled = synthetic.info.get(UNROLLED)
+    if unrolled is None:
         raise ValueError(
             "protocol 'dd' replays the training a set was unrolled through, and this set has none: use another "
             "protocol, such as idc"
         )
     augmentation = augmentation_for(info, *(synthetic.info[name] for name in ("augmentation", "augmentation_mode")))
-    chosen, training = range(how["steps"] * how["passes"]), InnerTraining(network, False, how["optimizer"])
-    rates = synthetic.extras.get(RATES, torch.full((len(chosen),), how["step_size"])).to(compute.device)
+    chosen = range(unrolled["steps"] * unrolled["passes"])
+    training = InnerTraining(network, recompute=False, optimizer=unrolled["optimizer"])
+    rates = synthetic.extras.get(RATES, torch.full((len(chosen),), unrolled["step_size"])).to(compute.device)
     with torch.no_grad():
-        steps = batches(synthetic, how["steps"], chosen, augmentation, info, compute, rng)
+        steps = batches(synthetic, unrolled["steps"], chosen, augmentation, info, compute, rng)
         trained = training.weights(training.run(training.start(parameters_of(network)), steps, rates))
         for name, parameter in network.named_parameters():
             parameter.copy_(trained[name])
 
 
 def raw_rate(rate: float) -> float:
-    """The number whose softplus is ``rate``: rates are learned in this form, so that they stay positive.
+    """Return the number whose softplus is ``rate``; rates are learned in this form, so that they stay positive.
 
     >>> F.softplus(torch.tensor(raw_rate(0.02))).item()
     0.0199...
@@ -95,13 +95,20 @@ def raw_rate(rate: float) -> float:
 class UnrolledTraining(Objective):
     """CE of real images after training on the distilled set, differentiated through its steps (DD, Wang et al. 2018).
 
-    One pass is ``steps`` steps that share the decoded images out (see ``parts``; ``synthetic_batch`` plays no role);
-    there are ``passes``. ``optimizer`` is 'sgd' or 'adam'. Every step has a rate of its own, ``step_size`` at first,
-    that is learned if ``learn_rates``. ``window`` W is the truncated variant: train for a random number T of steps, W ≤
-    T ≤ steps · passes, and differentiate through the last W only (RaT-BPTT, Feng et al. 2024). ``real_batch`` images of
-    all classes measure the result, augmented one by one if ``augment_real``; 0 takes the sampler's batch of every
-    class. ``learn_labels`` learns the labels too, from ``label_confidence`` in the class. ``recompute`` bounds memory
-    (see ``InnerTraining``). DD takes a fresh network at each iteration: ``inner_iterations: 1``.
+    DD takes a fresh network at each iteration: ``inner_iterations: 1``.
+
+    steps: steps of one pass, which divide the decoded images among them (see ``parts``); ``synthetic_batch`` has no
+        effect.
+    passes: number of passes.
+    step_size: initial rate of every step; each step has its own.
+    optimizer: 'sgd' or 'adam'.
+    learn_rates: whether the rates are learned.
+    window: W of the truncated variant, which trains for a random number T of steps, W ≤ T ≤ steps · passes, and
+        differentiates through the last W only (RaT-BPTT, Feng et al. 2024).
+    real_batch: real images, of all classes, to measure the loss on; 0 takes the sampler's batch of every class.
+    augment_real: whether they are augmented, each with a draw of its own.
+    learn_labels: whether the labels are learned too, starting with ``label_confidence`` in the class.
+    recompute: bounds memory, see ``InnerTraining``.
 
     Raises ValueError, naming the option, for a value out of range.
 
@@ -110,6 +117,7 @@ class UnrolledTraining(Objective):
     """
 
     by_class: ClassVar[bool] = False
+    sampler_option: ClassVar[str] = "options.real_batch: 0"
 
     steps: int = 10
     passes: int = 3
@@ -137,13 +145,18 @@ class UnrolledTraining(Objective):
 
     @property
     def total(self) -> int:
-        """Steps of the longest unrolled training."""
+        """The number of steps of the longest unrolled training."""
         return self.steps * self.passes
 
     @property
     def uses_sampler(self) -> bool:
-        """Only where ``real_batch`` is 0."""
+        """Whether ``real_batch`` is 0."""
         return self.real_batch == 0
+
+    @property
+    def learns_labels(self) -> bool:
+        """Whether ``learn_labels`` is set."""
+        return self.learn_labels
 
     def check(self, network: nn.Module, info: DatasetInfo, expert_epochs: int | None = None) -> None:
         """See ``Objective.check`` and ``check_confidence``."""
@@ -151,21 +164,26 @@ class UnrolledTraining(Objective):
             check_confidence(self.label_confidence, info.num_classes)
 
     def learned(self, start: SyntheticSet) -> dict[str, Tensor]:
-        """'step_sizes' (steps·passes,) before the softplus and 'label_logits' (M, K), where they are learned."""
-        found = {}
+        """Return 'step_sizes' (steps·passes,) before the softplus and 'label_logits' (M, K), where they are learned."""
+        values = {}
         if self.learn_rates:
-            found[RATES] = start.canvases.new_full((self.total,), raw_rate(self.step_size)).detach()
+            values[RATES] = start.canvases.new_full((self.total,), raw_rate(self.step_size)).detach()
         if self.learn_labels:
-            found[LOGITS] = starting_logits(start, self.label_confidence).detach()
-        return found
+            values[LOGITS] = starting_logits(start, self.label_confidence).detach()
+        return values
 
     def finish(self, synthetic: SyntheticSet) -> SyntheticSet:
-        """The set as it is given away: step sizes as they are used, learned labels among the soft labels."""
+        """Return the set with step sizes after the softplus, and learned labels as soft labels."""
         extras = dict(synthetic.extras)
         if self.learn_rates:
             extras[RATES] = F.softplus(extras[RATES].detach())
-        how = {name: getattr(self, name) for name in ("steps", "passes", "optimizer", "step_size")}
-        return keep_learned_labels(replace(synthetic, extras=extras, info={**synthetic.info, UNROLLED: how}))
+        unrolled = {
+            "steps": self.steps,
+            "passes": self.passes,
+            "optimizer": self.optimizer,
+            "step_size": self.step_size,
+        }
+        return keep_learned_labels(replace(synthetic, extras=extras, info={**synthetic.info, UNROLLED: unrolled}))
 
     def losses(self, state: MatchState) -> Iterator[tuple[int, Tensor]]:
         """See ``Objective.losses``; one loss for all classes, given as class -1."""
@@ -185,8 +203,8 @@ class UnrolledTraining(Objective):
         yield -1, training.loss(training.weights(carried), *self._real(state))
 
     def _batches(self, state: MatchState, chosen: range, rng: torch.Generator) -> list[tuple[Tensor, Tensor]]:
-        how = state.augmentation, state.info, state.kernels.compute
-        return batches(state.synthetic, self.steps, chosen, *how, rng)
+        compute = state.kernels.compute
+        return batches(state.synthetic, self.steps, chosen, state.augmentation, state.info, compute, rng)
 
     def _real(self, state: MatchState) -> tuple[Tensor, Tensor]:
         data, rng = state.sampler.data, state.rng("unroll-real")

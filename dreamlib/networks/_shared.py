@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from dreamlib._engine.registry import unknown
 from dreamlib.data.types import DatasetInfo
+from dreamlib.errors import unknown
 
 
 class FeatureNet(nn.Module):

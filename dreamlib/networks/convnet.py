@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamlib._engine.registry import unknown
+from dreamlib._engine.network import Network
 from dreamlib.data.types import DatasetInfo
+from dreamlib.errors import unknown
 from dreamlib.networks import NETWORKS
 
 
@@ -157,14 +158,14 @@ class Block(nn.Sequential):
         return super().forward(x)
 
 
-class ConvNet(nn.Module):
+class ConvNet(Network):
     """``depth`` blocks of convolution, norm, activation and pooling, then one linear layer.
 
     It computes in the dtype of its input: ``network(x.bfloat16())`` is bfloat16 arithmetic with float32 parameters.
     Logits of half-precision input are returned in float32, others in the input's dtype.
     """
 
-    compiles = True  # worth the seconds torch.compile takes (dreamlib._engine.compiled_network)
+    compiles = True
 
     def __init__(self, blocks: nn.Sequential, classifier: Linear) -> None:
         super().__init__()

@@ -1,32 +1,34 @@
-"""Which real images supervise a matching step: random, DREAM's representative ones, or those it warns of."""
+"""Which real images supervise a matching step: random ones, DREAM's representatives, or those of its ablations."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from dreamlib._engine.registry import Registry
 from dreamlib._engine.seeding import generator
-from dreamlib._engine.threads import in_order
+from dreamlib._engine.strategies import Strategy
+from dreamlib._engine.threads import Workers
 from dreamlib.data.types import LabeledImages
-from dreamlib.sampling.kmeans import kmeans, nearest_members, squared_distances
+from dreamlib.sampling.kmeans import kmeans, lloyd_steps, nearest_members, squared_distances
+from dreamlib.settings import DistillParams
 
 SAMPLERS: Registry[type["Sampler"]] = Registry("sampler")
-RECORDED_NUMBERS = 2**27  # of features, in a clustering recorded as a CUDA graph: it keeps a few times their memory
-RELEASED_STEPS = 100  # of Lloyd's algorithm, at most, in DREAM's released code
+RECORDED_NUMBERS = 2**27  # limit of numbers in features clustered by a CUDA graph, which keeps several times as many
+RELEASED_STEPS = 100  # limit of Lloyd's algorithm in DREAM's released code
 Embed = Callable[[Tensor], Tensor]  # images (n, C, H, W) in [0, 1] → features (n, D)
 Predict = Callable[[Tensor], Tensor]  # images (n, C, H, W) in [0, 1] → logits (n, K)
 
 
 class EndlessPass:
-    """Batches of an endless pass over ``count`` rows in random order, without replacement within a pass.
+    """Batches of endless passes over ``count`` rows in random order, without replacement within a pass.
 
-    Each pass has an order of its own, made anew from (seed, purpose, pass), so that any step can be asked for at any
-    time. An incomplete last batch is left out of its pass; where ``batch`` exceeds ``count``, a batch is all rows.
+    The order of each pass is made anew from (seed, purpose, pass), so that the batch of any step can be had at any
+    time. An incomplete last batch of a pass is dropped; where ``batch`` exceeds ``count``, a batch is all rows.
 
     >>> rows = EndlessPass(5, 2, 0, "example")
     >>> rows.batches, len(torch.cat([rows.at(0), rows.at(1)]).unique())
@@ -39,11 +41,11 @@ class EndlessPass:
 
     @property
     def batches(self) -> int:
-        """Batches of one pass."""
+        """The number of batches in one pass."""
         return self.count // self.batch
 
     def at(self, step: int) -> Tensor:
-        """Return the rows (batch,) of the batch number ``step`` since the first, on the CPU."""
+        """Return the rows (batch,) of batch number ``step``, counted from the first pass, on the CPU."""
         number, place = divmod(step, self.batches)
         if self._order is None or self._order[0] != number:
             rng = generator(self.seed, *self.purpose, number)
@@ -52,12 +54,12 @@ class EndlessPass:
 
 
 def class_pool(data: LabeledImages, label: int, pool: int, rng: torch.Generator) -> Tensor:
-    """Rows of a class that enter a clustering: all of them for ``pool`` 0, else that many at random."""
+    """Return the rows of a class that are clustered: all of them for ``pool`` 0, else that many at random."""
     return some_of(data.of_class(label), pool, rng)
 
 
 def some_of(members: Tensor, pool: int, rng: torch.Generator) -> Tensor:
-    """``pool`` of the rows (n,) at random, or all of them where they are no more or ``pool`` is 0."""
+    """Return ``pool`` of the rows (n,) at random, or all of them if there are no more or ``pool`` is 0."""
     if pool and pool < len(members):
         members = members[torch.randperm(len(members), generator=rng)[:pool].to(members.device, non_blocking=True)]
     return members
@@ -65,21 +67,22 @@ def some_of(members: Tensor, pool: int, rng: torch.Generator) -> Tensor:
 
 @dataclass
 class Sampler(ABC):
-    """Chooses, at every inner iteration, a batch of each class's real images.
+    """Choose a batch of each class's real images at every inner iteration.
 
-    Nothing is remembered but ``chosen``: draws come from a generator made anew from (seed, iteration), so a resumed
-    run goes on exactly where it stopped. ``batch`` is images per class; a class with fewer gives all it has.
+    A subclass is a dataclass registered in ``SAMPLERS``. It implements ``rows``; every other method has a default that
+    suits a sampler without memory. Random draws come from a generator made anew from (seed, iteration), and ``state``
+    holds everything else that is remembered, so that a resumed run continues exactly where it stopped.
+
+    data: the real training images.
+    batch: images per class; a class with fewer gives all it has.
     """
 
-    # Whether the features ``prepare`` is given are those of normalised images.
+    # Whether ``prepare`` is given features of normalised images.
     normalised_features: ClassVar[bool] = True
 
     data: LabeledImages
     batch: int
     seed: int
-    chosen: list[Tensor | None] | None = (
-        None  # each class's rows of data, where a sampler keeps them between iterations
-    )
 
     def __post_init__(self) -> None:
         self.members = [self.data.of_class(c) for c in range(self.data.num_classes)]
@@ -87,22 +90,42 @@ class Sampler(ABC):
         if empty:
             raise ValueError(f"classes {empty} have no training image; every class needs at least one")
 
-    def new_network(self) -> None:  # noqa: B027 (a sampler that keeps nothing of a network's has nothing to forget)
-        """Forget what belongs to the network that images were embedded with: a fresh one takes its place."""
+    @classmethod
+    def from_settings(cls, data: LabeledImages, settings: DistillParams, seed: int, strategy: Strategy) -> "Sampler":
+        """Return the sampler of a run; see ``options``."""
+        return cls(data=data, batch=settings.real_batch, seed=seed, **cls.options(settings, strategy))
 
-    def prepare(  # noqa: B027 (a sampler without state has nothing to do)
+    @classmethod
+    def options(cls, settings: DistillParams, strategy: Strategy) -> dict[str, Any]:
+        """Return the arguments besides data, batch and seed; a subclass with more fields adds its own.
+
+        strategy: tells which classes this process works on, on which threads, and records CUDA graphs.
+        """
+        return {}
+
+    def new_network(self) -> None:  # noqa: B027 (most samplers remember nothing about a network)
+        """Forget what depends on the network that images were embedded with: a fresh one replaces it."""
+
+    def prepare(  # noqa: B027 (a sampler without memory has nothing to do)
         self, iteration: int, embed: Embed, predict: Predict | None = None, age: int | None = None
     ) -> None:
-        """Get ready for an inner iteration, given the feature map and the current network's predictions.
+        """Get ready for an inner iteration.
 
-        ``age`` is the number of inner iterations that network has served; by default ``iteration``.
+        embed: the feature map to choose by.
+        predict: the current network's logits.
+        age: inner iterations that the current network has served; by default ``iteration``.
         """
+
+    def state(self) -> dict[str, dict[int, Tensor]]:
+        """Return what a checkpoint must hold: tensors by name and class, of the classes this process works on."""
+        return {}
+
+    def load_state(self, saved: dict[str, dict[int, Tensor]]) -> None:  # noqa: B027 (as above)
+        """Continue from ``state()``; ``saved`` holds all classes, on the CPU."""
 
     @abstractmethod
     def rows(self, label: int, iteration: int) -> Tensor:
-        """Return the rows (≤ batch,) of ``data`` that supervise ``label`` at this iteration; no row twice, but for
-        'released'.
-        """
+        """Return the rows (≤ batch,) of ``data`` that supervise a class; no row twice, except for 'released'."""
 
 
 @SAMPLERS.register("random")
@@ -125,59 +148,78 @@ class RandomSampler(Sampler):
 
 @dataclass
 class KeptSampler(Sampler):
-    """A sampler that chooses for each new network and every ``interval`` inner iterations, and keeps its choice
-    between.
+    """A sampler that chooses for each new network and every ``interval`` iterations, and keeps its choice meanwhile.
 
-    ``pool`` bounds how many random images of a class it chooses from (0: all, as DREAM's released code); on a CPU
-    features of at most ``parallel_classes`` classes are held at a time. ``classes`` are those it chooses for: all, or a
-    worker's share. ``parallel_classes`` of them are chosen for side by side on a CPU, each on ``threads`` threads:
-    ``embed`` and ``predict`` must be thread-safe. The first time it is one after the other, because that compiles.
+    pool: limit of random images of a class to choose from (0: all, as DREAM's released code).
+    classes: the classes to choose for; None for all.
+    workers: on a CPU, classes chosen for at a time; ``embed`` and ``predict`` must then be thread-safe. This also
+        bounds the features held at a time.
+    chosen: class → rows of ``data``.
     """
 
     interval: int = 10
     pool: int = 0
     classes: Sequence[int] | None = None
-    parallel_classes: int = 1
-    threads: int = 1
+    workers: Workers = field(default_factory=Workers)
+    chosen: dict[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._compiled = False
+        self.classes = range(self.data.num_classes) if self.classes is None else self.classes
+
+    @classmethod
+    def options(cls, settings: DistillParams, strategy: Strategy) -> dict[str, Any]:
+        """See ``Sampler.options``."""
+        return super().options(settings, strategy) | {
+            "interval": settings.interval,
+            "pool": settings.pool,
+            "classes": strategy.classes,
+            "workers": strategy.workers,
+        }
 
     @abstractmethod
     def choose(self, label: int, members: Tensor, rng: torch.Generator, embed: Embed, predict: Predict) -> Tensor:
-        """The rows (≤ batch,) chosen among ``members`` (n,), rows of the class."""
+        """Return the rows (≤ batch,) chosen among ``members`` (n,), rows of the class."""
 
     def prepare(self, iteration: int, embed: Embed, predict: Predict | None = None, age: int | None = None) -> None:
-        """Choose anew for a new network and when the interval has passed (or nothing is chosen yet)."""
-        if self.chosen is not None and (iteration if age is None else age) % self.interval:
+        """Choose anew if nothing is chosen yet, the network is new or the interval has passed."""
+        if self.chosen and (iteration if age is None else age) % self.interval:
             return
-        classes = range(self.data.num_classes) if self.classes is None else self.classes
-        rngs = {label: generator(self.seed, "cluster", label, iteration) for label in classes}
+        rngs = {label: generator(self.seed, "cluster", label, iteration) for label in self.classes}
         members = {label: some_of(self.members[label], self.pool, rng) for label, rng in rngs.items()}
-        found = self.choose_all(members, rngs, embed, predict or _no_predictions)
-        self.chosen = [found.get(label) for label in range(self.data.num_classes)]
+        self.chosen = self.choose_all(members, rngs, embed, predict or _no_predictions)
 
     def choose_all(
         self, members: dict[int, Tensor], rngs: dict[int, torch.Generator], embed: Embed, predict: Predict
     ) -> dict[int, Tensor]:
-        """``choose`` for every class."""
+        """Return the result of ``choose`` for every class."""
         tasks = [partial(self.choose, label, rows, rngs[label], embed, predict) for label, rows in members.items()]
-        if self.parallel_classes == 1:
+        if self.workers.parallel == 1:
             return {label: task() for label, task in zip(members, tasks, strict=True)}
-        at_once, self._compiled = self.parallel_classes if self._compiled else 1, True
-        return dict(zip(members, in_order(tasks, at_once, self.threads), strict=True))
+        return dict(zip(members, self.workers.in_order({"choosing"}, tasks), strict=True))
 
     def rows(self, label: int, iteration: int) -> Tensor:
         """See ``Sampler.rows``."""
-        rows = None if self.chosen is None else self.chosen[label]
-        if rows is None:
+        if label not in self.chosen:
             raise RuntimeError("prepare() must run before rows(), for a class among those chosen for")
-        return rows
+        return self.chosen[label]
+
+    def state(self) -> dict[str, dict[int, Tensor]]:
+        """See ``Sampler.state``."""
+        return super().state() | {"chosen": self.chosen}
+
+    def load_state(self, saved: dict[str, dict[int, Tensor]]) -> None:
+        """See ``Sampler.load_state``."""
+        super().load_state(saved)
+        self.chosen = self._of_own_classes(saved["chosen"])
+
+    def _of_own_classes(self, by_class: dict[int, Tensor]) -> dict[int, Tensor]:
+        device = self.data.labels.device
+        return {label: by_class[label].to(device) for label in self.classes if label in by_class}
 
 
 def _no_predictions(images: Tensor) -> Tensor:
-    raise ValueError("this sampler asks the network for predictions; give prepare() a predict function")
+    raise ValueError("this sampler needs the network's predictions; give prepare() a predict function")
 
 
 @SAMPLERS.register("representative")
@@ -187,10 +229,14 @@ class RepresentativeSampler(KeptSampler):
 
     Every ``interval`` inner iterations each class is clustered into batch / ``per_cluster`` clusters, and the
     ``per_cluster`` images nearest to each centre supervise the next ``interval`` iterations. The features are those
-    ``prepare`` is given: the current network's in DREAM. With ``warm_start`` a clustering goes on from the centres of
-    the one before (k·D numbers a class, kept in ``centers``), for as long as the network is the same one: another
-    network's features are another space, and its first clustering starts as ``start`` says. ``lloyd`` is handed to
-    ``kmeans`` where all classes are clustered together.
+    that ``prepare`` is given: in DREAM, the current network's.
+
+    max_iterations: limit of Lloyd's algorithm.
+    start: how a clustering starts, see ``kmeans``.
+    warm_start: start from the centres of the previous clustering instead, as long as the network is the same one;
+        the features of another network are another space.
+    centers: class → (k, D), with ``warm_start``.
+    lloyd: passed to ``kmeans`` where all classes are clustered together.
 
     Raises ValueError when ``per_cluster`` does not divide the batch.
     """
@@ -199,7 +245,7 @@ class RepresentativeSampler(KeptSampler):
     max_iterations: int = 10
     start: str = "random"
     warm_start: bool = False
-    centers: dict[int, Tensor] = field(default_factory=dict)  # class → (k, D), with warm_start
+    centers: dict[int, Tensor] = field(default_factory=dict)
     lloyd: Callable[..., tuple[Tensor, ...]] | None = None
 
     def __post_init__(self) -> None:
@@ -210,9 +256,29 @@ class RepresentativeSampler(KeptSampler):
                 f"{next(m for m in range(self.per_cluster, 0, -1) if self.batch % m == 0)}"
             )
 
+    @classmethod
+    def options(cls, settings: DistillParams, strategy: Strategy) -> dict[str, Any]:
+        """See ``Sampler.options``."""
+        return super().options(settings, strategy) | {
+            "per_cluster": settings.per_cluster,
+            "max_iterations": settings.cluster_iterations,
+            "start": settings.cluster_start,
+            "warm_start": settings.warm_start,
+            "lloyd": strategy.cuda_graph("lloyd", partial(lloyd_steps, most=settings.cluster_iterations)),
+        }
+
     def new_network(self) -> None:
         """See ``Sampler.new_network``."""
         self.centers = {}
+
+    def state(self) -> dict[str, dict[int, Tensor]]:
+        """See ``Sampler.state``."""
+        return super().state() | {"centers": self.centers}
+
+    def load_state(self, saved: dict[str, dict[int, Tensor]]) -> None:
+        """See ``Sampler.load_state``."""
+        super().load_state(saved)
+        self.centers = self._of_own_classes(saved["centers"])
 
     def choose(self, label: int, members: Tensor, rng: torch.Generator, embed: Embed, predict: Predict) -> Tensor:
         """See ``KeptSampler.choose``."""
@@ -221,7 +287,7 @@ class RepresentativeSampler(KeptSampler):
     def choose_all(
         self, members: dict[int, Tensor], rngs: dict[int, torch.Generator], embed: Embed, predict: Predict
     ) -> dict[int, Tensor]:
-        """See ``KeptSampler.choose_all``; on a GPU all classes at once, where they have equally many images."""
+        """See ``KeptSampler.choose_all``; on a GPU, all classes at once if they have equally many images."""
         if self.data.images.is_cuda and len({len(rows) for rows in members.values()}) == 1:
             return self.choose_together(members, rngs, embed)
         return super().choose_all(members, rngs, embed, predict)
@@ -229,20 +295,22 @@ class RepresentativeSampler(KeptSampler):
     def choose_together(
         self, members: dict[int, Tensor], rngs: dict[int, torch.Generator], embed: Embed
     ) -> dict[int, Tensor]:
-        """The representatives of classes with equally many members, by one clustering of all; draws are each one's."""
+        """Return the representatives of classes with equally many members, by one clustering of all of them."""
         count = len(next(iter(members.values())))
         per_cluster = min(self.per_cluster, count)
         k = min(self.batch, count) // per_cluster
         features = embed(self.data.images[torch.cat(list(members.values()))]).float()
         features = features.unflatten(0, (len(members), count))  # (K, n, D)
-        known = all(label in self.centers for label in members)
-        start = torch.stack([self.centers[label] for label in members]) if known else self.start
+        continues = all(label in self.centers for label in members)
+        start = torch.stack([self.centers[label] for label in members]) if continues else self.start
         lloyd = self.lloyd if len(members) > 1 and features.numel() <= RECORDED_NUMBERS else None
-        found = kmeans(features, k, list(rngs.values()), max_iterations=self.max_iterations, start=start, lloyd=lloyd)
+        clusters = kmeans(
+            features, k, list(rngs.values()), max_iterations=self.max_iterations, start=start, lloyd=lloyd
+        )
         if self.warm_start:
-            self.centers.update(zip(members, found.centers, strict=True))
-        nearest = nearest_members(features, found, per_cluster)
-        return {label: rows[near] for (label, rows), near in zip(members.items(), nearest, strict=True)}
+            self.centers.update(zip(members, clusters.centers, strict=True))
+        nearest = nearest_members(features, clusters, per_cluster)
+        return {label: rows[indices] for (label, rows), indices in zip(members.items(), nearest, strict=True)}
 
 
 @SAMPLERS.register("released")
@@ -250,28 +318,33 @@ class RepresentativeSampler(KeptSampler):
 class ReleasedSampler(KeptSampler):
     """DREAM's batches as its released code chooses them.
 
-    Features are of un-normalised images; k-means starts from random rows and takes up to 100 Lloyd steps; an empty
-    cluster stays at zero; the ``per_cluster`` nearest of all the class's images are taken for each centre, so that a
-    row may come twice.
+    Features are of un-normalised images; k-means starts from random rows and takes up to 100 Lloyd steps; the centre of
+    an empty cluster stays at zero; the ``per_cluster`` nearest of all the class's images are taken for each centre, so
+    that a row may be chosen twice.
     """
 
     normalised_features: ClassVar[bool] = False
     per_cluster: int = 1
+
+    @classmethod
+    def options(cls, settings: DistillParams, strategy: Strategy) -> dict[str, Any]:
+        """See ``Sampler.options``."""
+        return super().options(settings, strategy) | {"per_cluster": settings.per_cluster}
 
     def choose(self, label: int, members: Tensor, rng: torch.Generator, embed: Embed, predict: Predict) -> Tensor:
         """See ``KeptSampler.choose``."""
         features = embed(self.data.images[members]).float().unsqueeze(0)  # (1, n, D)
         per_cluster = min(self.per_cluster, len(members))
         k = min(self.batch, len(members)) // per_cluster
-        found = kmeans(features, k, rng, max_iterations=RELEASED_STEPS, start="random", keep_empty=True)
-        nearest = squared_distances(features, found.centers)[0].topk(per_cluster, dim=0, largest=False).indices
+        clusters = kmeans(features, k, rng, max_iterations=RELEASED_STEPS, start="random", keep_empty=True)
+        nearest = squared_distances(features, clusters.centers)[0].topk(per_cluster, dim=0, largest=False).indices
         return members[nearest.T.flatten()]
 
 
 @SAMPLERS.register("center")
 @dataclass
 class CenterSampler(KeptSampler):
-    """The images nearest to the class's mean feature: all alike, none from the edges (an ablation of DREAM, §3.1)."""
+    """The images nearest to the class's mean feature: similar ones, none near the boundary (ablation, DREAM §3.1)."""
 
     def choose(self, label: int, members: Tensor, rng: torch.Generator, embed: Embed, predict: Predict) -> Tensor:
         """See ``KeptSampler.choose``; ties go to the lower row."""
@@ -283,11 +356,11 @@ class CenterSampler(KeptSampler):
 @SAMPLERS.register("boundary")
 @dataclass
 class BoundarySampler(KeptSampler):
-    """The images the current network is least sure are of their class (an ablation of DREAM, §3.1).
+    """The images that the current network is least sure about (ablation, DREAM §3.1).
 
-    Those with the smallest margin, the logit of the own class less the largest other one: the difference of the two
-    log-probabilities. It is negative for an image taken for another class. An untrained network has margins too, and
-    they mean little; the batches sharpen as the network learns.
+    They have the smallest margin between the logit of their class and the largest other logit, which is the difference
+    of two log-probabilities, and negative for a misclassified image. Margins of an untrained network carry little
+    information.
     """
 
     def choose(self, label: int, members: Tensor, rng: torch.Generator, embed: Embed, predict: Predict) -> Tensor:
@@ -297,11 +370,11 @@ class BoundarySampler(KeptSampler):
 
 
 def margins(logits: Tensor, label: int) -> Tensor:
-    """Logits (n, K) → by how much (n,) class ``label`` leads the best of the others; negative where it does not.
+    """Return the margins (n,) of logits (n, K): the logit of class ``label`` minus the largest other one.
 
     >>> margins(torch.tensor([[3.0, 1.0, 2.0], [0.0, 4.0, 1.0]]), 0).tolist()
     [1.0, -4.0]
     """
-    own = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
-    own[label] = True
-    return logits[:, label].float() - logits.float().masked_fill(own, -torch.inf).max(1).values
+    is_label = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
+    is_label[label] = True
+    return logits[:, label].float() - logits.float().masked_fill(is_label, -torch.inf).max(1).values

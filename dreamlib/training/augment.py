@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dreamlib._engine.registry import unknown
 from dreamlib.data.types import DatasetInfo
+from dreamlib.errors import unknown
 
 # In the order of application; cutout comes last, so that no other op fills the hole.
 OPS = ("flip", "color", "crop", "scale", "rotate", "cutout")

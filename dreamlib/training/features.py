@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from dreamlib._engine.compiled_network import CompiledNetwork, weights_of
 from dreamlib._engine.compute import Compute
+from dreamlib._engine.network import network_traits
 from dreamlib.data.types import DatasetInfo
 from dreamlib.training.trainer import smoothed
 
@@ -61,7 +62,7 @@ def embed(
 
 def feature_channels(network: nn.Module) -> int:
     """Return the number of feature maps; raise ValueError for a network whose features are not flattened maps."""
-    channels = getattr(network, "feature_channels", None)
+    channels = network_traits(network).feature_channels
     if channels is None:
         raise ValueError(
             f"cluster_features 'spatial_mean' averages feature maps, and the features of {type(network).__name__} are "

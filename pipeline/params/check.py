@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 
-from dreamlib._engine.registry import unknown
 from dreamlib.data import DATASETS
 from dreamlib.data.types import DatasetInfo, LabeledImages
+from dreamlib.errors import ParameterError, unknown
 from dreamlib.matching import make as make_objective
 from dreamlib.networks import NETWORKS, build
 from dreamlib.sampling.real_batches import SAMPLERS
-from dreamlib.settings import ComputeParams, DistillParams, ParameterError
+from dreamlib.settings import ComputeParams, DistillParams
 from dreamlib.synthetic.initial import INITS, check_budget, images_needed
 from dreamlib.training.augment import Augmentation
 from dreamlib.training.features import feature_channels
@@ -74,12 +74,12 @@ def _check_effects(method: str, how: DistillParams) -> None:
     """Refuse parameters that would be without effect; raises ParameterError, or as ``make_objective`` does."""
     objective, where = make_objective(how.objective, how.options), f"params.yaml: method {method}"
     if how.sampler != "random" and not objective.uses_sampler:
-        remedy = ", or options.real_batch: 0, which takes its batches" if hasattr(objective, "real_batch") else ""
+        remedy = f", or {objective.sampler_option}, which takes its batches" if objective.sampler_option else ""
         raise ParameterError(
             f"{where}: sampler: {how.sampler} has no effect, since objective '{how.objective}' with these options does "
             f"not use a sampler's batches; set sampler: random{remedy}"
         )
-    if how.labels != "hard" and getattr(objective, "learn_labels", False):
+    if how.labels != "hard" and objective.learns_labels:
         raise ParameterError(
             f"{where}: labels: {how.labels} would replace the labels that options.learn_labels learns; set labels: "
             "hard, or learn_labels: false"

@@ -5,8 +5,8 @@ from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from dreamlib._engine.registry import unknown
-from dreamlib.settings import OF_EVERY_PROTOCOL, ParameterError
+from dreamlib.errors import ParameterError, unknown
+from dreamlib.settings import OF_EVERY_PROTOCOL
 
 _BY_IPC_EXEMPT = {"options"}
 

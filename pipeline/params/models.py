@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from dreamlib._engine.registry import unknown
+from dreamlib.errors import ParameterError, unknown
 from dreamlib.settings import (
     RELEASED_CLUSTERING,
     ClusteringParams,
@@ -15,7 +15,6 @@ from dreamlib.settings import (
     ExpertParams,
     Natural,
     NetworkParams,
-    ParameterError,
     Positive,
     Strict,
 )
@@ -50,7 +49,7 @@ class CostParams(Strict):
 
 
 class ClaimsParams(Strict):
-    """The section ``claims`` of studies.yaml: what the study of claims measures besides its runs."""
+    """The section ``claims`` of studies/params.yaml: what the study of claims measures besides its runs."""
 
     batches: BatchesParams
     cost: CostParams

@@ -6,40 +6,44 @@ from typing import Any
 
 from ruamel.yaml import YAML, YAMLError
 
-from dreamlib._engine.registry import unknown
-from dreamlib.settings import ParameterError
+from dreamlib.errors import ParameterError, unknown
 from pipeline.params.layers import validated
 from pipeline.params.models import ClaimsParams, Params
 
+METHODS = "methods.yaml"
+STUDIES = "studies/params.yaml"
+
 
 def find_root(start: str | Path | None = None) -> Path:
-    """The project: the nearest folder with a dvc.yaml, at or above the current directory.
+    """Return the project's root: the nearest folder with a methods.yaml, at or above the current directory.
 
-    Not ``__file__``: `dvc exp run --queue` runs in a copy of the project. Raises FileNotFoundError outside one.
+    The place of this file does not count, since `dvc exp run --queue` runs in a copy of the project. Raise
+    FileNotFoundError outside a project.
     """
     here = Path(start or Path.cwd()).resolve()
     for folder in (here, *here.parents):
-        if (folder / "dvc.yaml").is_file():
+        if (folder / METHODS).is_file():
             return folder
-    raise FileNotFoundError(f"no dvc.yaml at or above {here}; run from inside the project")
+    raise FileNotFoundError(f"no {METHODS} at or above {here}; run from inside the project")
 
 
 def read_params(root: str | Path | None = None, study: str | None = None) -> Params:
-    """params.yaml of the project, validated; with ``study``, as that section of studies.yaml overrides it.
+    """Return the project's parameters, validated: methods.yaml, params.yaml over it, and over both a ``study``.
 
-    A study's sections join those of params.yaml key by key, its other values replace them; so does its network, and
-    options of another data set are left out. Raises ParameterError with one message for everything that is wrong.
+    A study is a section of studies/params.yaml. Its sections join those of params.yaml key by key, its other values
+    replace them; so does its network, and options of another data set are left out. Raise ParameterError with one
+    message for everything that is wrong.
     """
     root = Path(root or find_root())
-    values = _read_yaml(root / "params.yaml")
+    values = _joined(_read_yaml(root / METHODS), _read_yaml(root / "params.yaml"))
     if study:
-        studies = _read_yaml(root / "studies.yaml").get("studies")
+        studies = _read_yaml(root / STUDIES).get("studies")
         if not isinstance(studies, dict) or not studies:
-            raise ParameterError(f"studies.yaml: studies must hold studies by name, got {studies!r}")
+            raise ParameterError(f"{STUDIES}: studies must hold studies by name, got {studies!r}")
         if study not in studies:
             raise ParameterError(str(unknown("study", study, sorted(studies))))
         if not isinstance(studies[study], dict):
-            raise ParameterError(f"studies.yaml: study {study} must hold sections, got {studies[study]!r}")
+            raise ParameterError(f"{STUDIES}: study {study} must hold sections, got {studies[study]!r}")
         values = _joined(_outside(values, studies[study]), studies[study])
     params = validated(Params, values, f"study {study}" if study else "top level")
     check(params)
@@ -47,9 +51,9 @@ def read_params(root: str | Path | None = None, study: str | None = None) -> Par
 
 
 def read_claims(root: str | Path | None = None) -> ClaimsParams:
-    """The section ``claims`` of studies.yaml, validated; raises ParameterError as ``read_params`` does."""
+    """Return the section ``claims`` of studies/params.yaml, validated; raise ParameterError as ``read_params`` does."""
     root = Path(root or find_root())
-    return validated(ClaimsParams, _read_yaml(root / "studies.yaml").get("claims") or {}, "claims of studies.yaml")
+    return validated(ClaimsParams, _read_yaml(root / STUDIES).get("claims") or {}, f"claims of {STUDIES}")
 
 
 def _outside(values: dict[str, Any], study: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""DataFrame or images in, matplotlib figure out; no arithmetic worth a test."""
+"""Figures of the report, from a table or from images; no arithmetic worth a test."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dreamlib._engine.torchvision_import import torchvision
 
-# Colours told apart by readers with any colour vision (Okabe and Ito).
+# Okabe and Ito's colours, which readers with any colour vision can tell apart.
 COLORS = {
     "random": "#999999",
     "kmeans": "#E69F00",
@@ -27,7 +27,7 @@ _SPARE = ("#009E73", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
 
 
 def style() -> None:
-    """One look for every figure of the report."""
+    """Set the style that all figures of the report share."""
     mpl.rcParams.update(
         {
             "figure.dpi": 110,
@@ -44,18 +44,18 @@ def style() -> None:
 
 
 def finished(figure: Figure) -> Figure:
-    """Closed for pyplot, so that a notebook shows the figure once: where it is displayed."""
+    """Close the figure for pyplot and return it: a notebook then shows it once, where it is displayed."""
     plt.close(figure)
     return figure
 
 
 def color(method: str) -> str:
-    """The colour a method keeps in every figure."""
+    """Return the colour that a method has in every figure."""
     return COLORS.get(method) or _SPARE[sum(map(ord, method)) % len(_SPARE)]
 
 
 def _grid(images: Sequence[Tensor], columns: int, gap: int = 2) -> np.ndarray:
-    """Images (C, H, W) laid in rows of ``columns`` on white, as one (H', W', 3) array: one artist draws them all."""
+    """Return images (C, H, W) in rows of ``columns`` on white, as one array (H', W', 3)."""
     _, h, w = images[0].shape
     rows = math.ceil(len(images) / columns)
     sheet = np.ones((rows * (h + gap) - gap, columns * (w + gap) - gap, 3), dtype=np.float32)
@@ -78,33 +78,36 @@ def _draw(sheet: np.ndarray, title: str, width: float) -> tuple[Figure, plt.Axes
 
 
 def image_rows(groups: Mapping[str, Tensor], title: str = "", columns: int = 16, size: float = 0.62) -> Figure:
-    """One labelled row of images per group: name → (n, C, H, W), at most ``columns`` shown."""
+    """Draw a labelled row of images for each group, at most ``columns`` of them.
+
+    groups: name → images (n, C, H, W)
+    size: width of an image, inches
+    """
     columns = min(columns, max(len(images) for images in groups.values()))
     sample = next(iter(groups.values()))
     blank = sample.new_ones(sample.shape[1:])
-    cells = [
-        images[i] if i < len(images) else blank for images in groups.values() for i in range(columns)
-    ]  # rows shorter than the longest end in white
+    # Rows shorter than the longest are filled up with blank images.
+    cells = [images[i] if i < len(images) else blank for images in groups.values() for i in range(columns)]
     figure, axis = _draw(_grid(cells, columns), title, size * columns)
     pitch = sample.shape[-2] + 2
-    axis.set_yticks([r * pitch + pitch / 2 - 1 for r in range(len(groups))], list(groups), fontsize=9)
+    axis.set_yticks([(row + 0.5) * pitch - 1 for row in range(len(groups))], list(groups), fontsize=9)
     axis.tick_params(length=0)
     return finished(figure)
 
 
 def contact_sheet(canvases: Tensor, classes: Sequence[str], title: str = "", per_row: int = 10) -> Figure:
-    """All stored canvases of a set, a labelled row per class (``per_row`` of them at most, the first ones)."""
+    """Draw the stored canvases of a set (K·ipc, C, H, W), a labelled row for each class with its first ``per_row``."""
     ipc = len(canvases) // len(classes)
-    if ipc == 1:  # one column of ten images is a poor use of a page: lay classes side by side
+    if ipc == 1:  # a single column would waste the page: put the classes side by side
         return captioned({name: canvases[c] for c, name in enumerate(classes)}, title)
     groups = {name: canvases[c * ipc : c * ipc + min(ipc, per_row)] for c, name in enumerate(classes)}
     return image_rows(groups, title, columns=per_row)
 
 
 def captioned(images: Mapping[str, Tensor], title: str = "", columns: int = 5, size: float = 1.4) -> Figure:
-    """A grid of images (C, H, W), each with its name below."""
+    """Draw a grid of images (C, H, W), each with its name below."""
     h, w = next(iter(images.values())).shape[-2:]
-    label = max(6, h // 4)  # pixels kept free under each image for its name
+    label = max(6, h // 4)  # pixels left free below each image for its name
     padded = [torch.nn.functional.pad(image, (0, 0, 0, label), value=1.0) for image in images.values()]
     figure, axis = _draw(_grid(padded, columns), title, size * columns)
     axis.set_yticks([])
@@ -115,7 +118,10 @@ def captioned(images: Mapping[str, Tensor], title: str = "", columns: int = 5, s
 
 
 def write_contact_sheet(canvases: Tensor, num_classes: int, path: Path, scale: int = 4) -> None:
-    """The canvases as one PNG, a row per class (one row of all classes at ipc 1), each pixel ``scale`` pixels wide."""
+    """Write canvases (K·ipc, C, H, W) as one PNG, a row per class (at ipc 1 one row of all classes).
+
+    scale: width of a canvas's pixel in the PNG, pixels
+    """
     ipc = len(canvases) // num_classes
     columns = ipc if ipc > 1 else min(num_classes, 10)
     grid = torchvision.utils.make_grid(canvases.detach().clamp(0, 1).cpu(), nrow=columns, padding=1, pad_value=1.0)
@@ -126,7 +132,12 @@ def write_contact_sheet(canvases: Tensor, num_classes: int, path: Path, scale: i
 
 
 def scatter(points: np.ndarray, marks: Mapping[str, np.ndarray], clusters: np.ndarray, title: str) -> Figure:
-    """2-D ``points`` (n, 2) coloured by cluster; ``marks`` name → rows drawn large, one panel per name."""
+    """Draw points coloured by cluster, a panel for each way to mark some of them.
+
+    points: (n, 2)
+    marks: title of a panel → rows of ``points`` that it marks
+    clusters: (n,), the cluster of each point
+    """
     figure, axes = plt.subplots(1, len(marks), figsize=(5.2 * len(marks), 4.4), sharex=True, sharey=True, squeeze=False)
     for axis, (name, rows) in zip(axes.flat, marks.items(), strict=True):
         axis.scatter(*points.T, c=clusters, cmap="tab20", s=4, alpha=0.35, linewidths=0)
@@ -148,7 +159,11 @@ def lines(
     percent: bool = False,
     logx: bool = False,
 ) -> Figure:
-    """One line per value of ``by``; ``spread`` names the column of half-widths of the error bars."""
+    """Draw column ``y`` against column ``x``, a line for each value of column ``by``.
+
+    spread: the column of half-widths of the error bars
+    percent: whether ``y`` is a fraction to be drawn in percent
+    """
     figure, axis = plt.subplots(figsize=(6.4, 4.0))
     factor = 100 if percent else 1
     for name, part in table.groupby(by, sort=False):
@@ -159,23 +174,24 @@ def lines(
     if logx:
         axis.set_xscale("log")
     axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
-    axis.legend(title=by)
+    if table[by].nunique() > 1:
+        axis.legend(title=by)
     return finished(figure)
 
 
 def bars(table: pd.DataFrame, title: str = "") -> Figure:
-    """Test accuracy (%) with standard deviation, methods side by side in a group per ipc."""
+    """Draw test accuracy (%) with its standard deviation, the methods side by side, a group for each ipc."""
     methods, ipcs = list(dict.fromkeys(table.method)), list(dict.fromkeys(table.ipc))
-    figure, axis = plt.subplots(figsize=(1.8 + 1.1 * len(methods) * len(ipcs), 4.0))
+    figure, axis = plt.subplots(figsize=(1.8 + 0.6 * len(methods) * len(ipcs), 4.0))
     width = 0.8 / len(methods)
-    for k, method in enumerate(methods):
+    for index, method in enumerate(methods):
         part = table[table.method == method].set_index("ipc").reindex(ipcs)
-        places = [i + (k - (len(methods) - 1) / 2) * width for i in range(len(ipcs))]
+        places = [group + (index - (len(methods) - 1) / 2) * width for group in range(len(ipcs))]
         drawn = axis.bar(
             places, 100 * part.accuracy, width, yerr=100 * part["std"], capsize=3, label=method, color=color(method)
         )
-        axis.bar_label(drawn, [f"{100 * a:.1f}" for a in part.accuracy], fontsize=8, padding=2)
-    axis.set_xticks(range(len(ipcs)), [f"ipc {i}" for i in ipcs])
+        axis.bar_label(drawn, [f"{100 * accuracy:.1f}" for accuracy in part.accuracy], fontsize=8, padding=2)
+    axis.set_xticks(range(len(ipcs)), [f"ipc {ipc}" for ipc in ipcs])
     axis.set(ylabel="test accuracy (%)", title=title)
     axis.set_ylim(0, 105)
     axis.legend(ncols=len(methods), loc="upper center", bbox_to_anchor=(0.5, -0.08))
@@ -183,30 +199,31 @@ def bars(table: pd.DataFrame, title: str = "") -> Figure:
 
 
 def ranking(views: pd.DataFrame, title: str = "") -> Figure:
-    """Test accuracy (%) of every method, best on top: a dot for each seed, a bar for the mean; two tracks of labels.
+    """Draw the test accuracy (%) of every method, best on top: a bar for the mean, a dot for each seed.
 
-    ``views`` has one row per trained network: method, seed, view, network, label_kind, accuracy.
+    views: a row for each trained network, with method, seed, view, network, label_kind, accuracy; the colour of a bar
+        tells hard labels from soft ones
     """
     rows = views[(views.view == "protocol") & (views.network == views.network.iloc[0])]
     means = rows.groupby(["method", "label_kind"])["accuracy"].mean().sort_values()
     figure, axis = plt.subplots(figsize=(7.0, 0.6 + 0.3 * len(means)))
-    tracks = {"hard": COLORS["idc"], "soft": COLORS["kmeans"]}
+    colors = {"hard": COLORS["idc"], "soft": COLORS["kmeans"]}
     for place, ((method, kind), mean) in enumerate(means.items()):
-        axis.barh(place, 100 * mean, color=tracks[kind], alpha=0.45, height=0.7)
+        axis.barh(place, 100 * mean, color=colors[kind], alpha=0.45, height=0.7)
         dots = 100 * rows[rows.method == method]["accuracy"]
         axis.plot(dots, [place] * len(dots), "o", color="black", ms=3)
         axis.text(101, place, f"{100 * mean:.1f}", va="center", fontsize=9)
     axis.set_yticks(range(len(means)), [method for method, _ in means.index])
     axis.set(xlabel="test accuracy (%), dots are seeds", xlim=(0, 100))
     axis.set_title(title, loc="left")
-    handles = [plt.Rectangle((0, 0), 1, 1, color=tone, alpha=0.45) for tone in tracks.values()]
-    names = [f"{kind} labels" for kind in tracks]
+    handles = [plt.Rectangle((0, 0), 1, 1, color=label_color, alpha=0.45) for label_color in colors.values()]
+    names = [f"{kind} labels" for kind in colors]
     axis.legend(handles, names, ncols=2, loc="upper right", bbox_to_anchor=(1.0, -0.08))
     return finished(figure)
 
 
 def storage(table: pd.DataFrame, title: str = "") -> Figure:
-    """Accuracy (%) against stored floats, a line per method."""
+    """Draw accuracy (%) against stored floats, a line for each method."""
     ordered = table.sort_values("stored_floats")
     return lines(
         ordered, "stored_floats", "accuracy", "method", "stored floats (log scale)", "test accuracy (%)", title,

@@ -1,4 +1,4 @@
-"""The pictures of the study of claims: DataFrame in, figure out."""
+"""Figures of the study of claims, each from a table."""
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -15,10 +15,12 @@ _KINDS = {
 
 
 def measures_by_step(table: pd.DataFrame, labels: dict[str, str]) -> Figure:
-    """One panel per measure in ``labels`` (column → axis label): a line a kind of batch, bars are seeds' deviations.
+    """Draw a panel for each measure with a line for each kind of batch; bars are standard deviations over seeds.
 
-    ``table`` has columns batch, point, measure, mean, std. A panel whose values lie far apart has a log scale, or those
-    that lie close together would be one line.
+    A panel whose values span more than a factor of 10 has a log scale.
+
+    table: columns batch, point, measure, mean, std
+    labels: measure → axis label
     """
     figure, axes = plt.subplots(1, len(labels), figsize=(3.3 * len(labels), 3.2), squeeze=False)
     for axis, (measure, label) in zip(axes.flat, labels.items(), strict=True):
@@ -28,21 +30,21 @@ def measures_by_step(table: pd.DataFrame, labels: dict[str, str]) -> Figure:
         values = table[table.measure == measure]["mean"]
         if values.min() > 0 and values.max() > 10 * values.min():
             axis.set_yscale("log")
-    handles = [plt.Line2D([], [], color=tone, marker="o", ms=3) for tone in _KINDS.values()]
+    handles = [plt.Line2D([], [], color=kind_color, marker="o", ms=3) for kind_color in _KINDS.values()]
     figure.legend(handles, _KINDS, ncols=len(_KINDS), loc="outside upper center")
     return finished(figure)
 
 
 def picks(picture: pd.DataFrame, title: str = "") -> Figure:
-    """A class's images on two principal components, a panel for each kind with what it picks marked.
+    """Draw a class's images on two principal components, a panel for each kind of batch with its images marked.
 
-    ``picture`` has x, y and a column of 0 and 1 for each kind.
+    picture: columns x, y, and for each kind of batch one of 0 and 1
     """
     figure, axes = plt.subplots(1, len(_KINDS), figsize=(3.1 * len(_KINDS), 3.3), sharex=True, sharey=True)
-    for axis, (kind, tone) in zip(axes.flat, _KINDS.items(), strict=True):
+    for axis, (kind, kind_color) in zip(axes.flat, _KINDS.items(), strict=True):
         chosen = picture[picture[kind] == 1]
         axis.scatter(picture.x, picture.y, color="#BBBBBB", s=4, linewidths=0)
-        axis.scatter(chosen.x, chosen.y, color=tone, marker="x", s=26, linewidths=1.3)
+        axis.scatter(chosen.x, chosen.y, color=kind_color, marker="x", s=26, linewidths=1.3)
         axis.set(title=kind, xlabel="first component")
     axes.flat[0].set_ylabel("second component")
     figure.suptitle(title)
@@ -50,9 +52,11 @@ def picks(picture: pd.DataFrame, title: str = "") -> Figure:
 
 
 def accuracy_along(table: pd.DataFrame, x: str, xlabel: str) -> Figure:
-    """Validation accuracy (%) along the way, a panel for each ipc, a line a method; bars are seeds' deviations.
+    """Draw validation accuracy (%) during distillation, a panel for each ipc and a line for each method.
 
-    ``table`` has columns ipc, method, accuracy, std and ``x``.
+    Bars are standard deviations over seeds.
+
+    table: columns ipc, method, accuracy, std, and the one that ``x`` names
     """
     groups = list(table.groupby("ipc", sort=False))
     figure, axes = plt.subplots(1, len(groups), figsize=(5.0 * len(groups), 3.6), squeeze=False)
@@ -69,7 +73,10 @@ def accuracy_along(table: pd.DataFrame, x: str, xlabel: str) -> Figure:
 
 
 def paired_gains(gains: pd.DataFrame, xlabel: str) -> Figure:
-    """A row a variant: a dot for each seed's gain (points), a bar for the mean. ``gains``: variants × seeds."""
+    """Draw a row for each variant: a bar for the mean gain (percentage points), a dot for each seed.
+
+    gains: (variants, seeds), fractions
+    """
     figure, axis = plt.subplots(figsize=(7.0, 0.7 + 0.32 * len(gains)))
     for place, (_, row) in enumerate(gains.iloc[::-1].iterrows()):
         axis.barh(place, 100 * row.mean(), color=COLORS["idc"], alpha=0.45, height=0.7)
@@ -81,16 +88,17 @@ def paired_gains(gains: pd.DataFrame, xlabel: str) -> Figure:
 
 
 def against_operations(table: pd.DataFrame) -> Figure:
-    """Validation accuracy (%) against operations of training (log scale): full data along the way, sets as points.
+    """Draw validation accuracy (%) against operations of training: a line for the full data, a point for each set.
 
-    ``table`` has columns data, operations, accuracy, std.
+    table: columns data, operations, accuracy, std
     """
     figure, axis = plt.subplots(figsize=(6.4, 4.0))
     for place, (name, part) in enumerate(table.groupby("data", sort=False)):
-        tone = list(_KINDS.values())[1 + place] if len(part) == 1 else "black"
+        set_color = list(_KINDS.values())[1 + place] if len(part) == 1 else "black"
         axis.errorbar(
-            part.operations, 100 * part.accuracy, 100 * part["std"], label=name, color=tone, marker="o", ms=4, capsize=2
-        )
+            part.operations, 100 * part.accuracy, 100 * part["std"], label=name, color=set_color, marker="o", ms=4,
+            capsize=2,
+        )  # fmt: skip
     axis.set_xscale("log")
     axis.set(xlabel="floating-point operations of training (log scale)", ylabel="validation accuracy (%)")
     axis.legend()

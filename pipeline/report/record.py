@@ -7,21 +7,21 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pandas as pd
 
-from dreamlib._engine.files import read_json, write_atomically, write_json
+from dreamlib._engine.files import read_json, write_json
 from pipeline.params import find_root, read_params
 from pipeline.project import Project
-from pipeline.report.provenance import RUNS
-from pipeline.report.tables import between, markdown
+from pipeline.report.tables import markdown
+from pipeline.timings import RUNS
 
 RECORD = Path("results") / "record.json"
-BEGIN, END = "<!-- results: written by `make record` -->", "<!-- end of results -->"
 RESULTS = {"clustering": "clusters", "distillation": "*/distillation", "evaluation": "*/evaluation"}  # of a study
-CLAIMS_BEGIN, CLAIMS_END = "<!-- claims: written by `make record` -->", "<!-- end of claims -->"
-TIMES_BEGIN, TIMES_END = "<!-- times: written by `make record` -->", "<!-- end of times -->"
-COMMANDS = {"make repro": "", "make methods": "methods", "make claims": "claims", "dvc repro best": "best"}  # → study
+COMMANDS = {"make repro": "", "make methods": "methods", "make claims": "claims", "make best": "best"}  # → study
+TESTS = Path("results") / "tests.json"  # what `make test` took
+TEST_REPORT = Path(".dream") / "tests.xml"  # pytest's own report of the last `make test` (--junitxml)
 
 
 def collect(root: Path, study: str = "", joining: Sequence[str] = ()) -> dict[str, Any]:
@@ -58,19 +58,45 @@ def record_table(root: Path, dataset: str) -> pd.DataFrame:
     return cost_table({name: entry for name, entry in record.items() if entry["dataset"] == dataset})
 
 
-def times_table(root: Path) -> str:
-    """What each command's committed record adds up to, as a Markdown table; a command without a record has no row."""
+def times_table(root: Path, commands: Sequence[str] | None = None) -> str:
+    """Return the time each command took where the committed records were made, as a Markdown table.
+
+    commands: those to list, all by default; a command without a record has no row
+    """
     rows = []
     for command, study in COMMANDS.items():
         path = root / RECORD.parent / study / RECORD.name
-        if not path.is_file():
-            continue
-        entries = list(read_json(path).values())
-        minutes = sum(sum(entry["seconds"].values()) for entry in entries) / 60
-        memory = max(entry["peak_memory_bytes"] for entry in entries) / 2**20
-        machines = sorted({f"{e['device']}, {e['threads']} threads, {e['precision']}" for e in entries})
-        rows.append((f"`{command}`", len(entries), f"{minutes:.0f}", f"{memory:,.0f}", "; ".join(machines)))
-    return markdown(["command", "stages", "minutes", "largest memory (MiB)", "on"], rows)
+        if path.is_file():
+            entries = list(read_json(path).values())
+            seconds = sum(sum(entry["seconds"].values()) for entry in entries)
+            memory = max(entry["peak_memory_bytes"] for entry in entries) / 2**20
+            machines = "; ".join(sorted({_machine(entry) for entry in entries}))
+            rows.append((f"`{command}`", f"{seconds / 60:.0f}", f"{len(entries)} stages", f"{memory:,.0f}", machines))
+    if (root / TESTS).is_file():
+        tests = read_json(root / TESTS)
+        count = f"{tests['tests']:,} tests"
+        rows.append(("`make test`", f"{tests['seconds'] / 60:.0f}", count, "–", _machine(tests)))
+    shown = [row for row in rows if commands is None or row[0].strip("`") in commands]
+    return markdown(["command", "minutes", "of", "largest memory (MiB)", "on"], shown)
+
+
+def _machine(entry: dict[str, Any]) -> str:
+    return f"{entry['device']}, {entry['threads']} threads, {entry['precision']}"
+
+
+def write_tests_record(root: Path) -> None:
+    """Write results/tests.json from pytest's report of the last `make test`, where there is one."""
+    if not (root / TEST_REPORT).is_file():
+        return
+    suites = list(ElementTree.parse(root / TEST_REPORT).getroot().iter("testsuite"))
+    write_json(
+        root / TESTS,
+        {
+            "seconds": round(sum(float(suite.attrib["time"]) for suite in suites)),
+            "tests": sum(int(suite.attrib["tests"]) for suite in suites),
+            **Project(root, read_params(root)).compute.describe(),
+        },
+    )
 
 
 def committed(root: Path, path: str) -> bytes | None:
@@ -103,13 +129,6 @@ def compare(root: Path) -> tuple[pd.DataFrame, bool]:
     return table, not table["verdict"].str.startswith("OUTSIDE").any()
 
 
-def readme_text(root: Path) -> str:
-    """README.md with what stands between its markers replaced: summary.md, claims/verdicts.md, the records' times."""
-    text = between((root / "README.md").read_text(), BEGIN, END, (root / "results" / "summary.md").read_text)
-    text = between(text, CLAIMS_BEGIN, CLAIMS_END, (root / "results" / "claims" / "verdicts.md").read_text)
-    return between(text, TIMES_BEGIN, TIMES_END, lambda: times_table(root))
-
-
 def _result_kept(root: Path, name: str) -> bool:
     """Whether what a study's stage instance made, "study/stage-setting", is among the results."""
     study, _, instance = name.partition("/")
@@ -133,6 +152,8 @@ def _write(root: Path, studies: Sequence[str]) -> int:
         if name not in found and "/" in name and (name.partition("/")[0] not in here or _result_kept(root, name))
     }
     write_json(root / path, found)
+    if not study:
+        write_tests_record(root)
     print(f"{path}: {len(found)} stages")
     return 0
 
@@ -151,22 +172,16 @@ def _compare(root: Path) -> int:
     return 0 if good else 1
 
 
-def _readme(root: Path) -> int:
-    write_atomically(root / "README.md", readme_text(root).encode())
-    return 0
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status: 1 when an accuracy lies outside the recorded spread."""
-    actions = {"compare": _compare, "readme": _readme}
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.report.record", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("action", choices=["compare", "readme", "write"])
+    parser.add_argument("action", choices=["compare", "write"])
     told = "write: a study's record instead of the default pipeline's; those named after the first join its record"
     parser.add_argument("--study", nargs="+", default=[], help=told)
     given = parser.parse_args(arguments)
-    return _write(find_root(), given.study) if given.action == "write" else actions[given.action](find_root())
+    return _write(find_root(), given.study) if given.action == "write" else _compare(find_root())
 
 
 if __name__ == "__main__":

@@ -1,52 +1,79 @@
-"""The tables of docs/results.md, from committed results: ``python -m pipeline.report.results_page`` writes them."""
+"""The generated parts of docs/results.md, and what the README shows of them."""
 
-import sys
 from pathlib import Path
 
 import pandas as pd
+import torch
+from PIL import Image
+from safetensors.torch import load_file
 
-from dreamlib._engine.files import write_atomically
-from pipeline.launch_notebook import exit_status
-from pipeline.params import find_root, read_params
-from pipeline.project import Project
-from pipeline.report.tables import between, markdown
-from pipeline.stages.figures import evaluations, summary, summary_markdown
-from pipeline.studies.claims import Claims, training_table
+from dreamlib._engine.torchvision_import import torchvision
+from pipeline.report.tables import markdown, percent
 
-SEEDS = "default_seeds"  # the study that repeats the default run with other seeds
-SEEDS_BEGIN, SEEDS_END = "<!-- seeds: written by `make record` -->", "<!-- end of seeds -->"
-TRAINING_BEGIN, TRAINING_END = "<!-- training: written by `make record` -->", "<!-- end of training -->"
+SHOWN = "dream-ipc1-seed0"  # the set whose start and end the README shows
+PICTURE = Path("docs") / "before_after.png"
+VERDICTS = ("holds", "holds partly", "not seen at this budget")  # order of the README's lists
+
+
+def default_run(root: Path) -> str:
+    """Return the summary table that the stage `figures` wrote."""
+    return (root / "results" / "summary.md").read_text(encoding="utf-8")
+
+
+def result_rows(root: Path) -> str:
+    """Return the README's columns of the summary."""
+    table = pd.read_csv(root / "results" / "summary.csv")
+    columns = ("ipc", "method", "test accuracy (%)", "training images", "stored floats", "iterations")
+    rows = [
+        (r.ipc, r.method, percent(r.accuracy, r.std), r.training_images, f"{r.stored_floats:,}", r.iterations)
+        for r in table.itertuples()
+    ]
+    return markdown(columns, rows)
 
 
 def ordered(rows: pd.DataFrame) -> str:
     """Return, for each ipc, the order of the methods by mean accuracy and in how many seeds it is strictly the same.
 
-    >>> found = {"ipc": 1, "method": ["a", "b"] * 2, "seed": [0, 0, 1, 1], "accuracy": [0.3, 0.5, 0.4, 0.4]}
-    >>> ordered(pd.DataFrame(found))
+    >>> rows = {"ipc": 1, "method": ["a", "b"] * 2, "seed": [0, 0, 1, 1], "accuracy": [0.3, 0.5, 0.4, 0.4]}
+    >>> ordered(pd.DataFrame(rows))
     'ipc 1: b > a, in 1 of 2 seeds.'
     """
-    told = []
+    sentences = []
     for ipc, part in rows.groupby("ipc", sort=False):
         table = part.groupby(["seed", "method"], sort=False)["accuracy"].mean().unstack()
         order = table.mean().sort_values(ascending=False).index
         same = (table[order].diff(axis=1).iloc[:, 1:] < 0).all(axis=1).sum()
-        told.append(f"ipc {ipc}: {' > '.join(order)}, in {same} of {len(table)} seeds.")
-    return " ".join(told)
+        sentences.append(f"ipc {ipc}: {' > '.join(order)}, in {same} of {len(table)} seeds.")
+    return " ".join(sentences)
 
 
-def results_text(root: Path) -> str:
-    """Return docs/results.md with the tables between its markers."""
-    rows = evaluations(Project(root, read_params(root, SEEDS), SEEDS))
-    training = training_table(Claims.open(root)).reset_index()
-    text = (root / "docs" / "results.md").read_text(encoding="utf-8")
-    text = between(text, SEEDS_BEGIN, SEEDS_END, lambda: f"{summary_markdown(summary(rows))}\n{ordered(rows)}\n")
-    return between(text, TRAINING_BEGIN, TRAINING_END, lambda: markdown(training.columns, training.values))
+def claims(root: Path) -> str:
+    """Return every claim with its measurement and verdict, as the study of claims wrote them."""
+    return (root / "results" / "claims" / "verdicts.md").read_text(encoding="utf-8")
 
 
-def write(root: Path) -> None:
-    """Bring docs/results.md up to date."""
-    write_atomically(root / "docs" / "results.md", results_text(root).encode())
+def claim_lists(root: Path) -> str:
+    """Return the claims by verdict, a list for each verdict; read from results/claims/verdicts.md."""
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in claims(root).splitlines() if line[:1] == "|"]
+    lists: dict[str, list[str]] = {verdict: [] for verdict in VERDICTS}
+    for claim, *_measured, verdict in rows[2:]:  # below the head and its rule
+        lists.setdefault(verdict.strip("*"), []).append(claim)
+    parts = []
+    for verdict, names in lists.items():
+        if names:
+            heading = f"**{verdict.capitalize()}** ({len(names)} of {len(rows) - 2}):"
+            parts.append("\n".join([heading, *(f"- {name}" for name in names)]))
+    return "\n\n".join(parts) + "\n"
 
 
-if __name__ == "__main__":
-    sys.exit(exit_status(lambda: write(find_root())))
+def before_and_after(root: Path, scale: int = 3) -> Image.Image:
+    """Return the canvases of ``SHOWN`` at the first snapshot above those at the last, one column a class.
+
+    scale: pixels of the picture for each pixel of a canvas, each way
+    """
+    snapshots = load_file(root / "results" / "snapshots" / f"{SHOWN}.safetensors")
+    first, *_, last = sorted(snapshots, key=int)
+    canvases = torch.cat([snapshots[first], snapshots[last]]).clamp(0, 1)
+    grid = torchvision.utils.make_grid(canvases, nrow=len(canvases) // 2, padding=1, pad_value=1.0)
+    picture = Image.fromarray((grid * 255).round().byte().permute(1, 2, 0).numpy())
+    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)

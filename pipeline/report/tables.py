@@ -1,10 +1,10 @@
-"""Tables as text: Markdown, and its place in README.md."""
+"""Markdown tables, and the place of generated text on a page."""
 
 from collections.abc import Callable, Iterable
 
 
 def markdown(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    """A Markdown table that ends in a line break; cells as ``str`` gives them.
+    """Return a Markdown table that ends in a line break; cells as ``str`` gives them.
 
     >>> print(markdown(["ipc", "accuracy"], [(1, "75.8")]), end="")
     | ipc | accuracy |
@@ -18,7 +18,7 @@ def markdown(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 
 def percent(mean: float, std: float) -> str:
-    """Mean ± standard deviation, in percent.
+    """Return a mean and a standard deviation, fractions, in percent.
 
     >>> percent(0.7512, 0.0104)
     '75.1 ± 1.0'
@@ -26,15 +26,16 @@ def percent(mean: float, std: float) -> str:
     return f"{100 * mean:.1f} ± {100 * std:.1f}"
 
 
-def between(text: str, begin: str, end: str, table: Callable[[], str]) -> str:
-    """README.md's text with what stands between two markers replaced by what ``table`` gives.
+def between(text: str, name: str, content: Callable[[], str]) -> str:
+    """Return ``text`` with what stands between the markers of block ``name`` replaced by ``content()``.
 
-    Raises ValueError where a marker is missing or repeated, before the table is asked for.
+    Raises ValueError where a marker is missing or repeated, before the content is computed.
 
-    >>> between("a <1> old <2> z", "<1>", "<2>", lambda: "new")
-    'a <1>\\nnew<2> z'
+    >>> between("a <!-- begin x --> old <!-- end x --> z", "x", lambda: "new")
+    'a <!-- begin x -->\\nnew<!-- end x --> z'
     """
+    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
     if text.count(begin) != 1 or text.count(end) != 1:
-        raise ValueError(f"README.md lost its markers; put '{begin}' and '{end}' around the table, once each")
+        raise ValueError(f"the markers '{begin}' and '{end}' must stand on the page once each")
     before, rest = text.split(begin)
-    return f"{before}{begin}\n{table()}{end}{rest.split(end)[1]}"
+    return f"{before}{begin}\n{content()}{end}{rest.split(end)[1]}"

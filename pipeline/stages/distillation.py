@@ -84,12 +84,12 @@ def parameter_hash(project: Project, setting: Setting) -> str:
 
 def _experts(project: Project, how: DistillParams, info: DatasetInfo) -> Any:
     """What else shapes a run that follows experts, which must be all there."""
-    open_experts = getattr(make_objective(how.objective, how.options), "open_experts", None)
-    if open_experts is None:
-        return None
     asked, (name, options) = project.params.experts(), project.network
     network = build(name, info, torch.Generator(), options)
-    open_experts(network, info).check_whole(asked.count, asked.epochs)
+    experts = make_objective(how.objective, how.options).open_experts(network, info)
+    if experts is None:
+        return None
+    experts.check_whole(asked.count, asked.epochs)
     return asked
 
 

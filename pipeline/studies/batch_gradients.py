@@ -11,9 +11,9 @@ from dreamlib._engine.compiled_network import CompiledNetwork
 from dreamlib._engine.files import write_atomically
 from dreamlib._engine.seeding import generator
 from dreamlib.data.types import LabeledImages
-from dreamlib.distill import network_settings
 from dreamlib.networks import build
 from dreamlib.settings import DistillParams
+from dreamlib.training.matched_network import network_settings
 from dreamlib.training.trainer import Trainer, compiled_network
 from pipeline.launch_notebook import exit_status, restart_prepared
 from pipeline.params import BatchesParams, read_claims

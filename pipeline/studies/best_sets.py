@@ -1,7 +1,6 @@
-"""The project's best sets: gathered from the studies that made them, and set beside what others published.
+"""The project's best sets: gathered from the studies that made them, and compared with what others published.
 
-``python -m pipeline.studies.best_sets IPC`` gathers those of one ipc from the study best_ipc<IPC> into results/best;
-``python -m pipeline.studies.best_sets readme`` writes the table into README.md.
+``python -m pipeline.studies.best_sets IPC`` gathers those of one ipc from the study best_ipc<IPC> into results/best.
 """
 
 import argparse
@@ -13,16 +12,14 @@ from typing import Any
 
 import pandas as pd
 
-from dreamlib._engine.files import read_json, write_atomically, write_json
+from dreamlib._engine.files import read_json, write_json
 from dreamlib.settings import OF_EVERY_PROTOCOL, EvaluationParams
 from dreamlib.synthetic.synthetic_set import BEST, SyntheticSet
 from pipeline.launch_notebook import exit_status
-from pipeline.params import find_root
 from pipeline.project import Project, Setting
 from pipeline.report import figures
-from pipeline.report.tables import between, markdown, percent
+from pipeline.report.tables import markdown, percent
 
-BEGIN, END = "<!-- best sets: written by `python -m pipeline.studies.best_sets readme` -->", "<!-- end of best sets -->"
 COLUMNS = ["ipc", "method", "test accuracy (%)", "evaluation", "factor", "stored floats", "networks × seeds", "source"]
 OWN = "own evaluation"  # marks a row that does not compare with the published ones
 
@@ -161,29 +158,25 @@ def record_sentence(root: Path, dataset: str) -> str:
     )
 
 
-def readme_text(root: Path) -> str:
-    """README.md with the table of the best sets, Fashion-MNIST's, between its markers."""
+def best_sets_text(root: Path) -> str:
+    """Return the tables of docs/results.md: our best sets beside published ones, and figures we could not verify."""
     table = record_table(root, "fashion_mnist").reset_index()
-    text = (root / "README.md").read_text()
     unverified = unverified_table(root, "fashion_mnist").reset_index()
-    shown = markdown(table.columns, table.values)
-    shown += "\nNot verified by us (figures we know from other papers only):\n\n"
-    return between(text, BEGIN, END, lambda: shown + markdown(map(str, unverified.columns), unverified.values))
+    return (
+        markdown(table.columns, table.values)
+        + "\nNot verified by us (figures known from other papers only):\n\n"
+        + markdown(map(str, unverified.columns), unverified.values)
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit status, with one clear line on standard error where something is wrong."""
+    """Run the command line; return the exit status, with one line on standard error where something is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.studies.best_sets", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("what", help="an ipc, to gather its sets; or 'readme', to write the table")
-    what = parser.parse_args(arguments).what
-    if what == "readme":
-        root = find_root()
-        return exit_status(lambda: write_atomically(root / "README.md", readme_text(root).encode()))
-    if not what.isdigit():
-        parser.error(f"'{what}' is neither an ipc nor 'readme'")
-    return exit_status(lambda: gather(Project.open(study=f"best_ipc{what}"), int(what)))
+    parser.add_argument("ipc", type=int, help="gather the sets of this ipc")
+    ipc = parser.parse_args(arguments).ipc
+    return exit_status(lambda: gather(Project.open(study=f"best_ipc{ipc}"), ipc))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from dreamlib.settings import ParameterError
+from dreamlib.errors import ParameterError
 from pipeline.launch_notebook import exit_status, restart_prepared
 from pipeline.project import Project, Setting
 from pipeline.stages.clustering import run_clustering

@@ -1,0 +1,120 @@
+"""Carry dvc.lock over a change of code that changes no result: ``python -m pipeline.relock``.
+
+The study ``relock`` of studies/params.yaml, all families of methods on scikit-learn's digits, runs twice: with the code
+that the locks were last committed with, and with the code as it is now. If every file it makes is the same, byte for
+byte, the stages whose locks differ in code alone are committed to the locks, without running them. A stage that differs
+in anything else (parameters, data, a notebook, its outputs) is left for ``dvc repro``.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pipeline.launch_notebook import exit_status
+from pipeline.params import find_root
+
+STUDY = "relock"
+LOCKS = ("dvc.lock", "studies/dvc.lock")
+PIPELINES = ("dvc.yaml", "studies/dvc.yaml")
+CODE = ("dreamlib", "pipeline")
+SHARED = ("params.yaml", "methods.yaml", "studies/params.yaml")  # the same in both runs: code alone differs
+
+
+class RelockError(RuntimeError):
+    """The locks cannot be carried over; the message says why."""
+
+
+def code_alone(changes: list[Any]) -> bool:
+    """Return whether a stage's entry of ``dvc status --json`` names changed code, or its command, and nothing else.
+
+    >>> code_alone([{"changed deps": {"dreamlib/data": "modified"}}, "changed command"])
+    True
+    >>> code_alone([{"changed deps": {"params.yaml": {"seeds": "modified"}}}])
+    False
+    """
+    for change in changes:
+        if change == "changed command":
+            continue
+        if not isinstance(change, dict) or set(change) != {"changed deps"}:
+            return False
+        if any(Path(path).parts[0] not in CODE for path in change["changed deps"]):
+            return False
+    return True
+
+
+def _run(root: Path, *command: str) -> str:
+    done = subprocess.run(
+        command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise RelockError(f"`{' '.join(command)}` failed in {root}: {(done.stderr or done.stdout).strip()[-2000:]}")
+    return done.stdout
+
+
+def changed_stages(root: Path) -> dict[str, list[Any]]:
+    """Return the stages whose locks differ from the working tree, with what differs."""
+    return json.loads(_run(root, "dvc", "status", "--json", *PIPELINES))
+
+
+def results_of_study(root: Path) -> dict[str, bytes]:
+    """Run the study in ``root``; return its files by their path below results/."""
+    _run(root, sys.executable, "-m", "pipeline.fetch_data", "digits")
+    for part in ("experts", "all"):
+        _run(root, sys.executable, "-m", "pipeline.studies.run", STUDY, part)
+    folder = root / "results" / STUDY
+    shutil.rmtree(folder / "experts")  # their files name the code that made them; what follows them is compared
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def tree_of(root: Path, commit: str, folder: Path) -> Path:
+    """Check ``commit`` out below ``folder``, with the parameters of the working tree."""
+    archive = subprocess.run(["git", "archive", commit], cwd=root, capture_output=True, check=True).stdout
+    tree = folder / "before"
+    tree.mkdir()
+    subprocess.run(["tar", "-x"], cwd=tree, input=archive, check=True)
+    for name in SHARED:
+        (tree / name).write_bytes((root / name).read_bytes())
+    return tree
+
+
+def working_tree(root: Path, folder: Path) -> Path:
+    """Copy the working tree's code and parameters below ``folder``, so that the study leaves nothing in the project."""
+    names = _run(root, "git", "ls-files", "--cached", "--others", "--exclude-standard", *CODE, *SHARED, *PIPELINES)
+    tree = folder / "after"
+    for name in names.split():
+        if (root / name).is_file():
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            (tree / name).write_bytes((root / name).read_bytes())
+    return tree
+
+
+def relock(root: Path) -> None:
+    """Compare the study's results before and after, and commit the stages that differ in code alone."""
+    changed = changed_stages(root)
+    stages = [name for name, changes in changed.items() if code_alone(changes)]
+    for name in sorted(set(changed) - set(stages)):
+        print(f"{name}: more than code differs; `dvc repro {name}` runs it")
+    if not stages:
+        print("no stage differs in code alone: nothing to do")
+        return
+    commit = _run(root, "git", "log", "-1", "--format=%H", "--", *LOCKS).strip()
+    with tempfile.TemporaryDirectory() as folder:
+        before = results_of_study(tree_of(root, commit, Path(folder)))
+        after = results_of_study(working_tree(root, Path(folder)))
+    different = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    if different:
+        raise RelockError(
+            f"results differ from those of {commit[:12]}: {', '.join(different)}; run `dvc repro` instead"
+        )
+    print(f"{len(after)} files of the study '{STUDY}' are the same bytes as with {commit[:12]}")
+    _run(root, "dvc", "commit", "--force", *stages)
+    print(f"carried over: {', '.join(stages)}")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(lambda: relock(find_root())))
