@@ -113,9 +113,9 @@ def train_settings(info: DatasetInfo, protocol: EvaluationParams, synthetic: Syn
 def apply_view(view: str, synthetic: SyntheticSet, protocol: EvaluationParams) -> tuple[SyntheticSet, EvaluationParams]:
     """Return the set and the protocol of a view, which separates what the set contributes from what the protocol adds.
 
-    view: 'protocol' changes nothing. 'plain' trains without augmentation and CutMix; a replay keeps the set's own.
-        'hard_labels' replaces stored soft labels by class numbers and turns label smoothing off. 'idc' evaluates by
-        IDC's protocol with its default settings.
+    view: 'protocol' changes nothing. 'plain' trains without augmentation and CutMix, except for a replay, which trains
+        as the set was distilled. 'hard_labels' replaces stored soft labels by class numbers and turns label smoothing
+        off. 'idc' evaluates by IDC's protocol with its default settings.
 
     Compare a view with the same view of random real images, as label- and augmentation-robust scores do.
     """

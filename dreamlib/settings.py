@@ -241,9 +241,9 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 
 
 class EvaluationParams(Strict):
-    """The evaluation of a set. Other defaults than IDC's come from the named ``protocol``.
+    """The evaluation of a set: how networks are trained on it, and how many.
 
-    protocol: a name from ``PROTOCOLS``, whose values replace the defaults below.
+    protocol: a name from ``PROTOCOLS``, which replaces some of the defaults; the defaults are IDC's.
     networks: architectures to train; the first one's accuracy is the set's. Empty: the matched network.
     repeats: new networks of each architecture.
     parallel_networks: networks that train side by side on a CPU, each on its share of the threads. Faster, with
@@ -258,7 +258,7 @@ class EvaluationParams(Strict):
     clean_share: fraction of the epochs, the last ones, without CutMix and with mirroring as only augmentation.
     last_layer: 'ridge' refits the last layer, after training, by ridge regression on the set's features, as the
         objective 'ridge' assumes; the accuracy before the refit is reported too.
-    last_layer_penalty: of that regression; see ``dreamlib.training.features.fit_last_layer``.
+    last_layer_penalty: penalty of that regression; see ``dreamlib.training.features.fit_last_layer``.
     learned_lr: train at the step size learned with the set, if it has one (MTT).
     replay: train by the steps and learned rates of the unrolled objective (DD, RaT-BPTT), in place of the protocol's
         epochs, batches, augmentation and rates.

@@ -128,7 +128,7 @@ def test_a_long_list_of_unreadable_files_is_cut_at_ten_with_the_count(tmp_path):
             save(tmp_path / split / label / "good.png")
     for row in range(13):
         (tmp_path / "train" / "a" / f"bad{row:02}.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
-    with pytest.raises(DataError, match="13 files are no readable images") as refused:
+    with pytest.raises(DataError, match="13 files are not readable images") as refused:
         create("folder", {"path": str(tmp_path)}).fetch("")
     assert str(refused.value).count("\n  - ") == 10
     assert "and 3 more" in str(refused.value)

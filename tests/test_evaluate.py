@@ -48,8 +48,8 @@ def synthetic(toy_data):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_protocols_are_the_published_ones(name):
     p = EvaluationParams(protocol=name)
-    found = (p.epochs, p.batch, p.augmentation, p.augmentation_mode, p.cutmix, p.decay)
-    assert found == PUBLISHED[name][:6]
+    result = (p.epochs, p.batch, p.augmentation, p.augmentation_mode, p.cutmix, p.decay)
+    assert result == PUBLISHED[name][:6]
     assert (p.lr, p.momentum, p.weight_decay, p.learned_lr) == (0.01, 0.9, 5e-4, name == "mtt")
     assert (p.label_smoothing, p.clean_share, p.last_layer) == (0, 0, "trained")
 
@@ -63,15 +63,15 @@ def test_ridge_is_idcs_with_two_changes():
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_network_is_trained_as_its_protocol_says(name, synthetic, toy_info, toy_data, monkeypatch):
-    asked = []
-    monkeypatch.setattr(evaluation, "fit", lambda *given, **named: asked.append((given[4], named)))
+    calls = []
+    monkeypatch.setattr(evaluation, "fit", lambda *given, **named: calls.append((given[4], named)))
     info = replace(toy_info(), flip=True)
     how = EvaluationParams(protocol=name, repeats=2)
     evaluate(synthetic, toy_data(), info, how, NETWORK, Compute(), seed=0, split="validation")
     epochs, batch, augmentation, mode, cutmix, _, rate, rates = PUBLISHED[name]
     ops = set() if augmentation == "none" else set(augmentation.split("_"))
-    assert len(asked) == 2 and asked[0][1]["seed"] != asked[1][1]["seed"]
-    for settings, named in asked:
+    assert len(calls) == 2 and calls[0][1]["seed"] != calls[1][1]["seed"]
+    for settings, named in calls:
         assert (named["epochs"], settings.batch, settings.momentum, settings.weight_decay) == (epochs, batch, 0.9, 5e-4)
         assert settings.lr == pytest.approx(rate)
         assert (settings.label_smoothing, named["clean_share"]) == (0, 0)
@@ -81,11 +81,11 @@ def test_a_network_is_trained_as_its_protocol_says(name, synthetic, toy_info, to
 
 
 def test_a_network_is_trained_with_the_smoothing_and_the_finish_asked_for(synthetic, toy_info, toy_data, monkeypatch):
-    asked = []
-    monkeypatch.setattr(evaluation, "fit", lambda *given, **named: asked.append((given[4], named)))
+    calls = []
+    monkeypatch.setattr(evaluation, "fit", lambda *given, **named: calls.append((given[4], named)))
     how = EvaluationParams(repeats=1, label_smoothing=0.4, clean_share=0.5)
     evaluate(synthetic, toy_data(), toy_info(), how, NETWORK, Compute(), seed=0, split="validation")
-    ((settings, named),) = asked
+    ((settings, named),) = calls
     assert (settings.label_smoothing, settings.cutmix, named["clean_share"]) == (0.4, 0.5, 0.5)
 
 
@@ -191,22 +191,22 @@ def test_an_evaluation_is_what_a_plain_loop_gives(soft, decay, synthetic, toy_in
     how = EvaluationParams(augmentation="none", cutmix=0.0, epochs=12, batch=64, repeats=2, lr=0.05, decay=decay)
     seen, _ = apply_view("protocol" if soft else "hard_labels", synthetic, how)
     compute = Compute(torch.device("cpu"), torch.float64)
-    found = evaluate(seen, against, info, how, NETWORK, compute, seed=3, split="validation")
+    result = evaluate(seen, against, info, how, NETWORK, compute, seed=3, split="validation")
     expected = [plain_accuracy(synthetic, against, info, how, derive(3, "evaluation", i), soft) for i in range(2)]
-    assert found.accuracies == pytest.approx(expected, abs=1e-12)
-    assert found.mean == pytest.approx(sum(expected) / 2) and found.epochs == 12 and found.split == "validation"
-    assert 1 / 3 < found.mean < 1, "the task must be able to tell a right from a wrong loop"
+    assert result.accuracies == pytest.approx(expected, abs=1e-12)
+    assert result.mean == pytest.approx(sum(expected) / 2) and result.epochs == 12 and result.split == "validation"
+    assert 1 / 3 < result.mean < 1, "the task must be able to tell a right from a wrong loop"
 
 
 @pytest.mark.parametrize("soft", [False, True])
 def test_a_set_of_the_rule_bound_is_evaluated_as_single(soft, synthetic, toy_info, toy_data, monkeypatch):
     """40 canvases at factor 3 are 124 images in matching, and 360 here, unless each of the 124 has a label."""
-    labels, asked = torch.arange(3).repeat_interleave(40), []
+    labels, calls = torch.arange(3).repeat_interleave(40), []
     given = torch.full((3 * 124, 3), 1 / 3) if soft else None
     bound = SyntheticSet(synthetic.canvases[labels], labels, 3, 3, "bound", soft_labels=given)
-    monkeypatch.setattr(evaluation, "fit", lambda _, images, labels, *given, **named: asked.append((images, labels)))
+    monkeypatch.setattr(evaluation, "fit", lambda _, images, labels, *given, **named: calls.append((images, labels)))
     evaluate(bound, toy_data(), toy_info(), EvaluationParams(repeats=1), NETWORK, Compute(), seed=0, split="v")
-    ((images, labels),) = asked
+    ((images, labels),) = calls
     assert bound.decoded_per_class == 124 and bound.rule == "bound"
     assert torch.equal(images, (bound if soft else replace(bound, rule="single")).decode()[0])
     assert len(images) == len(labels) == 3 * (124 if soft else 360)
@@ -224,8 +224,8 @@ def test_a_last_layer_fitted_anew_is_fitted_to_the_set_alone(
     trained = evaluate(synthetic, against, info, how, NETWORK, compute, seed=3, split="validation")
     assert trained.as_trained == ()
     ridge = how.model_copy(update={"last_layer": "ridge", "last_layer_penalty": 0.5})
-    found = evaluate(synthetic, against, info, ridge, NETWORK, compute, seed=3, split="validation")
-    assert found.as_trained == trained.accuracies != found.accuracies
+    result = evaluate(synthetic, against, info, ridge, NETWORK, compute, seed=3, split="validation")
+    assert result.as_trained == trained.accuracies != result.accuracies
     targets, expected = synthetic.soft_labels.double() - 1 / 3, []
     for index in range(3):
         own = derive(3, "evaluation", index)
@@ -236,25 +236,25 @@ def test_a_last_layer_fitted_anew_is_fitted_to_the_set_alone(
             compiled_network(NETWORK, info, compute), epochs=6, seed=own,
         )  # fmt: skip
         with torch.no_grad():
-            x, asked = (network.features(info.normalise(i.double())) for i in (synthetic.canvases, against.images))
+            x, queries = (network.features(info.normalise(i.double())) for i in (synthetic.canvases, against.images))
         wide = x.T @ x + 0.5 * x.square().sum(1).mean() * torch.eye(x.shape[1], dtype=torch.float64)  # (D, D)
-        right = (asked @ torch.linalg.solve(wide, x.T @ targets)).argmax(1) == against.labels
+        right = (queries @ torch.linalg.solve(wide, x.T @ targets)).argmax(1) == against.labels
         expected.append(right.double().mean().item())
-    assert found.accuracies == pytest.approx(expected, abs=1e-12)
+    assert result.accuracies == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("repeats", [2, 3])
 def test_networks_trained_at_once_are_those_trained_in_turn(repeats, synthetic, toy_info, toy_data, threads_restored):
     """Draws, steps and order are each network's own: on one core, one after the other, every accuracy is the same."""
     info, against = toy_info(), toy_data(per_class=40)
-    how, found = EvaluationParams(epochs=10, repeats=repeats, parallel_networks=3, lr=0.05), []
+    how, results = EvaluationParams(epochs=10, repeats=repeats, parallel_networks=3, lr=0.05), []
     compute = Compute(torch.device("cpu"), torch.float64)  # rounding, which may depend on the cores, moves no image
     for threads in (1, 2, 4):
         torch.set_num_threads(threads)
-        found.append(evaluate(synthetic, against, info, how, NETWORK, compute, seed=1, split="validation"))
+        results.append(evaluate(synthetic, against, info, how, NETWORK, compute, seed=1, split="validation"))
         assert torch.get_num_threads() == threads
-    assert found[0] == found[1] == found[2]
-    assert len(set(found[0].accuracies)) > 1, "equal networks could not show an order"
+    assert results[0] == results[1] == results[2]
+    assert len(set(results[0].accuracies)) > 1, "equal networks could not show an order"
 
 
 def test_one_trace_serves_all_networks_and_batches_of_a_thread_count(
@@ -262,15 +262,15 @@ def test_one_trace_serves_all_networks_and_batches_of_a_thread_count(
 ):
     """With CutMix and without it, side by side, from one trace each."""
     monkeypatch.setattr("dreamlib._engine.compiled_network.compiler_found", lambda: True)
-    info, against, found, made = toy_info(), toy_data(per_class=40), [], []
+    info, against, results, made = toy_info(), toy_data(per_class=40), [], []
     torch.set_num_threads(2)
     for parallel_networks in (1, 2):
         how = EvaluationParams(epochs=12, repeats=2, parallel_networks=parallel_networks, lr=0.05, cutmix=0.5)
         compute = Compute(torch.device("cpu"), torch.float64, compile=True)
         seen = traces()
-        found.append(evaluate(synthetic, against, info, how, ("convnet", {"width": 9}), compute, seed=1, split="v"))
+        results.append(evaluate(synthetic, against, info, how, ("convnet", {"width": 9}), compute, seed=1, split="v"))
         made.append(traces() - seen)
-    assert found[0] == found[1]
+    assert results[0] == results[1]
     assert made == [2, 1], "training and predictions; then training on one thread instead of two"
 
 
@@ -351,7 +351,7 @@ def test_a_key_of_any_layer_wins_over_the_protocol(reading):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"protocol": "dsaa"}, "did you mean 'dsa'?"),
         ({"protocol": ["dc"]}, "protocol must be one name, got ['dc']; choose from dc, dd, dm"),
@@ -367,7 +367,7 @@ def test_a_key_of_any_layer_wins_over_the_protocol(reading):
         ({"clean_share": 1.2}, "clean_share: Input should be less than or equal to 1, got 1.2"),
     ],
 )
-def test_a_mistake_in_the_evaluation_is_one_clear_line(reading, change, said):
+def test_a_mistake_in_the_evaluation_is_one_clear_line(reading, change, message):
     with pytest.raises(ValueError, match=r".") as caught:
         reading(**change)
-    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)

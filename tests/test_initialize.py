@@ -67,13 +67,13 @@ def test_cluster_class_picks_one_image_of_each_planted_group(global_generators_u
     mine = torch.rand(6, 1, 8, 8, generator=rng)[group] + 0.05 * torch.randn(60, 1, 8, 8, generator=rng)
     other = torch.rand(20, 1, 8, 8, generator=rng)
     data = LabeledImages(torch.cat([other, mine]), torch.tensor([0] * 20 + [1] * 60), 2)
-    found = cluster_class(data, 1, 6, seed=0, embed=pixels)
-    assert data.labels[found.representatives].tolist() == [1] * 6
-    assert sorted(group[found.representatives - 20].tolist()) == list(range(6))
-    assert found.members.tolist() == list(range(20, 80))
+    clusters = cluster_class(data, 1, 6, seed=0, embed=pixels)
+    assert data.labels[clusters.representatives].tolist() == [1] * 6
+    assert sorted(group[clusters.representatives - 20].tolist()) == list(range(6))
+    assert clusters.members.tolist() == list(range(20, 80))
     # the nearest to each centre, by brute force in float64
-    for cluster, row in enumerate(found.representatives.tolist()):
-        mates = [i for i in range(60) if found.clustering.assignment[0, i] == cluster]
+    for cluster, row in enumerate(clusters.representatives.tolist()):
+        mates = [i for i in range(60) if clusters.clustering.assignment[0, i] == cluster]
         points = mine.flatten(1).double()
         center = points[mates].mean(0)
         assert row - 20 == min(mates, key=lambda i: float((points[i] - center).norm()))
@@ -81,10 +81,10 @@ def test_cluster_class_picks_one_image_of_each_planted_group(global_generators_u
 
 def test_cluster_class_sees_a_pool_of_the_class_only(toy_data):
     data = toy_data(per_class=30)
-    found = cluster_class(data, 2, 4, seed=0, embed=pixels, pool=10)
-    assert len(found.members) == len(found.features) == 10
-    assert data.labels[found.members].unique().tolist() == [2]
-    assert set(found.representatives.tolist()) <= set(found.members.tolist())
+    clusters = cluster_class(data, 2, 4, seed=0, embed=pixels, pool=10)
+    assert len(clusters.members) == len(clusters.features) == 10
+    assert data.labels[clusters.members].unique().tolist() == [2]
+    assert set(clusters.representatives.tolist()) <= set(clusters.members.tolist())
 
 
 def test_fill_puts_each_class_on_its_own_canvases(toy_data):

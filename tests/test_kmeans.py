@@ -36,13 +36,13 @@ def test_squared_distances_equal_a_loop():
 def test_same_start_gives_scikit_learns_labels_and_inertia(seed, batch, n, k, dimensions, spread):
     points = blobs(batch, n, k, dimensions, seed, spread)
     start = random_starts(points, k, seed)
-    found = kmeans(points, k, generator(), max_iterations=300, tolerance=0.0, start=start)
+    clustering = kmeans(points, k, generator(), max_iterations=300, tolerance=0.0, start=start)
     for b in range(batch):
-        theirs = KMeans(k, init=start[b].numpy(), n_init=1, max_iter=300, tol=0.0, algorithm="lloyd")
-        theirs.fit(points[b].numpy())
-        assert found.assignment[b].tolist() == theirs.labels_.tolist()
-        assert found.inertia[b].item() == pytest.approx(theirs.inertia_, rel=1e-9)
-        torch.testing.assert_close(found.centers[b], torch.from_numpy(theirs.cluster_centers_))
+        reference = KMeans(k, init=start[b].numpy(), n_init=1, max_iter=300, tol=0.0, algorithm="lloyd")
+        reference.fit(points[b].numpy())
+        assert clustering.assignment[b].tolist() == reference.labels_.tolist()
+        assert clustering.inertia[b].item() == pytest.approx(reference.inertia_, rel=1e-9)
+        torch.testing.assert_close(clustering.centers[b], torch.from_numpy(reference.cluster_centers_))
 
 
 @pytest.mark.parametrize("by_product", [True, False], ids=["product", "adding"])
@@ -99,19 +99,19 @@ def degenerate():
 def test_no_cluster_is_ever_empty(case, start):
     points, k = degenerate()[case]
     for seed in range(5):
-        found = kmeans(points, k, generator(seed), start=start)
-        assert bool(found.centers.isfinite().all())
-        for assigned in found.assignment:
+        clustering = kmeans(points, k, generator(seed), start=start)
+        assert bool(clustering.centers.isfinite().all())
+        for assigned in clustering.assignment:
             assert torch.bincount(assigned, minlength=k).min() >= 1
-        rows = nearest_members(points, found)
+        rows = nearest_members(points, clustering)
         assert all(len(set(r.tolist())) == k for r in rows)
 
 
 def test_a_far_start_that_attracts_nobody_is_refilled_with_the_worst_placed_point():
     points = torch.tensor([[[0.0], [0.1], [0.2], [7.0]]])
-    found = kmeans(points, 2, generator(), start=torch.tensor([[[0.1], [1e6]]]))
-    assert found.assignment.tolist() == [[0, 0, 0, 1]]
-    torch.testing.assert_close(found.centers, torch.tensor([[[0.1], [7.0]]]))
+    clustering = kmeans(points, 2, generator(), start=torch.tensor([[[0.1], [1e6]]]))
+    assert clustering.assignment.tolist() == [[0, 0, 0, 1]]
+    torch.testing.assert_close(clustering.centers, torch.tensor([[[0.1], [7.0]]]))
 
 
 @pytest.mark.parametrize("k", [0, 5])
@@ -158,20 +158,20 @@ def test_plus_plus_draws_in_proportion_to_the_squared_distance():
 
 def test_nearest_members_equal_brute_force():
     points = blobs(3, 60, 5, 4, 2, spread=1.0)
-    found = kmeans(points, 5, generator())
-    rows = nearest_members(points, found, per_cluster=3).view(3, 5, 3)
+    clustering = kmeans(points, 5, generator())
+    rows = nearest_members(points, clustering, per_cluster=3).view(3, 5, 3)
     for b in range(3):
         for cluster in range(5):
-            members = [i for i in range(60) if found.assignment[b, i] == cluster]
-            by_distance = sorted(members, key=lambda i: float((points[b, i] - found.centers[b, cluster]).norm()))
+            members = [i for i in range(60) if clustering.assignment[b, i] == cluster]
+            by_distance = sorted(members, key=lambda i: float((points[b, i] - clustering.centers[b, cluster]).norm()))
             assert rows[b, cluster].tolist() == by_distance[:3]
 
 
 def test_a_small_cluster_borrows_the_nearest_free_points():
     points = torch.tensor([[[0.0], [0.2], [0.5], [9.0], [20.0]]])
-    found = Clustering(torch.tensor([[[0.1], [9.0]]]), torch.tensor([[0, 0, 0, 1, 1]]), torch.zeros(1), 1)
-    lone = Clustering(found.centers, torch.tensor([[0, 0, 0, 1, 0]]), torch.zeros(1), 1)
-    assert sorted(nearest_members(points, found, 2)[0, 2:].tolist()) == [3, 4]
+    clustering = Clustering(torch.tensor([[[0.1], [9.0]]]), torch.tensor([[0, 0, 0, 1, 1]]), torch.zeros(1), 1)
+    lone = Clustering(clustering.centers, torch.tensor([[0, 0, 0, 1, 0]]), torch.zeros(1), 1)
+    assert sorted(nearest_members(points, clustering, 2)[0, 2:].tolist()) == [3, 4]
     rows = nearest_members(points, lone, 2)[0].tolist()
     assert sorted(rows[:2]) == [0, 1]
     assert rows[2:] == [3, 2]  # 0.5 is nearer to 9 than 20 is

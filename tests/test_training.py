@@ -49,11 +49,11 @@ def test_rates_of_idcs_schedule_by_hand(epochs, first, second):
 @pytest.mark.parametrize("epochs", [1, 2, 3, 7, 50])
 def test_the_schedule_is_torchs_multi_step(epochs):
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.01)
-    theirs = MultiStepLR(optimizer, milestones=[2 * epochs // 3, 5 * epochs // 6], gamma=0.2)
+    reference = MultiStepLR(optimizer, milestones=[2 * epochs // 3, 5 * epochs // 6], gamma=0.2)
     for epoch in range(epochs):
         assert decayed_lr(0.01, epoch, epochs) == pytest.approx(optimizer.param_groups[0]["lr"])
         optimizer.step()
-        theirs.step()
+        reference.step()
 
 
 # ---- one step -------------------------------------------------------------------------------------------------------
@@ -62,29 +62,29 @@ def test_the_schedule_is_torchs_multi_step(epochs):
 @pytest.mark.parametrize("soft", [False, True])
 def test_steps_without_augmentation_are_torchs_sgd(toys, soft):
     info, data, network, kernels = toys()
-    mine, theirs = network, copy.deepcopy(network)
+    mine, reference = network, copy.deepcopy(network)
     labels = F.one_hot(data.labels, 3) * 0.7 + 0.1 if soft else data.labels
     trainer, rng = Trainer(mine, info, PLAIN, kernels), torch.Generator().manual_seed(0)
-    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    optimizer = torch.optim.SGD(reference.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     for start in (0, 8, 16, 3):
         images, targets = data.images[start : start + 8], labels[start : start + 8]
         loss = trainer.step(images, targets, rng)
-        want = F.cross_entropy(theirs((images - info.mean[0]) / info.std[0]), targets)
+        want = F.cross_entropy(reference((images - info.mean[0]) / info.std[0]), targets)
         optimizer.zero_grad()
         want.backward()
         optimizer.step()
         torch.testing.assert_close(loss, want.detach(), rtol=1e-5, atol=1e-6)
         assert not loss.requires_grad
-    for (name, p), q in zip(mine.named_parameters(), theirs.parameters(), strict=True):
+    for (name, p), q in zip(mine.named_parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_batch_norm_statistics_move_as_in_torch(toys):
     info, data, network, kernels = toys(norm="batch")
-    theirs = copy.deepcopy(network).train()
+    reference = copy.deepcopy(network).train()
     Trainer(network, info, PLAIN, kernels).step(data.images, data.labels, torch.Generator())
-    theirs((data.images - info.mean[0]) / info.std[0])
-    for (name, mine), other in zip(network.named_buffers(), theirs.buffers(), strict=True):
+    reference((data.images - info.mean[0]) / info.std[0])
+    for (name, mine), other in zip(network.named_buffers(), reference.buffers(), strict=True):
         torch.testing.assert_close(mine, other, msg=name)
 
 

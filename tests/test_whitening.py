@@ -127,8 +127,8 @@ def test_experts_are_not_followed_across_a_whitening(tmp_path, toy_info, toy_dat
     for about, other in ((info, whitened_info(info)), (whitened_info(info), info)):
         train_experts(tmp_path, data, about, ("convnet", {"width": 8}), settings, Compute(), seed=0)
         assert Experts.open(tmp_path, tiny(), about).epochs == 1
-        said = f"seen images of whitening {about.whitening}, not {other.whitening}: make them with"
-        with pytest.raises(ExpertError, match=said):
+        message = f"seen images of whitening {about.whitening}, not {other.whitening}: make them with"
+        with pytest.raises(ExpertError, match=message):
             Experts.open(tmp_path, tiny(), other)
 
 
@@ -182,11 +182,11 @@ def project(tmp_path_factory):
 
 def evaluated(project, setting, monkeypatch):
     """The evaluation, and what its networks were asked about: test images, validation images, each with statistics."""
-    asked, evaluate, curve = [], stage_evaluation.evaluate, stage_evaluation.curve
+    calls, evaluate, curve = [], stage_evaluation.evaluate, stage_evaluation.curve
     with monkeypatch.context() as patch:
-        patch.setattr(stage_evaluation, "evaluate", lambda *a, **k: (asked.append(a[1:3]), evaluate(*a, **k))[1])
-        patch.setattr(stage_evaluation, "curve", lambda *a, **k: (asked.append(a[2:4]), curve(*a, **k))[1])
-        return run_evaluation(project, setting), asked
+        patch.setattr(stage_evaluation, "evaluate", lambda *a, **k: (calls.append(a[1:3]), evaluate(*a, **k))[1])
+        patch.setattr(stage_evaluation, "curve", lambda *a, **k: (calls.append(a[2:4]), curve(*a, **k))[1])
+        return run_evaluation(project, setting), calls
 
 
 def whitened_by_scikit_learn(train, images):
@@ -202,8 +202,8 @@ def test_mtt_from_experts_to_accuracy(project, monkeypatch):
     for ipc in (1, 2):
         setting, whitened = Setting("mtt", ipc, 0), ipc == 1
         result = run_distillation(project, setting)
-        (done, points), asked = evaluated(project, setting, monkeypatch)
-        for (against, info), real in zip(asked, (test, project.split("validation")), strict=True):
+        (done, points), calls = evaluated(project, setting, monkeypatch)
+        for (against, info), real in zip(calls, (test, project.split("validation")), strict=True):
             normalised = (real.images - project.info.mean[0]) / project.info.std[0]
             expected = whitened_by_scikit_learn(train.images, real.images) if whitened else normalised
             torch.testing.assert_close(against.images, expected, rtol=0, atol=1e-5)

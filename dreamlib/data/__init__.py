@@ -1,7 +1,7 @@
-"""Data sets by name: one file of this package each, found and registered when the package is imported.
+"""Data sets by name, one per module of this package; importing the package imports and registers all of them.
 
-A new data set is one new module with a frozen dataclass derived from ``Dataset`` (or ``PublishedDataset``), decorated
-with ``@DATASETS.register(name)``; nothing else has to change.
+To add a data set, add a module with a frozen dataclass derived from ``Dataset`` or ``PublishedDataset`` and decorated
+with ``@DATASETS.register(name)``.
 """
 
 import hashlib
@@ -31,9 +31,9 @@ for _module in pkgutil.iter_modules(__path__):
 
 
 def create(name: str, options: Mapping[str, Any] | None = None) -> Dataset:
-    """The data set ``name`` with its options, as they come from params.yaml.
+    """Return the data set registered as ``name``, with the given options.
 
-    Raises UnknownNameError, with the nearest match, for an unknown data set or option; ValueError for a wrong value.
+    Raise UnknownNameError, with the nearest match, for an unknown data set or option; ValueError for an invalid value.
 
     >>> create("folder", {"sise": 32})
     Traceback (most recent call last):
@@ -44,7 +44,7 @@ def create(name: str, options: Mapping[str, Any] | None = None) -> Dataset:
 
 
 def info(name: str, options: Mapping[str, Any] | None = None) -> DatasetInfo:
-    """Classes, shape and normalisation of a data set. No file is read, except for 'folder', which has to look.
+    """Return classes, shape and normalisation of a data set; only 'folder' reads its files for that.
 
     >>> info("fashion_mnist").num_classes, info("svhn").flip
     (10, False)
@@ -60,15 +60,17 @@ def load_split(
     seed: int,
     options: Mapping[str, Any] | None = None,
 ) -> LabeledImages:
-    """One split of a data set: (N, C, H, W) float32 in [0, 1], in file order.
+    """Return one split of a data set: (N, C, H, W) float32 in [0, 1], in file order.
 
-    'validation' is ``validation_per_class`` images of each class, drawn from the training data by ``seed``; 'train' is
-    the rest; 'test' is the published test set, which only the evaluation may read. Choices are made on 'validation', so
-    that test accuracy stays an answer and never becomes a criterion.
+    name, options: see ``create``.
+    split: 'test' is the published test set, for evaluation only. 'validation' is held out of the published training
+        set, for every choice that is made by accuracy. 'train' is the rest of the training set.
+    data_dir: the folder of all data sets.
+    validation_per_class: images of each class that are held out.
+    seed: of the random choice of the held-out images.
 
-    Raises UnknownNameError for an unknown name, split or option; ValueError when ``validation_per_class`` is negative,
-    is 0 though 'validation' is asked for, or leaves a class without training images; DataError when files are
-    missing or wrong.
+    Raise UnknownNameError for an unknown name, split or option; ValueError if ``validation_per_class`` is negative, is
+    0 for the split 'validation', or leaves a class without training images; DataError for missing or wrong files.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as data_dir:
@@ -82,7 +84,7 @@ def load_split(
     if validation_per_class < 0 or (split == "validation" and validation_per_class == 0):
         raise ValueError(
             f"validation_per_class is {validation_per_class}: at least {int(split == 'validation')} is needed for "
-            f"split '{split}'; raise it in params.yaml"
+            f"split '{split}'; increase it"
         )
     dataset = create(name, options)
     if split == "test":
@@ -94,26 +96,27 @@ def load_split(
 
 
 def validation_rows(train: LabeledImages, per_class: int, seed: int, names: Sequence[str] = ()) -> Tensor:
-    """Row numbers (K·``per_class``,), class by class, that are held out of the training data for a given seed.
+    """Return the rows (K·``per_class``,) that are held out of the training data, class by class.
 
-    Raises ValueError when a class, called as in ``names``, would keep no image to train on.
+    Raise ValueError, with the class's name from ``names``, if a class would keep no training image.
     """
     rng = generator(seed, "validation-split")
-    rows = [train.of_class(label) for label in range(train.num_classes)]
-    fewest = min(range(train.num_classes), key=lambda label: len(rows[label]))
-    if per_class >= max(1, len(rows[fewest])):
-        name = f"'{names[fewest]}'" if names else fewest
+    class_rows = [train.of_class(label) for label in range(train.num_classes)]
+    smallest = min(range(train.num_classes), key=lambda label: len(class_rows[label]))
+    count = len(class_rows[smallest])
+    if per_class >= max(1, count):
+        name = f"'{names[smallest]}'" if names else smallest
         raise ValueError(
-            f"validation_per_class is {per_class}, but class {name} has only {len(rows[fewest])} training images and "
-            f"must keep one: lower it to at most {max(0, len(rows[fewest]) - 1)} or add images"
+            f"validation_per_class is {per_class}, but class {name} has only {count} training images and must keep "
+            f"one: lower it to at most {max(0, count - 1)} or add images"
         )
-    return torch.cat([r[torch.randperm(len(r), generator=rng)[:per_class]] for r in rows])
+    return torch.cat([rows[torch.randperm(len(rows), generator=rng)[:per_class]] for rows in class_rows])
 
 
 def data_hash(name: str, data_dir: str | Path, options: Mapping[str, Any] | None = None) -> str:
-    """SHA-256 over the names and MD5s of a data set's files: the version of the data that a run record names.
+    """Return the SHA-256 of the names and MD5s of a data set's files, which identifies the data in a run's record.
 
-    It depends on what the files hold, not on where they lie. Raises DataError when they are missing or wrong.
+    It depends on the content of the files, not on their location. Raise DataError for missing or wrong files.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as data_dir:

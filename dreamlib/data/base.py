@@ -1,4 +1,4 @@
-"""What every data set offers, and the shared part of those whose files were published with checksums."""
+"""The interface of data sets, and the base class of those published with checksums."""
 
 import math
 from abc import ABC, abstractmethod
@@ -20,9 +20,9 @@ DATASETS: Registry[type["Dataset"]] = Registry("data set")
 
 @dataclass(frozen=True)
 class Dataset(ABC):
-    """One data set. Subclasses are frozen dataclasses whose fields are the data set's options; each registers itself.
+    """A data set. Subclasses are frozen dataclasses whose fields are the options.
 
-    ``name`` is the name it is registered under and its folder below ``data/``.
+    name: the registered name, which is also the name of the folder in ``data_dir``.
     """
 
     name: ClassVar[str] = ""
@@ -34,29 +34,30 @@ class Dataset(ABC):
 
     @abstractmethod
     def load(self, split: str, data_dir: str | Path) -> LabeledImages:
-        """The images of 'train' or 'test' in file order: (N, C, H, W) float32 in [0, 1].
+        """Return the images of 'train' or 'test' in file order: (N, C, H, W) float32 in [0, 1].
 
-        ``data_dir`` is the folder of all data sets. Raises DataError when files are missing or wrong, and
-        UnknownNameError for another split ('validation' is carved out of 'train' by ``load_split``).
+        ``data_dir`` is the folder of all data sets. Raise DataError for missing or wrong files, UnknownNameError for
+        another split; ``load_split`` holds 'validation' out of 'train'.
         """
 
     @abstractmethod
     def fetch(self, data_dir: str | Path) -> list[Path]:
-        """Make the files be there and right; returns their paths. Raises DataError with the remedy."""
+        """Fetch missing files, verify all, and return their paths; raise DataError if that fails."""
 
     @abstractmethod
     def paths(self, data_dir: str | Path) -> list[Path]:
-        """The files that ``load`` reads, verified where checksums are known. Raises DataError as ``load`` does."""
+        """Return the files that ``load`` reads, verified if checksums are known; raise DataError as ``load`` does."""
 
     def folder(self, data_dir: str | Path) -> Path:
-        """Where the files lie."""
+        """Return the folder of the files."""
         return Path(data_dir) / self.name
 
     def fake(self, split: str, per_class: int, rng: torch.Generator) -> LabeledImages:
-        """Synthetic images like the real ones in shape, range, type and labels: N = K·``per_class``, classes in turn.
+        """Return artificial images of the real ones' shape, range and dtype, for tests and trials without data.
 
-        For tests and trials without data. Each class is a blob at a place and of a tint of its own, moved a little
-        and covered with noise by ``rng``: easy to learn, not trivial. Raises UnknownNameError for an unknown split.
+        There are K·``per_class`` images, the classes in turn. An image is a blob, whose position and tint depend on the
+        class, randomly shifted and with noise: easy to learn but not trivial. Raise UnknownNameError for an unknown
+        split.
 
         >>> import torch
         >>> from dreamlib.data import create
@@ -71,9 +72,9 @@ class Dataset(ABC):
         n = len(labels)
         grid = torch.stack((labels // side, labels % side), dim=1)  # (N, 2): row and column of the class's cell
         centres = (grid + 0.5) / side + 0.03 * torch.randn(n, 2, generator=rng)
-        places = (torch.arange(info.size) + 0.5) / info.size  # (H,) pixel centres in (0, 1)
-        near = torch.exp(-(((places - centres[:, :, None]) / 0.12) ** 2) / 2)  # (N, 2, H)
-        blobs = near[:, 0, :, None] * near[:, 1, None, :]  # (N, H, W)
+        positions = (torch.arange(info.size) + 0.5) / info.size  # (H,) pixel centres in (0, 1)
+        profiles = torch.exp(-(((positions - centres[:, :, None]) / 0.12) ** 2) / 2)  # (N, 2, H)
+        blobs = profiles[:, 0, :, None] * profiles[:, 1, None, :]  # (N, H, W)
         phase = labels[:, None] / k + torch.arange(info.channels) / info.channels  # (N, C)
         tint = 0.6 + 0.3 * torch.cos(2 * math.pi * phase)
         noise = 0.1 * torch.rand(n, info.channels, info.size, info.size, generator=rng)
@@ -83,43 +84,43 @@ class Dataset(ABC):
 
 @dataclass(frozen=True)
 class PublishedDataset(Dataset):
-    """A data set made of published files with known MD5s: fetched, checked before every load, then read."""
+    """A data set of published files with known MD5s, which are verified before every load."""
 
     @abstractmethod
     def files(self) -> tuple[PublishedFile, ...]:
-        """The published files; asked at each use, so that a test can pin files of its own."""
+        """Return the published files; a method, so that tests can replace them."""
 
     @abstractmethod
     def sources(self) -> tuple[Source, ...]:
-        """Where the files may come from, in the order to try."""
+        """Return the sources of the files, in the order to try."""
 
     @abstractmethod
     def read(self, split: str, folder: Path) -> LabeledImages:
-        """Read 'train' or 'test' from files that were verified."""
+        """Read 'train' or 'test' from verified files in ``folder``."""
 
     def load(self, split: str, data_dir: str | Path) -> LabeledImages:
-        """Verify the files, then read; see ``Dataset.load``."""
+        """Verify the files and read a split; see ``Dataset.load``."""
         check_split(split)
         self.paths(data_dir)
         return self.read(split, self.folder(data_dir))
 
     def fetch(self, data_dir: str | Path) -> list[Path]:
-        """Fetch what is missing, verify everything; see ``fetch_files``."""
+        """Fetch missing files and verify all; see ``fetch_files``."""
         return fetch_files(self.folder(data_dir), self.files(), self.sources())
 
     def paths(self, data_dir: str | Path) -> list[Path]:
-        """The published files, verified."""
+        """Return the published files, verified."""
         return check_files(self.folder(data_dir), self.files())
 
 
 def check_split(split: str) -> None:
-    """Raise UnknownNameError unless ``split`` is 'train' or 'test', the two that a data set is published in."""
+    """Raise UnknownNameError unless ``split`` is one of the published splits, 'train' and 'test'."""
     if split not in ("train", "test"):
         raise unknown("split", split, ["train", "test"])
 
 
 def from_bytes(images: np.ndarray | Tensor, labels: np.ndarray | Tensor | list[int], num_classes: int) -> LabeledImages:
-    """Images (N, C, H, W) of bytes 0..255 and labels (N,) as the library's record: float32 in [0, 1], int64.
+    """Return byte images (N, C, H, W) in 0..255 and labels (N,) as ``LabeledImages``: float32 in [0, 1], int64.
 
     >>> from_bytes(np.full((1, 1, 2, 2), 255, np.uint8), [3], num_classes=10).images.max().item()
     1.0

@@ -14,8 +14,8 @@ from dreamlib.data.base import DATASETS, PublishedDataset, from_bytes
 from dreamlib.data.fetch import DataError, Mirror, PublishedFile, Source
 from dreamlib.data.types import DatasetInfo, LabeledImages
 
-# Per-channel statistics as the distillation literature has them. IDC and DREAM use CIFAR-10's for both; DC and its
-# successors have CIFAR-100 statistics of their own.
+# Per-channel statistics of the distillation literature. IDC and DREAM use those of CIFAR-10 for both data sets; DC and
+# its successors use other ones for CIFAR-100.
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 DC_CIFAR100 = (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)
 
@@ -47,23 +47,23 @@ class Cifar10(PublishedDataset):
         return DatasetInfo(self.name, self.classes, 3, 32, MEAN, STD, flip=True, dc_statistics=self.dc_statistics)
 
     def files(self) -> tuple[PublishedFile, ...]:
-        """The one archive."""
+        """Return the single archive."""
         return (PublishedFile(self.reader.filename, self.reader.tgz_md5),)
 
     def sources(self) -> tuple[Source, ...]:
-        """The author's server."""
+        """Return the author's server."""
         return (Mirror(self.reader.url.removesuffix(self.reader.filename)),)
 
     def read(self, split: str, folder: Path) -> LabeledImages:
-        """(N, 3, 32, 32), read from the archive by way of a temporary folder: ``data/`` keeps published files only."""
+        """Return (N, 3, 32, 32), unpacked in a temporary folder because ``folder`` holds only published files."""
         with tempfile.TemporaryDirectory() as root:
             self._unpack(folder / self.reader.filename, Path(root))
             with warnings.catch_warnings():
-                # The pickles date from Python 2 and give a dtype's flag as 0, of which numpy 2.4.0 to 2.4.4 complain.
-                old = np.exceptions.VisibleDeprecationWarning
-                warnings.filterwarnings("ignore", message=".*align should be passed", category=old)
-                found = self.reader(root, train=split == "train", download=False)
-        return from_bytes(found.data.transpose(0, 3, 1, 2), found.targets, num_classes=len(self.classes))
+                # Python 2 wrote these pickles with a dtype flag of 0, for which numpy 2.4.0 to 2.4.4 warn.
+                category = np.exceptions.VisibleDeprecationWarning
+                warnings.filterwarnings("ignore", message=".*align should be passed", category=category)
+                dataset = self.reader(root, train=split == "train", download=False)
+        return from_bytes(dataset.data.transpose(0, 3, 1, 2), dataset.targets, num_classes=len(self.classes))
 
     def _unpack(self, archive: Path, root: Path) -> None:
         names = [name for name, _ in self.reader.train_list + self.reader.test_list] + [self.reader.meta["filename"]]
@@ -72,14 +72,14 @@ class Cifar10(PublishedDataset):
             for name in names:
                 member = tar.extractfile(f"{self.reader.base_folder}/{name}")
                 if member is None:
-                    raise DataError(f"{archive} holds no file {self.reader.base_folder}/{name}")
+                    raise DataError(f"{archive} contains no file {self.reader.base_folder}/{name}")
                 (root / self.reader.base_folder / name).write_bytes(member.read())
 
 
 @DATASETS.register("cifar100")
 @dataclass(frozen=True)
 class Cifar100(Cifar10):
-    """50,000 training and 10,000 test photographs, a hundred classes (the fine labels)."""
+    """50,000 training and 10,000 test photographs in a hundred classes (the fine labels)."""
 
     name: ClassVar[str] = "cifar100"
     classes: ClassVar[tuple[str, ...]] = tuple(CIFAR100_NAMES.split())

@@ -1,4 +1,4 @@
-"""Debian's data set packages as a source: installed, or downloaded and unpacked without root."""
+"""Debian packages of data sets as sources: installed ones, or downloaded and unpacked without root."""
 
 import shutil
 import subprocess
@@ -13,11 +13,15 @@ NETWORK_OPTIONS = ("Acquire::http::Timeout=10", "Acquire::https::Timeout=10", "A
 
 
 def restore_gzip_header(stripped: bytes, name: str, mtime: int) -> bytes:
-    """A gzip file's bytes with the original name and time back in the header.
+    """Return the bytes of a gzip file with the original file name and time restored in the header.
 
-    Debian strips both so that its builds are reproducible: the compressed stream is the published one, the header is
-    not, and so the MD5 differs. ``mtime`` is in seconds since 1970. Bytes whose header has any optional field already
-    come back unchanged. Raises ValueError for bytes that are not gzip. Layout: RFC 1952, section 2.3.
+    stripped: the file as Debian packages it. For reproducible builds Debian removes name and time, so the MD5 differs
+        from the published one although the compressed stream is the same.
+    name: original file name.
+    mtime: original modification time, in seconds since 1970.
+
+    Bytes whose header has an optional field are returned unchanged. Raise ValueError for bytes that are not gzip. The
+    header's layout is defined in RFC 1952, section 2.3.
 
     >>> restore_gzip_header(bytes.fromhex("1f8b0800000000000003") + b"compressed stream", "a", 1)[:12].hex(" ")
     '1f 8b 08 08 01 00 00 00 00 03 61 00'
@@ -33,18 +37,22 @@ def restore_gzip_header(stripped: bytes, name: str, mtime: int) -> bytes:
 
 @dataclass(frozen=True)
 class DebianFolder:
-    """The files as an installed Debian package put them; ``mtimes`` (file name → seconds) restores their headers."""
+    """The folder of an installed Debian package.
+
+    path: the folder.
+    mtimes: file name → original modification time in seconds since 1970, see ``restore_gzip_header``.
+    """
 
     path: Path
     mtimes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
-        """The folder."""
+        """Name of the source in messages."""
         return f"installed Debian package ({self.path})"
 
     def get(self, file: PublishedFile, scratch: Path) -> Path:
-        """Copy one file, its gzip header restored."""
+        """Copy one file and restore its gzip header."""
         try:
             content = (self.path / file.name).read_bytes()
             if file.name in self.mtimes:
@@ -58,9 +66,11 @@ class DebianFolder:
 
 @dataclass(frozen=True)
 class DebianPackage:
-    """A Debian package that apt can download, unpacked in a scratch folder: nothing is installed, no root is needed.
+    """A Debian package that apt downloads; it is unpacked in a scratch folder, not installed, and needs no root.
 
-    ``folder`` is where the package keeps the files, relative to the root of the file system.
+    package: its name.
+    folder: the package's folder of the files, relative to the root of the file system.
+    mtimes: see ``DebianFolder``.
     """
 
     package: str
@@ -69,7 +79,7 @@ class DebianPackage:
 
     @property
     def title(self) -> str:
-        """The package's name."""
+        """Name of the source in messages."""
         return f"Debian package {self.package}"
 
     def get(self, file: PublishedFile, scratch: Path) -> Path:
@@ -84,22 +94,22 @@ class DebianPackage:
         try:
             run(["apt-get", "-q", *options, "download", self.package], scratch)
         except SourceError:
-            # Most likely package lists are absent (a container) or old: private ones need no root.
+            # The package lists are probably missing, as in a container, or old. Updating private ones needs no root.
             options += private_apt(scratch)
-            complaints = run(["apt-get", "-q", *options, "update"], scratch)
+            messages = run(["apt-get", "-q", *options, "update"], scratch)
             try:
                 run(["apt-get", "-q", *options, "download", self.package], scratch)
             except SourceError as error:
-                # apt-get update succeeds even if it reached no server; only what it wrote tells.
-                raise SourceError(f"{error} (apt-get update before it: {complaints or 'no complaint'})") from error
-        found = sorted(scratch.glob(f"{self.package}_*.deb"))
-        if not found:
+                # apt-get update succeeds even if it reached no server, so its messages may hold the cause.
+                raise SourceError(f"{error} (apt-get update before it: {messages or 'no message'})") from error
+        packages = sorted(scratch.glob(f"{self.package}_*.deb"))
+        if not packages:
             raise SourceError(f"apt-get downloaded no file named {self.package}_*.deb")
-        return found[0]
+        return packages[0]
 
 
 def private_apt(scratch: Path) -> list[str]:
-    """Options that make apt-get keep state and cache below ``scratch``, so that any user may update package lists."""
+    """Return options with which apt-get keeps state and cache in ``scratch``, so that any user can update the lists."""
     state, cache = scratch / "apt-state", scratch / "apt-cache"
     (state / "lists" / "partial").mkdir(parents=True, exist_ok=True)
     (cache / "archives" / "partial").mkdir(parents=True, exist_ok=True)
@@ -109,24 +119,24 @@ def private_apt(scratch: Path) -> list[str]:
         "Dir::State::status=/var/lib/dpkg/status",
         "Debug::NoLocking=1",
         "Acquire::Languages=none",
-        # As root, apt drops to a user who cannot enter our private folder; the signatures are checked all the same.
+        # As root, apt would switch to a user without access to the scratch folder. Signatures are still verified.
         "APT::Sandbox::User=root",
     )
     return [part for setting in settings for part in ("-o", setting)]
 
 
 def run(command: list[str], folder: Path) -> str:
-    """Run a program in ``folder`` and return the end of what it wrote to stderr, on one line.
+    """Run a program in ``folder`` and return the last lines of its stderr, joined.
 
-    Raises SourceError with the same words if it is absent, fails or hangs.
+    Raise SourceError if it is not installed, fails (with those lines) or takes longer than ``WAIT_S`` seconds.
     """
     if shutil.which(command[0]) is None:
         raise SourceError(f"{command[0]} is not on this machine")
     try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=WAIT_S)
+        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=WAIT_S)
     except subprocess.TimeoutExpired as error:
         raise SourceError(f"{command[0]} did not finish in {WAIT_S} s") from error
-    last_words = "; ".join(done.stderr.strip().splitlines()[-3:])
-    if done.returncode:
-        raise SourceError(f"{command[0]} failed with status {done.returncode}: {last_words}")
-    return last_words
+    messages = "; ".join(result.stderr.strip().splitlines()[-3:])
+    if result.returncode:
+        raise SourceError(f"{command[0]} failed with status {result.returncode}: {messages}")
+    return messages

@@ -1,4 +1,4 @@
-"""Published files: fetched from the first source that has them, checked by MD5, put in place whole or not at all."""
+"""Fetch published files from the first source that has them, verify their MD5s and move them into place atomically."""
 
 import hashlib
 import http.client
@@ -15,49 +15,53 @@ from typing import Protocol
 log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 1 << 20
-DEFAULT_NAMES = ("fashion_mnist", "digits")  # what `make data` fetches: the pipeline's data and its quick trial
+DEFAULT_NAMES = ("fashion_mnist", "digits")  # data sets that `make data` fetches
 
 
 class DataError(RuntimeError):
-    """A data file that is missing, wrong or cannot be fetched; the message holds the remedy."""
+    """A data file is missing, wrong or cannot be fetched; the message gives the remedy."""
 
 
 class SourceError(Exception):
-    """Why one source could not give a file; ``fetch_files`` turns to the next one and reports it only if all fail."""
+    """A source could not provide a file; ``fetch_files`` tries the next source and reports the reason if all fail."""
 
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """A file as its authors published it: its name and the MD5 of its bytes (32 hexadecimal digits)."""
+    """The name of a published file and the MD5 of its bytes, in 32 hexadecimal digits."""
 
     name: str
     md5: str
 
 
 class Source(Protocol):
-    """A place that may have published files. Several in a row make a fetch robust."""
+    """A place that may have published files."""
 
     @property
     def title(self) -> str:
-        """How messages call this source."""
+        """Name of the source in messages."""
 
     def get(self, file: PublishedFile, scratch: Path) -> Path:
-        """Write the file somewhere below ``scratch`` and return where; raises SourceError with the reason if it cannot.
+        """Write a file below ``scratch`` and return its path; raise SourceError with the reason if that fails.
 
-        ``scratch`` is one folder for all files of one source, empty at first, removed by the caller.
+        ``scratch`` is a temporary folder, the same for all files of a source.
         """
 
 
 @dataclass(frozen=True)
 class Mirror:
-    """A web folder that holds the files under their own names; ``timeout_s`` bounds each wait for the network."""
+    """A web folder of the files.
+
+    url: the folder, with a final slash.
+    timeout_s: longest wait for the network, in seconds.
+    """
 
     url: str
     timeout_s: float = 20.0
 
     @property
     def title(self) -> str:
-        """The address."""
+        """Name of the source in messages: the URL."""
         return self.url
 
     def get(self, file: PublishedFile, scratch: Path) -> Path:
@@ -65,8 +69,8 @@ class Mirror:
         request = urllib.request.Request(self.url + file.name, headers={"User-Agent": "dreamlib"})
         target = scratch / file.name
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout_s) as reply, target.open("wb") as out:
-                shutil.copyfileobj(reply, out, CHUNK_BYTES)
+            with urllib.request.urlopen(request, timeout=self.timeout_s) as response, target.open("wb") as out:
+                shutil.copyfileobj(response, out, CHUNK_BYTES)
         except (OSError, http.client.HTTPException) as error:
             raise SourceError(f"{self.url + file.name}: {error or type(error).__name__}") from error
         return target
@@ -74,7 +78,11 @@ class Mirror:
 
 @dataclass(frozen=True)
 class LocalFolder:
-    """A folder of this machine that holds the files, for example one that an installed package brought."""
+    """A local folder of the files, for example one of an installed package.
+
+    title: name of the source in messages.
+    path: the folder.
+    """
 
     title: str
     path: Path
@@ -88,7 +96,7 @@ class LocalFolder:
 
 
 def md5_of(path: Path) -> str:
-    """MD5 of a file's bytes, read in pieces; the published checksums are MD5s, which is why nothing stronger serves.
+    """Return the MD5 of a file's bytes; MD5 because the published checksums are MD5s.
 
     >>> import os
     >>> md5_of(Path(os.devnull))
@@ -102,35 +110,39 @@ def md5_of(path: Path) -> str:
 
 
 def command_for(folder: Path) -> str:
-    """What to type to fetch the data set that lives in ``folder``."""
+    """Return the command that fetches the data set in ``folder``."""
     command = f"`python -m pipeline.fetch_data {folder.name} --data-dir {folder.parent}`"
     return f"`make data` (or {command})" if folder.name in DEFAULT_NAMES else command
 
 
 def check_files(folder: Path, files: Sequence[PublishedFile]) -> list[Path]:
-    """The paths of ``files`` in ``folder``, once each is known to be there and right.
+    """Verify ``files`` in ``folder`` and return their paths.
 
-    Every load calls this: a tenth of a second buys the certainty that results rest on the published bytes. Raises
-    DataError naming the file, both hashes and the command that fetches it; changes nothing on disk.
+    Every load calls this, which takes about a tenth of a second. Raise DataError for a missing file or a wrong MD5,
+    with the command that fetches the file; nothing on disk is changed.
     """
     for file in files:
         path = folder / file.name
         if not path.is_file():
             raise DataError(f"{path} is missing: run {command_for(folder)}")
-        if (found := md5_of(path)) != file.md5:
-            raise DataError(f"{_wrong(path, file, found)}. Delete it and run {command_for(folder)}")
+        if (md5 := md5_of(path)) != file.md5:
+            raise DataError(f"{_mismatch(path, file, md5)}. Delete it and run {command_for(folder)}")
     return [folder / file.name for file in files]
 
 
 def fetch_files(folder: Path, files: Sequence[PublishedFile], sources: Sequence[Source]) -> list[Path]:
-    """Bring every file of ``files`` into ``folder``, verified, and return their paths in the given order.
+    """Fetch the files that are missing in ``folder``, verify all, and return their paths in the given order.
 
-    Files that are there and right stay untouched, so a second call needs no source. Sources are asked in order; the
-    first failure of one ends its turn, so that an unreachable mirror costs one time-out, not one a file. A file gets
-    its name in ``folder`` after its MD5 was checked, by an atomic rename: an interrupted fetch leaves nothing there.
+    folder: created if needed.
+    files: names and MD5s.
+    sources: tried in order. After its first failure a source is not tried for further files, so that an unreachable
+        mirror costs one timeout.
 
-    Raises DataError when a file already there is wrong (it is moved to ``.quarantine`` beside ``folder``, never
-    left in place) and when no source had a file, listing each source and its reason.
+    Existing correct files are not fetched again. A fetched file is moved into ``folder`` by an atomic rename after its
+    MD5 is verified, so an interrupted fetch leaves no partial file.
+
+    Raise DataError for an existing file with a wrong MD5, after moving it to ``.quarantine`` beside ``folder``, and for
+    a file that no source has, with the reason for each source.
     """
     for file in files:
         _quarantine_if_wrong(folder / file.name, file)
@@ -156,13 +168,13 @@ def fetch_files(folder: Path, files: Sequence[PublishedFile], sources: Sequence[
 
 def _fetch_from(source: Source, missing: Sequence[PublishedFile], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    # Beside the folder rather than in it: the same file system, so that the rename is atomic, and if the process is
-    # killed no stray file joins the published ones, whose directory is pinned by hash.
+    # Beside the folder: on the same file system, so that the rename is atomic, but not in the folder, whose hash a file
+    # left by a killed process would change.
     with tempfile.TemporaryDirectory(dir=folder.resolve().parent, prefix=".fetch-") as scratch:
         for file in missing:
             path = source.get(file, Path(scratch))
-            if (found := md5_of(path)) != file.md5:
-                raise SourceError(_wrong(Path(file.name), file, found, path.stat().st_size))
+            if (md5 := md5_of(path)) != file.md5:
+                raise SourceError(_mismatch(Path(file.name), file, md5, path.stat().st_size))
             with path.open("rb") as stream:
                 os.fsync(stream.fileno())
             os.replace(path, folder / file.name)
@@ -170,17 +182,18 @@ def _fetch_from(source: Source, missing: Sequence[PublishedFile], folder: Path) 
 
 
 def _quarantine_if_wrong(path: Path, file: PublishedFile) -> None:
-    if not path.exists() or (found := md5_of(path)) == file.md5:
+    if not path.exists() or (md5 := md5_of(path)) == file.md5:
         return
-    wrong = _wrong(path, file, found)
+    message = _mismatch(path, file, md5)
     quarantine = path.parent.resolve().parent / ".quarantine"
     quarantine.mkdir(exist_ok=True)
-    # The hash in the name keeps apart different wrong files of one name; what a person put here is theirs to delete.
-    kept = quarantine / f"{path.parent.name}.{path.name}.{found[:8]}"
-    os.replace(path, kept)
-    raise DataError(f"{wrong}. It was moved to {kept}: delete that and run {command_for(path.parent)} again")
+    # Not deleted, because it may be a user's own file. The hash keeps different wrong files of one name apart.
+    target = quarantine / f"{path.parent.name}.{path.name}.{md5[:8]}"
+    os.replace(path, target)
+    raise DataError(f"{message}. It was moved to {target}: delete that and run {command_for(path.parent)} again")
 
 
-def _wrong(path: Path, file: PublishedFile, found: str, size_bytes: int | None = None) -> str:
+def _mismatch(path: Path, file: PublishedFile, md5: str, size_bytes: int | None = None) -> str:
+    """Return the message for a file whose MD5 is not the published one."""
     size_bytes = path.stat().st_size if size_bytes is None else size_bytes
-    return f"{path} is not the published file: its MD5 is {found} ({size_bytes} bytes), it should be {file.md5}"
+    return f"{path} is not the published file: its MD5 is {md5} ({size_bytes} bytes), it should be {file.md5}"

@@ -1,4 +1,4 @@
-"""A user's own images: one subfolder per class."""
+"""The user's own images, one subfolder per class."""
 
 import functools
 import hashlib
@@ -13,14 +13,14 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from dreamlib._engine.files import write_atomically
+from dreamlib._engine.files import find_above, write_atomically
 from dreamlib.data.base import DATASETS, Dataset, check_split, from_bytes
 from dreamlib.data.fetch import DataError, md5_of
 from dreamlib.data.types import DatasetInfo, LabeledImages
 
-# What Pillow's decoders are known to raise for damaged files; anything else is a fault of this module.
+# Exceptions that Pillow's decoders raise for damaged files.
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
-LISTED = 10
+LISTED = 10  # unreadable files named in a message, at most
 
 Layout = dict[str, tuple[Path, ...]]  # class → its image files, both sorted
 
@@ -28,15 +28,16 @@ Layout = dict[str, tuple[Path, ...]]  # class → its image files, both sorted
 @DATASETS.register("folder")
 @dataclass(frozen=True)
 class Folder(Dataset):
-    """Images in ``path/<class>/``, or in ``path/train/<class>/`` and ``path/test/<class>/`` where those two exist.
+    """Images in ``path/<class>/``, or in ``path/train/<class>/`` and ``path/test/<class>/`` if both folders exist.
 
-    ``path`` is absolute, or relative to the working directory or to the nearest folder above it that has it (so that
-    notebooks/ and the root agree). Images become ``channels`` (1 grey, 3 colour) × ``size`` × ``size``: turned upright
-    as their camera noted, transparency put on white, then shrunk and cropped at the centre. Without train/ and test/ a
-    fixed ``test_fraction`` of each class is the test set, chosen by a hash of the file name: adding images moves few
-    others. Hidden files are ignored, as are files beside the class folders; every other file must be a readable image.
+    path: absolute, or relative to the working directory or the nearest folder above it that contains it.
+    size: side of the images in pixels; larger or oblong ones are scaled down and cropped at the centre.
+    channels: 1 (grey) or 3 (colour).
+    test_fraction: fraction of each class that is the test set if there are no folders train and test. Images are chosen
+        by a hash of the file name, so that adding images changes the split of few others.
 
-    Raises ValueError when an option is out of range.
+    Images are rotated by their EXIF orientation and transparent pixels become white. Hidden files and files outside the
+    class folders are ignored; every other file must be a readable image. Raise ValueError for an invalid option.
     """
 
     path: str = ""
@@ -47,19 +48,19 @@ class Folder(Dataset):
 
     def __post_init__(self) -> None:
         if not self.path:
-            raise ValueError("data set 'folder' needs the option path: the folder that holds one subfolder per class")
+            raise ValueError("data set 'folder' needs the option path: a folder with one subfolder per class")
         if self.channels not in (1, 3):
             raise ValueError(f"channels is {self.channels}; choose 1 (grey) or 3 (colour)")
         if self.size < 1:
             raise ValueError(f"size is {self.size}; it must be at least 1 pixel")
         if not 0 < self.test_fraction < 1:
-            raise ValueError(f"test_fraction is {self.test_fraction}; it must lie between 0 and 1, both excluded")
+            raise ValueError(f"test_fraction is {self.test_fraction}; it must lie between 0 and 1, both exclusive")
 
     @property
     def info(self) -> DatasetInfo:
-        """Classes by folder name, sorted; mean and std of the training images, which are read once for it.
+        """Classes are the sorted folder names; mean and std are computed from the training images, once per process.
 
-        Raises DataError as ``load`` does. ``flip`` is True: fine for photographs, wrong for writing.
+        ``flip`` is True, which suits photographs but not writing. Raise DataError as ``load`` does.
         """
         layout = self.layout("train")
         stamps = tuple((path, path.stat().st_mtime_ns) for files in layout.values() for path in files)
@@ -67,10 +68,10 @@ class Folder(Dataset):
         return DatasetInfo(self.name, tuple(layout), self.channels, self.size, mean=mean, std=std, flip=True)
 
     def load(self, split: str, data_dir: str | Path = "data") -> LabeledImages:
-        """(N, channels, size, size), class by class in the order of names; ``data_dir`` plays no part here.
+        """Return (N, channels, size, size), ordered by class and file name; ``data_dir`` is not used.
 
-        Raises DataError for a missing or empty folder, fewer than two classes, a class without images, train/ and test/
-        that disagree in their classes, and for unreadable files, all of them in one message.
+        Raise DataError for a missing or empty folder, fewer than two classes, a class without images, different classes
+        in train/ and test/, and for unreadable files, all in one message.
         """
         check_split(split)
         layout = self.layout(split)
@@ -79,40 +80,41 @@ class Folder(Dataset):
         return from_bytes(images, labels, num_classes=len(layout))
 
     def fetch(self, data_dir: str | Path) -> list[Path]:
-        """Nothing to fetch: checks that the images are there and readable, and returns their paths.
+        """Check that the images are readable and return their paths; there is nothing to fetch.
 
-        Lists their MD5s in ``data_dir``/folder/images.md5, in the format of md5sum: the images may lie anywhere, and
-        this is the file whose changes DVC sees.
+        Write their MD5s to ``data_dir``/folder/images.md5, in the format of md5sum. The images may lie outside the
+        project; this file shows their changes to DVC.
         """
         for split in ("train", "test"):
             self.load(split, data_dir)
         paths, root = self.paths(data_dir), self.folder()
-        listed = sorted(f"{md5_of(path)}  {path.relative_to(root).as_posix()}\n" for path in paths)
-        write_atomically(Path(data_dir) / self.name / "images.md5", "".join(listed).encode())
+        lines = sorted(f"{md5_of(path)}  {path.relative_to(root).as_posix()}\n" for path in paths)
+        write_atomically(Path(data_dir) / self.name / "images.md5", "".join(lines).encode())
         return paths
 
     def paths(self, data_dir: str | Path) -> list[Path]:
-        """All image files, training first."""
+        """Return all image files, those for training first."""
         return [path for split in ("train", "test") for files in self.layout(split).values() for path in files]
 
     def folder(self, data_dir: str | Path = "data") -> Path:
-        """Where ``path`` leads. Raises DataError if nowhere."""
-        here = Path.cwd()
-        for start in (here, *here.parents):
-            if (start / self.path).is_dir():
-                return start / self.path
-        raise DataError(f"no folder {self.path} in {here} or above it: correct the option path of data set 'folder'")
+        """Return the folder that ``path`` names; raise DataError if there is none."""
+        folder = find_above(self.path)
+        if folder is None or not folder.is_dir():
+            raise DataError(
+                f"no folder {self.path} in {Path.cwd()} or above it: correct the option path of data set 'folder'"
+            )
+        return folder
 
     def layout(self, split: str) -> Layout:
-        """Which files of which class make up 'train' or 'test', in loading order. Raises DataError as ``load`` does."""
+        """Return the files of 'train' or 'test' by class, in loading order; raise DataError as ``load`` does."""
         root = self.folder()
-        halves = [(root / half).is_dir() for half in ("train", "test")]
-        if all(halves):
-            both = {half: _classes(root / half) for half in ("train", "test")}
-            if odd := sorted(both["train"].keys() ^ both["test"].keys()):
-                raise DataError(f"{root}: train/ and test/ need the same classes; only one has {', '.join(odd)}")
-            return both[split]
-        if any(halves):
+        split_exists = [(root / name).is_dir() for name in ("train", "test")]
+        if all(split_exists):
+            layouts = {name: _classes(root / name) for name in ("train", "test")}
+            if unmatched := sorted(layouts["train"].keys() ^ layouts["test"].keys()):
+                raise DataError(f"{root}: train/ and test/ need the same classes; only one has {', '.join(unmatched)}")
+            return layouts[split]
+        if any(split_exists):
             raise DataError(f"{root} has only one of train/ and test/: add the other, or put the classes into {root}")
         return {name: self._part(root, name, files, split) for name, files in _classes(root).items()}
 
@@ -123,9 +125,9 @@ class Folder(Dataset):
                 f"{root / name} has {len(files)} images, {held_out} of them for testing at test_fraction "
                 f"{self.test_fraction}: training and test need one each; add images or change test_fraction"
             )
-        ranked = sorted(files, key=lambda path: hashlib.sha256(path.name.encode()).digest())
-        test = set(ranked[:held_out])
-        return tuple(path for path in files if (path in test) == (split == "test"))
+        by_hash = sorted(files, key=lambda path: hashlib.sha256(path.name.encode()).digest())
+        test_files = set(by_hash[:held_out])
+        return tuple(path for path in files if (path in test_files) == (split == "test"))
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -133,37 +135,38 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _classes(folder: Path) -> Layout:
-    """Class folders and what they hold; raises DataError if there are fewer than two or one is empty."""
-    found = {sub.name: tuple(_visible(sub)) for sub in _visible(folder) if sub.is_dir()}
-    if len(found) < 2:
-        names = ", ".join(found) or "none"
+    """Return the files by class; raise DataError for fewer than two classes or an empty one."""
+    layout = {sub.name: tuple(_visible(sub)) for sub in _visible(folder) if sub.is_dir()}
+    if len(layout) < 2:
+        names = ", ".join(layout) or "none"
         raise DataError(f"{folder} needs at least two class folders with images in them; found: {names}")
-    if empty := [name for name, files in found.items() if not files]:
+    if empty := [name for name, files in layout.items() if not files]:
         raise DataError(f"{folder}: no images in {', '.join(empty)}; add some or remove the folder")
-    return found
+    return layout
 
 
 def _read(paths: Iterable[Path], size: int, channels: int) -> Tensor:
-    """(N, channels, size, size) bytes; raises one DataError for all unreadable files: the first ten and how many."""
+    """Return (N, channels, size, size) bytes; raise one DataError for all unreadable files."""
     images: list[Tensor] = []
-    bad: list[str] = []
+    unreadable: list[str] = []
     for path in paths:
         try:
             images.append(_decode(path, size, channels))
         except UNREADABLE as error:
-            bad.append(f"\n  - {path}: {error}")
-    if bad:
-        more = f"\n  ... and {len(bad) - LISTED} more" if len(bad) > LISTED else ""
-        raise DataError(f"{len(bad)} files are no readable images; repair or remove them:{''.join(bad[:LISTED])}{more}")
+            unreadable.append(f"\n  - {path}: {error}")
+    if unreadable:
+        count, listed = len(unreadable), "".join(unreadable[:LISTED])
+        more = f"\n  ... and {count - LISTED} more" if count > LISTED else ""
+        raise DataError(f"{count} files are not readable images; repair or remove them:{listed}{more}")
     return torch.stack(images)
 
 
 def _decode(path: Path, size: int, channels: int) -> Tensor:
-    """One image as (channels, size, size) bytes."""
-    with Image.open(path) as opened:
-        image = ImageOps.exif_transpose(opened)
+    """Return an image as (channels, size, size) bytes."""
+    with Image.open(path) as original:
+        image = ImageOps.exif_transpose(original)
     if image.mode.startswith("I;16"):
-        # Pillow cuts 16-bit values off at 255 instead of scaling them.
+        # Pillow clips 16-bit values at 255 instead of scaling them.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -176,9 +179,9 @@ def _decode(path: Path, size: int, channels: int) -> Tensor:
 def _statistics(
     stamps: tuple[tuple[Path, int], ...], size: int, channels: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std per channel; the time stamps are in the key so that changed files are read anew."""
+    """Return mean and std per channel; the time stamps are part of the cache's key, so changed files are read again."""
     pixels = _read((path for path, _ in stamps), size, channels).to(torch.float64).div_(255)  # (N, C, H, W)
     mean, std = pixels.mean(dim=(0, 2, 3)), pixels.std(dim=(0, 2, 3), correction=0)
-    # A channel without any variation is left unscaled: there is nothing to scale, and dividing by 0 gives NaN.
+    # A constant channel is not scaled: dividing by 0 would give NaN.
     std[std == 0] = 1.0
     return tuple(mean.tolist()), tuple(std.tolist())

@@ -14,20 +14,20 @@ Reader = type[torchvision.datasets.MNIST]
 
 
 def published(reader: Reader) -> tuple[PublishedFile, ...]:
-    """The family member's four files with the MD5s that torchvision knows."""
+    """Return the data set's four files with the MD5s listed in torchvision."""
     return tuple(PublishedFile(name, md5) for name, md5 in reader.resources)
 
 
 def mirrors(reader: Reader) -> tuple[Mirror, ...]:
-    """The web folders that torchvision knows."""
+    """Return the mirrors listed in torchvision."""
     return tuple(Mirror(url) for url in reader.mirrors)
 
 
 def read(reader: Reader, split: str, folder: Path) -> LabeledImages:
-    """One split (N, 1, 28, 28) from the .gz files in ``folder``.
+    """Return one split, (N, 1, 28, 28), from the .gz files in ``folder``.
 
-    torchvision wants the files unpacked. That happens in a temporary folder, because unpacked copies in ``data/``
-    would change the hash of the data.
+    torchvision reads unpacked files. They are unpacked in a temporary folder, because other files in ``folder`` would
+    change the hash of the data.
     """
     with tempfile.TemporaryDirectory() as root:
         raw = Path(root) / reader.__name__ / "raw"
@@ -35,5 +35,5 @@ def read(reader: Reader, split: str, folder: Path) -> LabeledImages:
         for file in published(reader):
             with gzip.open(folder / file.name) as packed, (raw / file.name.removesuffix(".gz")).open("wb") as out:
                 shutil.copyfileobj(packed, out)
-        found = reader(root, train=split == "train", download=False)
-    return from_bytes(found.data[:, None], found.targets, num_classes=len(reader.classes))
+        dataset = reader(root, train=split == "train", download=False)
+    return from_bytes(dataset.data[:, None], dataset.targets, num_classes=len(reader.classes))

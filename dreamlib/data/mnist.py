@@ -20,17 +20,17 @@ class Mnist(PublishedDataset):
 
     @property
     def info(self) -> DatasetInfo:
-        """Ten digits; a mirrored digit is no digit, so ``flip`` is False."""
+        """Ten digits; a mirrored digit is not a digit, so ``flip`` is False."""
         return DatasetInfo(self.name, tuple("0123456789"), 1, 28, mean=(0.1307,), std=(0.3081,), flip=False)
 
     def files(self) -> tuple[PublishedFile, ...]:
-        """The four IDX files."""
+        """Return the four IDX files."""
         return idx.published(torchvision.datasets.MNIST)
 
     def sources(self) -> tuple[Source, ...]:
-        """torchvision's mirrors."""
+        """Return torchvision's mirrors."""
         return idx.mirrors(torchvision.datasets.MNIST)
 
     def read(self, split: str, folder: Path) -> LabeledImages:
-        """(N, 1, 28, 28)."""
+        """Return (N, 1, 28, 28)."""
         return idx.read(torchvision.datasets.MNIST, split, folder)

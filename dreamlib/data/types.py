@@ -1,4 +1,4 @@
-"""The two records everything else passes around: labelled images and what is known of their data set."""
+"""Labelled images and the description of their data set: the two records that all modules use."""
 
 from dataclasses import dataclass, replace
 from functools import cache
@@ -8,28 +8,29 @@ from torch import Tensor
 
 
 def _constants(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Numbers as a tensor; a kept one, because sending it to a GPU anew would wait for the GPU."""
-    if torch.compiler.is_compiling():  # made on the device: a CUDA graph may not copy them there
+    """Return numbers as a tensor, cached because each copy to a GPU would wait for it."""
+    if torch.compiler.is_compiling():  # created on the device, because a CUDA graph cannot copy from the CPU
         return torch.stack([torch.full((), value, dtype=dtype, device=device) for value in values])
-    return _kept(values, dtype, device)
+    return _cached_tensor(values, dtype, device)
 
 
 @cache
-def _kept(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _cached_tensor(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.tensor(values, dtype=dtype, device=device)
 
 
 @dataclass(frozen=True)
 class LabeledImages:
-    """Images with their classes; the only form in which real data travels through the library.
+    """Real images with their classes.
 
-    ``images`` is (N, C, H, W) float32 in [0, 1], un-normalised, unless a method sees them normalised or whitened (see
-    ``Project.seen``); ``labels`` is (N,) int64 in [0, K).
+    images: (N, C, H, W) float32, pixels in [0, 1], or normalised or whitened for methods that need that.
+    labels: (N,) int64 in [0, K).
+    num_classes: K.
 
-    Raises ValueError when the two disagree in length or a label is outside [0, ``num_classes``).
+    Raise ValueError if the lengths differ or a label is out of range.
 
-    >>> d = LabeledImages(torch.zeros(4, 1, 2, 2), torch.tensor([0, 1, 1, 0]), num_classes=2)
-    >>> d.of_class(1).tolist(), len(d)
+    >>> data = LabeledImages(torch.zeros(4, 1, 2, 2), torch.tensor([0, 1, 1, 0]), num_classes=2)
+    >>> data.of_class(1).tolist(), len(data)
     ([1, 2], 4)
     """
 
@@ -52,27 +53,31 @@ class LabeledImages:
         return len(self.labels)
 
     def of_class(self, label: int) -> Tensor:
-        """Row numbers (n,) of one class, ascending."""
+        """Return the rows (n,) of one class, ascending."""
         return torch.nonzero(self.labels == label).flatten()
 
     def subset(self, rows: Tensor) -> "LabeledImages":
-        """The given rows, in the given order."""
+        """Return the given rows, in the given order."""
         return LabeledImages(self.images[rows], self.labels[rows], self.num_classes)
 
     def to(self, device: torch.device | str) -> "LabeledImages":
-        """The same images on another device."""
+        """Return the same images on another device."""
         return LabeledImages(self.images.to(device), self.labels.to(device), self.num_classes)
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What is known of a data set before a byte of it is read.
+    """The description of a data set.
 
-    ``mean`` and ``std`` (one per channel) normalise [0, 1] pixels before a network sees them; ``dc_statistics`` is the
-    pair that DC and its successors use where it differs. ``flip`` says whether a horizontal mirror image keeps its
-    class (not for digits). ``size`` is the side H = W in pixels. ``whitening`` is what the images went through before
-    this: 'none' or 'zca' (see ``dreamlib.data.whitening``). Pixels lie in [0, 1] if ``bounded``; normalised or
-    whitened ones do not.
+    name: registered name.
+    classes: names of the K classes.
+    channels: C.
+    size: side H = W in pixels.
+    mean, std: statistics per channel that normalise the images for the networks.
+    flip: whether a horizontally mirrored image keeps its class (not for digits).
+    whitening: 'none' or 'zca', applied to the images before (see ``dreamlib.data.whitening``).
+    bounded: whether pixels lie in [0, 1]; normalised or whitened ones do not.
+    dc_statistics: (mean, std) of DC and its successors, if they differ.
     """
 
     name: str
@@ -92,11 +97,11 @@ class DatasetInfo:
         return len(self.classes)
 
     def unbounded(self) -> "DatasetInfo":
-        """Return the description of the same images after ``normalise``: nothing left to normalise, no bounds."""
+        """Return the description of the images after ``normalise``: mean 0, std 1, not bounded."""
         return replace(self, mean=(0.0,) * self.channels, std=(1.0,) * self.channels, bounded=False)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) pixels in [0, 1] → (x − mean) / std, differentiably.
+        """Return (images − mean) / std for images (N, C, H, W); differentiable.
 
         >>> info = DatasetInfo("toy", ("a", "b"), 1, 2, mean=(0.5,), std=(0.25,))
         >>> info.normalise(torch.ones(1, 1, 1, 1)).item()

@@ -1,4 +1,4 @@
-"""ZCA whitening: pixels made uncorrelated and of one scale, turned back so that images stay images (MTT's input)."""
+"""ZCA whitening, which decorrelates pixels and equalises their variances, as MTT does to its images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -8,16 +8,20 @@ from torch import Tensor
 
 from dreamlib.data.types import DatasetInfo
 
-EPSILON = 0.1  # MTT's, for pixels in [0, 1] that are not normalised otherwise
-CHUNK = 4096  # images widened to float64 at a time; bounds memory
+EPSILON = 0.1  # MTT's value, for pixels in [0, 1]
+CHUNK = 4096  # images converted to float64 at a time; bounds memory
 
 
 @dataclass(frozen=True)
 class ZCA:
-    """x → (x − mean) · U (Λ + ε)^(−1/2) Uᵀ, with U Λ Uᵀ the covariance of the pixels it was fitted on.
+    """The map x → (x − mean) · U (Λ + ε)^(−1/2) Uᵀ, where U Λ Uᵀ is the pixels' covariance.
 
-    ``mean`` is (D,), ``matrix`` and ``inverse`` are (D, D), float64, D = C·H·W. A direction of variance λ gets variance
-    λ / (λ + ε): strong ones nearly 1, weak ones are not blown up, and constant pixels do no harm.
+    mean: (D,) float64, D = C·H·W.
+    matrix: (D, D) float64, U (Λ + ε)^(−1/2) Uᵀ.
+    inverse: (D, D) float64, its inverse.
+
+    A principal direction of variance λ gets the variance λ / (λ + ε): close to 1 for large λ, while noise in directions
+    of small λ is not amplified.
 
     >>> images = torch.rand(50, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     >>> zca = ZCA.fit(images)
@@ -31,33 +35,33 @@ class ZCA:
 
     @classmethod
     def fit(cls, images: Tensor, epsilon: float = EPSILON) -> "ZCA":
-        """The whitening of (N, C, H, W) images, by the sample covariance (over N − 1) of their pixels.
+        """Return the whitening by the sample covariance, over N − 1, of images (N, C, H, W).
 
-        Fit it on training images only: what it knows of others would leak into every network that sees its output.
-        Raises ValueError for fewer than 2 images or an ``epsilon`` that is not positive.
+        Fit on training images only, so that nothing of the test images reaches a network. Raise ValueError for fewer
+        than 2 images or an ``epsilon`` that is not positive.
         """
         if len(images) < 2:
-            raise ValueError(f"whitening needs at least 2 images to know a covariance; got {len(images)}")
+            raise ValueError(f"the covariance of whitening needs at least 2 images; got {len(images)}")
         if not epsilon > 0:
             raise ValueError(
-                f"epsilon = {epsilon} must be above 0, for example {EPSILON}: constant pixels divide by it"
+                f"epsilon = {epsilon} must be above 0, for example {EPSILON}: constant pixels are divided by it"
             )
-        parts = images.flatten(1).split(CHUNK)
-        mean = torch.stack([part.double().sum(0) for part in parts]).sum(0) / len(images)  # (D,)
+        chunks = images.flatten(1).split(CHUNK)
+        mean = torch.stack([chunk.double().sum(0) for chunk in chunks]).sum(0) / len(images)  # (D,)
         covariance = mean.new_zeros(len(mean), len(mean))  # (D, D)
-        for part in parts:
-            centred = part.double() - mean
+        for chunk in chunks:
+            centred = chunk.double() - mean
             covariance += centred.T @ centred
         variances, directions = torch.linalg.eigh(covariance / (len(images) - 1))
-        scale = (variances.clamp_min(0) + epsilon).sqrt()  # rounding can leave a variance of −1e-17
+        scale = (variances.clamp_min(0) + epsilon).sqrt()  # rounding may yield variances like −1e-17
         return cls(mean, (directions / scale) @ directions.T, (directions * scale) @ directions.T)
 
     def apply(self, images: Tensor) -> Tensor:
-        """Whitened (N, C, H, W) images, of the dtype and on the device of those given; no longer within [0, 1]."""
+        """Return whitened images (N, C, H, W), unbounded, of the given images' dtype and device."""
         return self._mapped(images, lambda x: (x - self.mean.to(x.device)) @ self.matrix.to(x.device))
 
     def undo(self, images: Tensor) -> Tensor:
-        """The images that ``apply`` would whiten into the given ones; of a distilled image, perhaps outside [0, 1]."""
+        """Return the images whose whitening is given; those of distilled images may lie outside [0, 1]."""
         return self._mapped(images, lambda x: x @ self.inverse.to(x.device) + self.mean.to(x.device))
 
     def _mapped(self, images: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
@@ -66,12 +70,12 @@ class ZCA:
             raise ValueError(
                 f"the whitening is of {len(self.mean)} pixels; the images {tuple(images.shape)} have {pixels}"
             )
-        parts = [function(part.double()).to(images.dtype) for part in images.flatten(1).split(CHUNK)]
-        return torch.cat(parts).view(images.shape)
+        chunks = [function(chunk.double()).to(images.dtype) for chunk in images.flatten(1).split(CHUNK)]
+        return torch.cat(chunks).view(images.shape)
 
 
 def whitened_info(info: DatasetInfo) -> DatasetInfo:
-    """The data set after whitening: nothing is left to normalise, and pixels have no bounds.
+    """Return the description of a data set's whitened images: mean 0, std 1, not bounded.
 
     >>> info = DatasetInfo("toy", ("a", "b"), 1, 2, mean=(0.5,), std=(0.25,))
     >>> whitened_info(info).normalise(torch.ones(1, 1, 1, 1)).item(), whitened_info(info).bounded

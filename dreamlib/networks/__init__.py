@@ -1,7 +1,8 @@
-"""Network families by name. Adding one = adding one file here that registers a frozen dataclass of options.
+"""Network families by name, one per module of this package; importing the package imports and registers all of them.
 
-A family's ``build(info)`` returns an ``nn.Module`` whose ``forward`` gives (N, K) logits and whose ``features`` gives
-(N, D) embeddings of normalised (N, C, H, W) images. Files whose name starts with an underscore hold shared parts.
+To add a family, add a module with a frozen dataclass of options, decorated with ``@NETWORKS.register(name)``. Its
+``build(info)`` returns an ``nn.Module`` that maps normalised images (N, C, H, W) to logits (N, K) by ``forward`` and to
+features (N, D) by ``features``. Modules whose name starts with an underscore hold shared parts.
 """
 
 import importlib
@@ -16,10 +17,10 @@ from dreamlib.data.types import DatasetInfo
 
 
 class NetworkFamily(Protocol):
-    """A frozen dataclass of options that can build its network for a data set."""
+    """A frozen dataclass of options that builds a network for a data set."""
 
     def build(self, info: DatasetInfo) -> nn.Module:
-        """A network for these images and classes, initialised from torch's default CPU generator."""
+        """Return a network for these images and classes, initialised from torch's default CPU generator."""
         ...
 
 
@@ -27,23 +28,27 @@ NETWORKS: Registry[type[NetworkFamily]] = Registry("network")
 
 
 def build(name: str, info: DatasetInfo, rng: torch.Generator, options: dict | None = None) -> nn.Module:
-    """A freshly initialised network for a data set, on the CPU, in float32, every random number from ``rng``.
+    """Return a newly initialised network for a data set, on the CPU, in float32.
 
-    Weights are made on the CPU whatever device they move to, so that a seed is one network everywhere; the global
-    generators are left as found. Raises UnknownNameError for an unknown name or option, ValueError for an option out of
-    range or images that are too small for the network.
+    name, options: registered name of the family and its options.
+    info: the data set.
+    rng: source of all random numbers. The global generators keep their states, and because weights are initialised on
+        the CPU, a seed gives the same network for every device.
+
+    Raise UnknownNameError for an unknown name or option, ValueError for an invalid option or images too small for the
+    network.
 
     >>> info = DatasetInfo("toy", ("a", "b"), channels=1, size=8, mean=(0.0,), std=(1.0,))
     >>> network = build("convnet", info, torch.Generator().manual_seed(0), {"width": 16})
     >>> network(torch.zeros(5, 1, 8, 8)).shape, network.features(torch.zeros(5, 1, 8, 8)).shape
     (torch.Size([5, 2]), torch.Size([5, 64]))
     """
-    recipe = configured(NETWORKS[name], options or {}, f"network '{name}'")
+    family = configured(NETWORKS[name], options or {}, f"network '{name}'")
     seed = torch.randint(2**62, (), generator=rng, device=rng.device).item()
-    # Not torch.manual_seed: that would also seed every GPU's generator, which fork_rng(devices=[]) does not restore.
+    # torch.manual_seed would also seed the GPUs' generators, which fork_rng(devices=[]) does not restore.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
-        return recipe.build(info)
+        return family.build(info)
 
 
 for _module in pkgutil.iter_modules(__path__):

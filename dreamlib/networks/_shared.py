@@ -8,7 +8,13 @@ from dreamlib.errors import unknown
 
 
 class FeatureNet(nn.Module):
-    """A body that embeds images and a linear head; in float32 for half-precision input, else in the input's dtype.
+    """A body that maps images to features, and a linear head.
+
+    body: (N, C, H, W) → (N, width, …), flattened to the features.
+    width: number of features, D.
+    num_classes: K.
+
+    Half-precision input is computed in float32, other input in its own dtype.
 
     >>> net = FeatureNet(nn.Flatten(), 16, num_classes=3)
     >>> net.features(torch.zeros(2, 1, 4, 4)).shape, net(torch.zeros(2, 1, 4, 4).bfloat16()).dtype
@@ -21,34 +27,36 @@ class FeatureNet(nn.Module):
         self.head = nn.Linear(width, num_classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) normalised images → (N, D), the input of the last linear layer."""
+        """Return the features (N, D), the input of the head, of normalised images (N, C, H, W)."""
         return self.body(x.float() if x.dtype in (torch.bfloat16, torch.float16) else x).flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) normalised images → (N, K) logits."""
+        """Return the logits (N, K) of normalised images (N, C, H, W)."""
         return self.head(self.features(x))
 
 
 def check_norm(norm: str) -> None:
-    """Raise UnknownNameError unless ``norm`` is one that ``set_norm`` knows."""
+    """Raise UnknownNameError unless ``norm`` is a norm that ``set_norm`` supports."""
     if norm not in ("instance", "batch"):
         raise unknown("norm", norm, ["instance", "batch"])
 
 
 def set_norm(module: nn.Module, norm: str) -> nn.Module:
-    """The module with every batch norm inside it replaced by an instance norm if ``norm`` says so.
+    """Return the module, for ``norm`` 'instance' with each batch norm replaced by an instance norm, in place.
 
-    For torchvision's networks that have no argument for it. An instance norm is a group norm of one channel a group,
-    affine and without running statistics, as in the distillation literature.
+    For networks of torchvision, which take no such argument. As in the distillation literature, an instance norm is a
+    group norm with one channel per group: affine, without running statistics.
     """
     if norm == "instance":
         for name, child in module.named_children():
-            fresh = nn.GroupNorm(child.num_features, child.num_features) if isinstance(child, nn.BatchNorm2d) else None
-            setattr(module, name, fresh or set_norm(child, norm))
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(module, name, nn.GroupNorm(child.num_features, child.num_features))
+            else:
+                set_norm(child, norm)
     return module
 
 
 def need_side(network: str, info: DatasetInfo, least: int, remedy: str) -> None:
-    """Raise ValueError, with the limit and the way out, for images of a side below ``least``."""
+    """Raise ValueError, with the limit and the remedy, for images with a side of less than ``least`` pixels."""
     if info.size < least:
         raise ValueError(f"{network} needs images of at least {least} pixels; '{info.name}' has {info.size}: {remedy}")

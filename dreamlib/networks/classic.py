@@ -1,7 +1,7 @@
 """The plain networks of the cross-architecture tables: MLP, LeNet, AlexNet and VGG-11, in the small-image form of DC.
 
-torchvision's AlexNet and VGG are made for 224 pixels and carry dropout, which would draw from the global generator; DC
-(Zhao et al., ICLR 2021, section 4) and everyone since use these.
+They follow DC (Zhao et al., ICLR 2021, section 4) and its successors. torchvision's AlexNet and VGG are made for images
+of 224 pixels and have dropout, which draws from the global generator.
 """
 
 from dataclasses import dataclass
@@ -16,19 +16,19 @@ _VGG11 = ((64,), (128,), (256, 256), (512, 512), (512, 512))
 
 
 def _is_small_grey(info: DatasetInfo) -> bool:
-    """28-pixel grey images (the MNIST family), which DC pads to 32 in the first convolution."""
+    """Return whether images are grey and of 28 pixels (the MNIST family): DC's first convolution pads them to 32."""
     return info.channels == 1 and info.size == 28
 
 
 @NETWORKS.register("mlp")
 @dataclass(frozen=True)
 class MLPFamily:
-    """Two hidden layers of ``width`` units with ReLU."""
+    """Two hidden layers with ReLU; ``width`` is their number of units."""
 
     width: int = 128
 
     def build(self, info: DatasetInfo) -> FeatureNet:
-        """The network for a data set's channels, side and classes."""
+        """Return the network for a data set's channels, side and classes."""
         pixels = info.channels * info.size**2
         layers = [nn.Flatten(), nn.Linear(pixels, self.width), nn.ReLU(), nn.Linear(self.width, self.width), nn.ReLU()]
         return FeatureNet(nn.Sequential(*layers), self.width, info.num_classes)
@@ -37,10 +37,10 @@ class MLPFamily:
 @NETWORKS.register("lenet")
 @dataclass(frozen=True)
 class LeNetFamily:
-    """LeNet-5 with ReLU and max pooling: 6 and 16 maps of 5×5, then 120 and 84 units."""
+    """LeNet-5 with ReLU and max pooling: 5×5 convolutions of 6 and 16 channels, then layers of 120 and 84 units."""
 
     def build(self, info: DatasetInfo) -> FeatureNet:
-        """The network for a data set's channels, side and classes."""
+        """Return the network for a data set's channels, side and classes."""
         padding = 2 if info.channels == 1 else 0
         need_side("lenet", info, 16 - 2 * padding, "use mlp or convnet, or larger images")
         side = ((info.size + 2 * padding - 4) // 2 - 4) // 2
@@ -58,7 +58,7 @@ class AlexNetFamily:
     """Five convolutions, three max poolings and one linear layer; no norm, no dropout."""
 
     def build(self, info: DatasetInfo) -> FeatureNet:
-        """The network for a data set's channels, side and classes."""
+        """Return the network for a data set's channels, side and classes."""
         need_side("alexnet", info, 8, "use mlp, or larger images")
         padding = 4 if _is_small_grey(info) else 2
         side = (info.size + 2 * padding - 4) // 8
@@ -75,10 +75,10 @@ class AlexNetFamily:
 @NETWORKS.register("vgg11")
 @dataclass(frozen=True)
 class VGG11Family:
-    """VGG-11 with ``norm`` (instance or batch) and one linear layer.
+    """VGG-11 with one linear layer; ``norm`` is 'instance' or 'batch'.
 
-    A pooling that would leave the next stage a single pixel, on which an instance norm is identically zero, is left
-    out, so that images from 8 pixels work; at 32 pixels and more all five are there.
+    The instance norm of a single pixel is zero, so a pooling that would leave the next stage a single pixel is omitted.
+    Images of 32 pixels and more are pooled five times.
     """
 
     norm: str = "instance"
@@ -87,7 +87,7 @@ class VGG11Family:
         check_norm(self.norm)
 
     def build(self, info: DatasetInfo) -> FeatureNet:
-        """The network for a data set's channels, side and classes."""
+        """Return the network for a data set's channels, side and classes."""
         need_side("vgg11", info, 4, "use mlp, or larger images")
         layers, channels, side = [], info.channels, info.size
         first_padding = 3 if _is_small_grey(info) else 1

@@ -1,4 +1,4 @@
-"""The ConvNet on which dataset distillation is measured (Gidaris & Komodakis, CVPR 2018; DC, ICLR 2021)."""
+"""The ConvNet of the dataset-distillation benchmarks (Gidaris & Komodakis, CVPR 2018; DC, ICLR 2021)."""
 
 import math
 from collections import OrderedDict
@@ -16,12 +16,12 @@ from dreamlib.networks import NETWORKS
 
 
 def _wide(x: Tensor) -> Tensor:
-    """x, or its float32 copy if it is of half precision."""
+    """Return x, converted to float32 if it has half precision."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 class Conv2d(nn.Conv2d):
-    """Convolution in the dtype of its input; the parameters stay as they are."""
+    """A convolution in the dtype of its input, whatever the parameters' dtype."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C', H', W')."""
@@ -30,10 +30,10 @@ class Conv2d(nn.Conv2d):
 
 
 class FirstConv2d(Conv2d):
-    """A 3 × 3 convolution of few input channels, as one matrix product of each pixel's neighbourhood.
+    """A 3×3 convolution of few input channels, computed as one matrix product with the neighbourhoods of all pixels.
 
-    The libraries' weight gradient of a one-channel convolution takes as long as that of a 128-channel one on a CPU, and
-    on a GPU such images have no channels-last layout to tell the convolution by.
+    On a CPU, the libraries' weight gradient of a one-channel convolution takes as long as that of 128 channels. On a
+    GPU, the memory layout of one-channel images does not tell the libraries to use channels-last.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,12 +47,12 @@ class FirstConv2d(Conv2d):
         return out.reshape(n, height, width, self.out_channels).permute(0, 3, 1, 2)
 
     def normed(self, x: Tensor, norm: "InstanceNorm") -> Tensor:
-        """``norm`` of the convolution, (N, C, H, W) → (N, C', H', W'), without computing the convolution first.
+        """Return ``norm`` of the convolution, (N, C, H, W) → (N, C', H', W'), without computing the convolution first.
 
-        The convolution is linear, so a channel of weights w has the mean w · mean(patch) and the variance
-        wᵀ cov(patch) w over an image's pixels, and 9 C × 9 C numbers an image are all there is to sum for all channels.
-        The normed channels are then one product with weights of each image's own, and that is read once, by the
-        activation, where a norm reads its input three times. The norm takes the convolution's bias away.
+        The convolution is linear: over an image's pixels, the channel with weights w has the mean w · mean(patch) and
+        the variance wᵀ cov(patch) w. So the statistics of all channels follow from a 9C×9C matrix per image, and the
+        normalised channels are one product with weights scaled for each image. That product is read once, by the
+        activation, whereas a norm reads its input three times. The norm cancels the convolution's bias.
         """
         shifted = self._shifted(x)
         n, _, height, width = shifted[0].shape
@@ -62,14 +62,14 @@ class FirstConv2d(Conv2d):
         weight = self.weight.to(wide.dtype).reshape(self.out_channels, -1)
         variance = ((weight @ covariance) * weight).sum(2)
         weights = weight * (norm.weight * torch.rsqrt(variance + norm.eps)).unsqueeze(2)
-        # The norm's bias as the weight of a constant, so that its gradient comes out of the same product.
+        # The norm's bias is the weight of a constant input, so that the same product yields its gradient.
         weights = torch.cat([weights, norm.bias.view(-1, 1).expand(n, -1, 1)], 2).to(x.dtype)
         patches = torch.cat([centered, centered.new_ones(n, 1, height * width)], 1).to(x.dtype)
         out = self._aligned(patches, -2).transpose(1, 2) @ self._aligned(weights, -1).transpose(1, 2)
         return out.reshape(n, height, width, self.out_channels).permute(0, 3, 1, 2)
 
     def _shifted(self, x: Tensor) -> list[Tensor]:
-        """The image under each of the nine weights of a filter: (N, C, H', W')."""
+        """Return the padded image shifted to each of a filter's nine weights: (N, C, H', W') each."""
         pad = int(self.padding[0])
         height, width = x.shape[2] + 2 * pad - 2, x.shape[3] + 2 * pad - 2
         padded = F.pad(x, (pad, pad, pad, pad))
@@ -77,41 +77,41 @@ class FirstConv2d(Conv2d):
 
     @staticmethod
     def _aligned(x: Tensor, dim: int) -> Tensor:
-        """On a GPU, whose fast products want rows of a multiple of 16 bytes, filled up with zeros along ``dim`` < 0."""
+        """Return x, on a GPU zero-padded along ``dim`` < 0: fast products need rows of a multiple of 16 bytes."""
         return F.pad(x, (0, 0) * (-dim - 1) + (0, -x.shape[dim] % 8)) if x.is_cuda else x
 
 
 class AvgPool2d(nn.Module):
-    """Mean of every 2 × 2 square, as nn.AvgPool2d(2); compiled, as a mean over a view, whose gradient is fast code."""
+    """nn.AvgPool2d(2); when compiled, a mean over a view, for which the compiler generates a faster gradient."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) → (N, C, H // 2, W // 2); an odd last row or column is left out."""
+        """(N, C, H, W) → (N, C, H // 2, W // 2); an odd last row or column is dropped."""
         if not torch.compiler.is_compiling():
             return F.avg_pool2d(x, 2)
         pooled = self.over_view(x)
-        # A convolution on a GPU takes its input as it lies: one that is not channels-last is laid out anew, twice.
+        # On a GPU, a convolution would otherwise convert the layout of its input and of its output.
         return pooled.contiguous(memory_format=torch.channels_last) if x.is_cuda else pooled
 
     @staticmethod
     def over_view(x: Tensor) -> Tensor:
-        """The mean over a view with the squares as axes; uncompiled it is the slower of the two."""
+        """Return the mean over a view with the 2×2 squares as axes; slower than F.avg_pool2d if not compiled."""
         n, channels, height, width = x.shape[0], x.shape[1], x.shape[2] // 2, x.shape[3] // 2
-        lines = x[:, :, : 2 * height, : 2 * width].permute(0, 2, 3, 1)  # as the convolutions' outputs lie in memory
-        return lines.reshape(n, height, 2, width, 2, channels).mean((2, 4)).permute(0, 3, 1, 2)
+        channels_last = x[:, :, : 2 * height, : 2 * width].permute(0, 2, 3, 1)  # the convolutions' memory layout
+        return channels_last.reshape(n, height, 2, width, 2, channels).mean((2, 4)).permute(0, 3, 1, 2)
 
 
 class InstanceNorm(nn.GroupNorm):
-    """A group norm of one channel a group, as in DC; its parameters have the names of a group norm's."""
+    """A group norm with one channel per group, as in DC, with the parameter names of nn.GroupNorm."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) → the same, each channel of each image with mean zero and variance one, scaled and moved."""
+        """(N, C, H, W) → (N, C, H, W), each channel of each image normalised, scaled and shifted."""
         return self.in_steps(x) if x.is_cuda and torch.compiler.is_compiling() else super().forward(x)
 
     def in_steps(self, x: Tensor) -> Tensor:
-        """The same by elementary operations, which are compiled to code that keeps x channels-last."""
+        """Return the same by elementary operations, for which the compiler keeps x channels-last."""
         wide = _wide(x)
         variance, mean = torch.var_mean(wide, (2, 3), correction=0, keepdim=True)
         weight, bias = self.weight.view(-1, 1, 1), self.bias.view(-1, 1, 1)
@@ -119,15 +119,14 @@ class InstanceNorm(nn.GroupNorm):
 
 
 class Linear(nn.Linear):
-    """Linear map in the dtype of its input; the parameters stay as they are."""
+    """A linear map in the dtype of its input, whatever the parameters' dtype."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, D) → (N, D')."""
         return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
 
 
-# The norms need no cast: torch's kernels take half-precision input with float32 affine parameters, and keep the
-# statistics in float32.
+# The norms need no cast: torch accepts half-precision input with float32 parameters and computes statistics in float32.
 _NORMS: dict[str, Callable[[int, int], nn.Module]] = {
     "instance": lambda width, side: InstanceNorm(width),
     "batch": lambda width, side: nn.BatchNorm2d(width),
@@ -145,16 +144,16 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 class Block(nn.Sequential):
-    """A convolution, its norm, activation and pooling; a first convolution is compiled together with its norm."""
+    """A convolution, its norm, activation and pooling; the first block compiles convolution and norm as one."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C', H' // 2, W' // 2)."""
         conv, norm, activation, pooling = self
-        # Not for autograd's tape, on which features are taken in evaluation mode: compiled for it, the step would keep
-        # the activation's signs in a layout that takes longer to write than the whole convolution.
-        taped = torch.is_grad_enabled() and not self.training
-        together = isinstance(conv, FirstConv2d) and isinstance(norm, InstanceNorm) and not taped
-        if torch.compiler.is_compiling() and together:
+        # Not for features in evaluation mode with gradients: the activation's mask, saved for autograd, would get a
+        # layout that takes longer to write than the whole convolution.
+        saves_mask = torch.is_grad_enabled() and not self.training
+        fusible = isinstance(conv, FirstConv2d) and isinstance(norm, InstanceNorm) and not saves_mask
+        if torch.compiler.is_compiling() and fusible:
             return pooling(activation(conv.normed(x, norm)))
         return super().forward(x)
 
@@ -162,8 +161,8 @@ class Block(nn.Sequential):
 class ConvNet(Network):
     """``depth`` blocks of convolution, norm, activation and pooling, then one linear layer.
 
-    It computes in the dtype of its input: ``network(x.bfloat16())`` is bfloat16 arithmetic on float32 parameters, about
-    as good a gradient for less time. Logits come back as float32 from half-precision input, else in the input's dtype.
+    It computes in the dtype of its input: ``network(x.bfloat16())`` is bfloat16 arithmetic with float32 parameters.
+    Logits of half-precision input are returned in float32, others in the input's dtype.
     """
 
     compiles = True
@@ -175,16 +174,18 @@ class ConvNet(Network):
         self.classifier = classifier
 
     def features(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) normalised images → (N, D), the flattened output of the last block, in the dtype of x."""
+        """Return the features (N, D), the flattened output of the last block, of normalised images (N, C, H, W)."""
         return self.blocks(x).flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) normalised images → (N, K) logits."""
+        """Return the logits (N, K) of normalised images (N, C, H, W)."""
         return _wide(self.classifier(self.features(x)))
 
 
 def default_depth(size: int) -> int:
-    """The literature's depth for a side in pixels: 3 to 32 pixels, 4 at 64, 5 at 128; less where 3 would not leave 2×2.
+    """Return the depth for images of a side in pixels: 3 up to 32 pixels, 4 at 64 and 5 at 128, as in the literature.
+
+    Images too small for three halvings down to 2×2 get fewer blocks.
 
     >>> [default_depth(size) for size in (8, 16, 28, 32, 64, 128)]
     [2, 3, 3, 3, 4, 5]
@@ -196,12 +197,15 @@ def default_depth(size: int) -> int:
 @NETWORKS.register("convnet")
 @dataclass(frozen=True)
 class ConvNetFamily:
-    """ConvNet-``depth`` of ``width`` channels; ``depth=None`` takes the literature's for the image side.
+    """The ConvNet of DC and its successors; its first convolution pads grey images of 28 pixels to 32, as in DC.
 
-    ``norm``: instance, batch, group (4 groups), layer or none; ``activation``: relu, leaky_relu, sigmoid, silu;
-    ``pooling``: avg or max. 28-pixel grey images are padded to 32 by the first convolution, as in DC.
+    depth: number of blocks; None takes ``default_depth`` of the images' side.
+    width: channels of each block.
+    norm: 'instance', 'batch', 'group' (4 groups), 'layer' or 'none'.
+    activation: 'relu', 'leaky_relu', 'sigmoid' or 'silu'.
+    pooling: 'avg' or 'max'.
 
-    Raises UnknownNameError for an unknown norm, activation or pooling, ValueError for a depth or width out of range.
+    Raise UnknownNameError for an unknown norm, activation or pooling, ValueError for a depth or width out of range.
     """
 
     depth: int | None = None
@@ -218,7 +222,7 @@ class ConvNetFamily:
             raise ValueError(f"width={self.width} must be at least 1, and divisible by 4 for norm 'group'")
 
     def build(self, info: DatasetInfo) -> ConvNet:
-        """The network for a data set's channels, side and classes."""
+        """Return the network for a data set's channels, side and classes."""
         first_padding = 3 if info.channels == 1 and info.size == 28 else 1
         side = info.size + 2 * (first_padding - 1)
         depth = default_depth(info.size) if self.depth is None else self.depth

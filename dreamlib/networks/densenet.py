@@ -13,9 +13,11 @@ from dreamlib.networks._shared import FeatureNet, check_norm, need_side, set_nor
 @NETWORKS.register("densenet")
 @dataclass(frozen=True)
 class DenseNetFamily:
-    """DenseNet-121 (Huang et al., CVPR 2017) of growth 12 with a 3×3 stem of stride 1 and neither norm nor pooling.
+    """DenseNet-121 (Huang et al., CVPR 2017) with a 3×3 stem of stride 1 without norm and pooling, and no dropout.
 
-    ``blocks`` are the layers of the four dense blocks, ``norm`` is instance or batch. No dropout.
+    growth: channels that each layer adds.
+    blocks: layers of each dense block.
+    norm: 'instance' or 'batch'.
     """
 
     growth: int = 12
@@ -26,8 +28,8 @@ class DenseNetFamily:
         check_norm(self.norm)
 
     def build(self, info: DatasetInfo) -> FeatureNet:
-        """The network for a data set's channels and classes."""
-        # Every block but the last is followed by a halving; the instance norm of a single pixel is zero.
+        """Return the network for a data set's channels and classes."""
+        # The side is halved after every block but the last, and the instance norm of a single pixel is zero.
         least = 2 ** (len(self.blocks) - (self.norm == "batch"))
         remedy = "use norm='batch', fewer blocks or the convnet" if self.norm == "instance" else "use the convnet"
         need_side("densenet", info, least, remedy)
@@ -35,7 +37,7 @@ class DenseNetFamily:
         dense = torchvision.models.DenseNet(self.growth, tuple(self.blocks), num_init_features=width)
         layers = dense.features
         stem = nn.Conv2d(info.channels, width, 3, padding=1, bias=False)
-        nn.init.kaiming_normal_(stem.weight)  # as torchvision does all the others
+        nn.init.kaiming_normal_(stem.weight)  # as torchvision initialises the other convolutions
         layers.conv0, layers.norm0, layers.relu0, layers.pool0 = stem, *(nn.Identity() for _ in range(3))
         body = nn.Sequential(set_norm(layers, self.norm), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
         return FeatureNet(body, dense.classifier.in_features, info.num_classes)

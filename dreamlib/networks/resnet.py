@@ -29,7 +29,7 @@ from dreamlib.networks._shared import FeatureNet, check_norm, need_side, set_nor
 
 @dataclass(frozen=True)
 class _ResNetFamily:
-    """What the residual networks have in common: four stages of ``blocks`` basic blocks each."""
+    """The common part of the residual networks: four stages of ``blocks`` basic blocks each."""
 
     norm: str = "instance"
     blocks: ClassVar[int]

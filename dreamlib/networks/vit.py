@@ -12,9 +12,10 @@ from dreamlib.networks._shared import FeatureNet, need_side
 
 
 def _plain(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
-    """Attention asked for its weights is computed by plain products, which can be differentiated twice.
+    """Request the attention weights, a forward pre-hook that makes torch compute attention by matrix products.
 
-    The fused kernels cannot; torch's switches that turn them off are the process's, and would reach other threads.
+    Unlike the fused kernels, these can be differentiated twice. torch's switches for the fused kernels are global and
+    would affect other threads.
     """
     return args, {**kwargs, "need_weights": True}
 
@@ -22,9 +23,15 @@ def _plain(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 @NETWORKS.register("vit")
 @dataclass(frozen=True)
 class ViTFamily:
-    """A transformer over ``patch``×``patch`` pixels, ``dim`` wide, ``depth`` layers of ``heads`` heads, no dropout.
+    """A vision transformer without dropout.
 
-    Raises ValueError for images that do not divide into patches, or heads that do not divide the width.
+    patch: side of a patch, in pixels; must divide the images' side.
+    dim: width of the layers; must be a multiple of ``heads``.
+    depth: layers.
+    heads: attention heads of a layer.
+    mlp_dim: hidden units of a layer's MLP.
+
+    Raise ValueError for an option that does not divide.
     """
 
     patch: int = 4
@@ -38,7 +45,7 @@ class ViTFamily:
             raise ValueError(f"dim={self.dim} does not divide by heads={self.heads}; choose dim a multiple of heads")
 
     def build(self, info: DatasetInfo) -> FeatureNet:
-        """The network for a data set's channels, side and classes."""
+        """Return the network for a data set's channels, side and classes."""
         need_side("vit", info, self.patch, "choose a smaller patch")
         if info.size % self.patch:
             raise ValueError(f"vit: {info.size} pixels do not divide into patches of {self.patch}; choose a divisor")
@@ -50,6 +57,6 @@ class ViTFamily:
                 layer.register_forward_pre_hook(_plain, with_kwargs=True)
         if info.channels != 3:
             encoder.conv_proj = nn.Conv2d(info.channels, self.dim, self.patch, stride=self.patch)
-        # torchvision starts its head at zero, which leaves the body without a gradient: nothing to match. Ours is not.
+        # FeatureNet's own head replaces torchvision's, whose zero weights would leave the body without a gradient.
         encoder.heads = nn.Identity()
         return FeatureNet(encoder, self.dim, info.num_classes)
