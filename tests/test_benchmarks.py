@@ -377,6 +377,7 @@ def test_the_published_accuracy_is_that_of_the_same_factor():
 @pytest.fixture
 def small_reach(tmp_path, monkeypatch):
     """The study in little: a small network on digits, both methods for four iterations; runs in this process."""
+    (tmp_path / "studies").mkdir()
     for name in ("params.yaml", "studies/params.yaml"):
         values = YAML(typ="safe", pure=True).load(table.ROOT / name)
         if name == "params.yaml":
