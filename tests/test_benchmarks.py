@@ -1,6 +1,7 @@
 """The fast path does the reference's work: same loss, same pixel gradients."""
 
 import platform
+import shutil
 import time
 
 import pytest
@@ -353,6 +354,8 @@ def test_the_published_accuracy_is_that_of_the_same_factor():
 @pytest.fixture
 def small_reach(tmp_path, monkeypatch):
     """The study in little: a small network on digits, both methods for four iterations; runs in this process."""
+    (tmp_path / "studies").mkdir()
+    shutil.copy(table.ROOT / "methods.yaml", tmp_path)
     for name in ("params.yaml", "studies/params.yaml"):
         values = YAML(typ="safe", pure=True).load(table.ROOT / name)
         if name == "params.yaml":

@@ -1,7 +1,10 @@
 """One file a new idea: the examples of docs/development.md, as one module, through the pipeline's stages on digits."""
 
 import importlib.util
+import os
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -22,7 +25,8 @@ from pipeline.stages.clustering import run_clustering
 from pipeline.stages.distillation import run_distillation, starting_set
 from pipeline.stages.evaluation import run_evaluation
 
-PAGE = (Path(__file__).parents[1] / "docs" / "development.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+LIBRARY, PAGE = ROOT / "dreamlib", (ROOT / "docs" / "development.md").read_text(encoding="utf-8")
 REGISTRIES = (DATASETS, NETWORKS, OBJECTIVES, SAMPLERS, SELECTIONS, INITS)
 SETTING = Setting("moments", 2, 0)
 ITERATIONS, STOPPED_AT = 8, 3
@@ -145,6 +149,26 @@ def test_each_of_them_is_what_ran(project, monkeypatch):
     assert gain.shape == (5,) and bool((gain != 1).all()) and result.extras == {}
     expected = gain.repeat_interleave(SETTING.ipc).view(-1, 1, 1, 1) * seen["unfinished"].canvases
     torch.testing.assert_close(result.canvases, expected.clamp(0, 1))
+
+
+def test_a_file_in_its_package_is_found(tmp_path):
+    """Each of the page's files where its first line says, in a copy of the library."""
+    root = tmp_path / "dreamlib"
+    shutil.copytree(LIBRARY, root, ignore=shutil.ignore_patterns("__pycache__"))
+    files = re.findall(r"^```python\n# (\S+)\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE)
+    assert len(files) == 5
+    for path, text in files:
+        assert not (tmp_path / path).exists()
+        (tmp_path / path).write_text(text, encoding="utf-8")
+    asked = """
+from dreamlib import data, distill, matching, networks, sampling, synthetic
+from dreamlib.sampling import coresets, real_batches
+assert data.__file__.startswith("{}"), data.__file__
+assert "even_digits" in data.DATASETS and "moments" in matching.OBJECTIVES and "shallow" in networks.NETWORKS
+assert "uncertain" in real_batches.SAMPLERS and "spread" in coresets.SELECTIONS and "spread" in synthetic.initial.INITS
+"""
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", asked.format(tmp_path)], cwd=tmp_path, env=environment, check=True)
 
 
 def test_what_it_refuses_is_refused_before_any_work(project):

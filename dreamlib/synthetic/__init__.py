@@ -1,1 +1,7 @@
-"""Synthetic sets: storage, decoding, initialisation."""
+"""Synthetic sets: storage, decoding, initialisation; found by being there."""
+
+import importlib
+import pkgutil
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
