@@ -104,11 +104,11 @@ def test_one_of_each_goes_through_the_stages_and_resumes(project, monkeypatch, g
     assert file.read_bytes() == written and resumed.history == whole.history
 
     losses = [loss for _, loss in whole.history]
-    assert len(losses) == ITERATIONS and losses[ITERATIONS // 2 - 1] < losses[0]
+    assert len(losses) == ITERATIONS and losses[-1] < 0.8 * losses[ITERATIONS // 2], "on the second network"
     evaluation, curve = run_evaluation(project, SETTING)
     metrics = read_json(project.file("evaluation", SETTING, ".json"))
     assert [view["network"] for view in metrics["views"]] == ["shallow", "mlp"]
-    assert metrics["accuracy"] == evaluation.mean > 0.4, "of five classes"
+    assert metrics["accuracy"] == evaluation.mean > 0.3, "of five classes"
     assert curve["iteration"].iloc[-1] == ITERATIONS
 
 
