@@ -1,112 +1,196 @@
-"""How a claim is judged from few seeds: paired gains, curves that cross, and a bootstrap over seeds."""
+"""Judge the claims that studies/claims.yaml lists, each by its kind of evidence."""
 
-import itertools
-import math
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
 
-import numpy as np
 import pandas as pd
+from pydantic import Field
+from ruamel.yaml import YAML
 
-HOLDS, PARTLY, NOT = "holds", "holds partly", "not seen at this budget"
+from dreamlib.settings import Positive, Strict
+from pipeline.report.results import Claims
+from pipeline.report.statistics import (
+    by_seed,
+    curve_by_seed,
+    judge,
+    judge_share,
+    operations_saved,
+    share_of_iterations,
+    together,
+)
+
+CLAIMS_FILE = Path("studies") / "claims.yaml"
+MEASURES = ["distance", "norm", "norm_std", "variance", "nearest_distance", "clusters_hit"]
 
 
-def judge(gains: Sequence[float]) -> str:
-    """The verdict on "better by more than nothing" from one gain a seed.
+class _Claim(Strict):
+    """What every claim states; ``margin`` is by how much more than nothing the evidence must show."""
 
-    It holds when every seed gains; partly when one does not, but the mean gain is above its standard error over seeds;
-    it does not otherwise, be it for a loss or for a difference too small to be seen. Without a true difference three
-    seeds all gain once in eight times: a verdict from three seeds is no more than that.
+    id: str
+    claim: str
+    source: str
+    margin: float
 
-    >>> judge([0.01, 0.02, 0.01]), judge([0.04, -0.01, 0.02]), judge([0.03, -0.02, 0.01])
-    ('holds', 'holds partly', 'not seen at this budget')
+    def judged(self, claims: Claims) -> tuple[str, str]:
+        """Return what was measured, in words, and the verdict."""
+        raise NotImplementedError
+
+
+class Pair(Strict):
+    """Two methods to compare at one ipc; on the matched network and under the protocol by default."""
+
+    method: str
+    over: str
+    ipc: Positive
+    network: str | None = None
+    view: str = "protocol"
+    name: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The name in the report."""
+        return self.name or f"{self.method} over {self.over}"
+
+
+class PairedGain(_Claim):
+    """A method has a higher test accuracy than another, seed by seed."""
+
+    kind: Literal["paired_gain"]
+    study: str
+    parts: Annotated[list[Pair], Field(min_length=1)]
+    note: str = ""
+
+    def gains(self, claims: Claims) -> dict[str, list[float]]:
+        """Return one gain (fraction) a seed for each part."""
+        gains = {}
+        for part in self.parts:
+            table = by_seed(claims.of(self.study), part.ipc, part.network, part.view)
+            gains[part.label] = list(table[part.method] - table[part.over])
+        return gains
+
+    def judged(self, claims: Claims) -> tuple[str, str]:
+        """Return the gains in points: mean and range over seeds."""
+        gains = self.gains(claims)
+        measured = "; ".join(f"{label}: {points(part)}" for label, part in gains.items())
+        note = f" ({self.note})" if self.note else ""
+        return measured + note, together([judge(part, self.margin) for part in gains.values()])
+
+
+class BatchPart(Strict):
+    """A measure of one kind of batch that is expected to be smaller or larger than another kind's."""
+
+    name: str
+    measure: str
+    of: str
+    than: str
+    expected: Literal["smaller", "larger"]
+
+
+class BatchMeasure(_Claim):
+    """Real batches of one kind differ from those of another, seed by seed."""
+
+    kind: Literal["batch_measure"]
+    parts: Annotated[list[BatchPart], Field(min_length=1)]
+
+    def judged(self, claims: Claims) -> tuple[str, str]:
+        """Return both means and deviations over seeds."""
+        tables, measured, verdicts = batches_by_seed(claims), [], []
+        for part in self.parts:
+            table = tables[part.measure]
+            means = [f"{kind} {table[kind].mean():.3f} ± {table[kind].std():.3f}" for kind in (part.of, part.than)]
+            measured.append(f"{part.name}: {', '.join(means)}")
+            difference = table[part.of] - table[part.than]
+            verdicts.append(judge(list(difference if part.expected == "larger" else -difference), self.margin))
+        return "; ".join(measured), together(verdicts)
+
+
+class FirstReaches(_Claim):
+    """A method reaches another's final validation accuracy in fewer iterations."""
+
+    kind: Literal["first_reaches"]
+    study: str
+    method: str
+    target: str
+    target_name: str
+    ipc: Annotated[list[Positive], Field(min_length=1)]
+
+    def judged(self, claims: Claims) -> tuple[str, str]:
+        """Return the share of iterations with its interval, for each ipc."""
+        measured, verdicts = [], []
+        for ipc in self.ipc:
+            target, curve = (curve_by_seed(claims.of(self.study), method, ipc) for method in (self.target, self.method))
+            share, low, high = share_of_iterations(target, curve)
+            measured.append(
+                f"ipc {ipc}: {_share(share)} of {self.target_name}'s {target.columns.max()} iterations "
+                f"(95 % interval: {_share(low)} to {_share(high)})"
+            )
+            verdicts.append(judge_share(share, low, high, self.margin))
+        return "; ".join(measured), together(verdicts)
+
+
+class SizeRatio(_Claim):
+    """A distilled set takes fewer bytes than all training images."""
+
+    kind: Literal["size_ratio"]
+    ipc: Annotated[list[Positive], Field(min_length=1)]
+
+    def judged(self, claims: Claims) -> tuple[str, str]:
+        """Return the ratio for each ipc."""
+        stored = claims.costs.groupby("ipc")["stored_bytes"].first()
+        ratios = {ipc: stored[0] / stored[ipc] for ipc in self.ipc}
+        measured = "; ".join(f"ipc {ipc}: {ratio:,.0f} times fewer bytes" for ipc, ratio in ratios.items())
+        return measured, together([judge([ratio - 1], self.margin) for ratio in ratios.values()])
+
+
+class OperationsSaved(_Claim):
+    """Training on a distilled set takes fewer operations than training on all images to the same accuracy."""
+
+    kind: Literal["operations_saved"]
+    ipc: Annotated[list[Positive], Field(min_length=1)]
+
+    def judged(self, claims: Claims) -> tuple[str, str]:
+        """Return the share saved for each ipc: mean and range over networks."""
+        saved = {ipc: operations_saved(claims.costs, ipc, claims.chance) for ipc in self.ipc}
+        measured = "; ".join(
+            f"ipc {ipc}: {100 * sum(part) / len(part):+.0f} % ({100 * min(part):+.0f} to {100 * max(part):+.0f})"
+            for ipc, part in saved.items()
+        )
+        return f"operations saved: {measured}", together([judge(part, self.margin) for part in saved.values()])
+
+
+Claim = Annotated[PairedGain | BatchMeasure | FirstReaches | SizeRatio | OperationsSaved, Field(discriminator="kind")]
+
+
+class _ClaimList(Strict):
+    claims: Annotated[list[Claim], Field(min_length=1)]
+
+
+def read_claim_list(root: Path) -> list[Claim]:
+    """Return the claims of studies/claims.yaml; raise pydantic's ValidationError for what is wrong in it."""
+    return _ClaimList.model_validate(YAML(typ="safe", pure=True).load(root / CLAIMS_FILE)).claims
+
+
+def verdicts(claims: Claims) -> pd.DataFrame:
+    """Return every claim with what was measured and its verdict."""
+    rows = [(claim.claim, *claim.judged(claims)) for claim in read_claim_list(claims.root)]
+    return pd.DataFrame(rows, columns=["claim", "measured", "verdict"]).set_index("claim")
+
+
+def batches_by_seed(claims: Claims) -> dict[str, pd.DataFrame]:
+    """Return measure → its mean over classes and points, seeds (rows) × kinds of batch (columns)."""
+    means = claims.table("batches").groupby(["seed", "batch"], sort=False)[MEASURES].mean()
+    return {measure: means[measure].unstack().rename_axis(columns=None) for measure in MEASURES}
+
+
+def points(gains: list[float]) -> str:
+    """Return gains (fractions) in points: mean and range over seeds.
+
+    >>> points([0.01, 0.03])
+    '+2.0 points (+1.0 to +3.0)'
     """
-    if min(gains) > 0:
-        return HOLDS
-    error = statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
-    return PARTLY if statistics.fmean(gains) > error else NOT
+    mean = sum(gains) / len(gains)
+    return f"{100 * mean:+.1f} points ({100 * min(gains):+.1f} to {100 * max(gains):+.1f})"
 
 
-def together(verdicts: Sequence[str]) -> str:
-    """One verdict of several parts: it holds when all hold, does not when none holds even partly.
-
-    >>> together(["holds", "holds"]), together(["holds", "not seen at this budget"])
-    ('holds', 'holds partly')
-    """
-    if all(v == HOLDS for v in verdicts):
-        return HOLDS
-    return NOT if all(v == NOT for v in verdicts) else PARTLY
-
-
-def first_reaching(curve: Mapping[float, float], target: float) -> float:
-    """Where a curve (position → value), drawn straight between its points, first reaches ``target``; inf if never.
-
-    >>> first_reaching({0: 0.5, 10: 0.7, 20: 0.8}, 0.75), first_reaching({0: 0.5, 10: 0.7}, 0.4)
-    (15.0, 0.0)
-    """
-    points = sorted(curve.items())
-    if points[0][1] >= target:
-        return float(points[0][0])
-    for (x0, y0), (x1, y1) in itertools.pairwise(points):
-        if y1 >= target:
-            return float(x0 + (x1 - x0) * (target - y0) / (y1 - y0))
-    return math.inf
-
-
-def bootstrap(statistic: Callable[[Sequence[int]], float], count: int, level: float = 0.95) -> tuple[float, float]:
-    """The percentile interval of a statistic of ``count`` seeds, over all count^count ways to draw them anew.
-
-    Nothing is random, so that the interval is the same from run to run; infinite values are allowed. ``statistic`` is
-    given the drawn seeds' numbers. Raises ValueError for more than six seeds, whose draws are too many to list.
-
-    >>> bootstrap(lambda drawn: [1.0, 2.0, 3.0][drawn[0]], 3)
-    (1.0, 3.0)
-    """
-    if not 1 <= count <= 6:
-        raise ValueError(f"a bootstrap over {count} seeds cannot be listed; give 1 to 6")
-    values = [statistic(drawn) for drawn in itertools.product(range(count), repeat=count)]
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
-    return float(low), float(high)
-
-
-def share_of_iterations(slow: pd.DataFrame, fast: pd.DataFrame) -> tuple[float, float, float]:
-    """Of the iterations ``slow`` took to its final accuracy, the share ``fast`` needs for as much; with its interval.
-
-    Both are accuracies, a row a seed and a column an iteration. Means over seeds are compared; the interval draws the
-    seeds of both anew together. 0 means that ``fast`` starts that high, inf that it never gets there.
-
-    >>> slow = pd.DataFrame([[0.4, 0.6], [0.4, 0.6]], columns=[0, 80])
-    >>> fast = pd.DataFrame([[0.5, 0.7], [0.5, 0.7]], columns=[0, 80])
-    >>> share_of_iterations(slow, fast)  # 0.6 is half way from 0.5 to 0.7
-    (0.5, 0.5, 0.5)
-    """
-    if len(slow) != len(fast):
-        raise ValueError(f"the curves have {len(slow)} and {len(fast)} seeds; give the same seeds to both")
-    total = max(slow.columns)
-
-    def share(drawn: Sequence[int]) -> float:
-        rows = list(drawn)
-        target = float(slow.iloc[rows][total].mean())
-        return round(first_reaching(fast.iloc[rows].mean().to_dict(), target) / total, 12)
-
-    return (share(range(len(slow))), *bootstrap(share, len(slow)))
-
-
-def judge_share(share: float, low: float, high: float) -> str:
-    """The verdict on "in fewer iterations": it holds when the whole interval lies below 1.
-
-    >>> judge_share(0.3, 0.1, 0.8), judge_share(0.9, 0.4, 1.2), judge_share(1.2, 0.9, float("inf"))
-    ('holds', 'holds partly', 'not seen at this budget')
-    """
-    if high < 1:
-        return HOLDS
-    return PARTLY if share < 1 else NOT
-
-
-def break_even(making: float, with_it: float, without: float) -> float:
-    """After how many trainings what was spent on ``making`` is saved; inf when a training saves nothing.
-
-    >>> break_even(100.0, 2.0, 12.0), break_even(100.0, 2.0, 1.0)
-    (10.0, inf)
-    """
-    return making / (without - with_it) if without > with_it else math.inf
+def _share(value: float) -> str:
+    return "more than all" if value == float("inf") else f"{100 * value:.0f} %"

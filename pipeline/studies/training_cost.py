@@ -1,26 +1,131 @@
-"""Training on distilled sets beside training on all the data: ``python -m pipeline.studies.training_cost``."""
+"""What training on a distilled set costs, and training on all images: operations, seconds, bytes, joules if measured.
 
+``python -m pipeline.studies.training_cost`` measures both for the study of DREAM's claims.
+"""
+
+import copy
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
+from dreamlib._engine.compute import Compute
 from dreamlib._engine.files import write_atomically
+from dreamlib._engine.seeding import derive, generator
+from dreamlib.data.types import DatasetInfo, LabeledImages
 from dreamlib.evaluate import train_settings
-from dreamlib.training.trainer import TrainSettings, augmentation_for
+from dreamlib.networks import build
+from dreamlib.synthetic.synthetic_set import SyntheticSet
+from dreamlib.training.trainer import (
+    SCHEDULES,
+    Trainer,
+    TrainSettings,
+    accuracy,
+    augmentation_for,
+    compiled_network,
+    fit_last_layer,
+    predict,
+)
 from pipeline.launch_notebook import exit_status, restart_prepared
 from pipeline.params import CostParams, read_claims
 from pipeline.project import Project, Setting
+from pipeline.report.results import CLAIMS_FOLDER, MEASURED_STUDY
 from pipeline.stages.distillation import read_set
-from pipeline.studies.batch_gradients import FOLDER, STUDY
-from pipeline.studies.cost_measures import energy_joules, operations_per_image, stored_bytes, watched_training
 
 METHOD = "dream"
 FULL = "all training images"
+RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")  # the processor's own meter, on Intel and AMD alike
+
+
+# ---- the measures: these need dreamlib alone --------------------------------------------------------------------
+
+
+def operations_per_image(network: tuple[str, dict[str, Any]], info: DatasetInfo) -> int:
+    """Floating-point operations of one training step, forward and backward, for each of its images.
+
+    Counted by torch's FlopCounterMode: a multiplication with its addition is two; convolutions and matrix products
+    only, which are nearly all of it.
+    """
+    count = 2  # the counter sees a step of two images; the work grows in proportion
+    model = build(network[0], info, torch.Generator().manual_seed(0), network[1]).train()
+    with FlopCounterMode(display=False) as counter:
+        images = torch.zeros(count, info.channels, info.size, info.size)
+        F.cross_entropy(model(images), torch.zeros(count, dtype=torch.long)).backward()
+    return counter.get_total_flops() // count
+
+
+def stored_bytes(data: SyntheticSet | LabeledImages) -> int:
+    """Bytes that the images take: four for every stored float of a set, one for every pixel of published images."""
+    return 4 * data.stored_floats if isinstance(data, SyntheticSet) else data.images.numel()
+
+
+def energy_joules(meter: Path = RAPL) -> float | None:
+    """The processor's running energy count, or None where the machine does not show it; take differences."""
+    try:
+        return int(meter.read_text()) / 1e6
+    except (OSError, ValueError):
+        return None
+
+
+def watched_training(
+    images: Tensor,
+    labels: Tensor,
+    against: LabeledImages,
+    info: DatasetInfo,
+    network: tuple[str, dict[str, Any]],
+    settings: TrainSettings,
+    compute: Compute,
+    *,
+    points: Sequence[int],
+    seed: int,
+    decay: str = "none",
+    clean_share: float = 0.0,
+    last_layer_penalty: float = 0.0,
+) -> Iterator[dict[str, float | None]]:
+    """Train one fresh network and ask it on ``against`` after each number of steps in ``points``.
+
+    Yields steps, images seen, accuracy, and the seconds and joules (None without a meter) of training alone, asking
+    left out. Batches are drawn as ``fit`` draws them, epoch by epoch; ``decay`` and ``clean_share`` are the protocol's,
+    over the epochs up to the last point. With a ``last_layer_penalty`` above 0 a copy is asked whose last layer is
+    fitted by ridge regression (see ``fit_last_layer``), which counts as training.
+    """
+    own = derive(seed, "cost")
+    kernels = compiled_network(network, info, compute)
+    model = compute.place(build(network[0], info, generator(own, "network"), network[1]))
+    trainer = Trainer(model, info, settings, kernels)
+    per_epoch = -(-len(labels) // settings.batch)
+    epochs = -(-max(points) // per_epoch)
+    step = seen = 0
+    seconds, joules = 0.0, 0.0 if energy_joules() is not None else None
+    began, meter = time.perf_counter(), energy_joules()
+    for epoch in range(epochs):
+        trainer.enter(epoch, epochs, SCHEDULES[decay], clean_share)
+        rng = generator(own, "fit", epoch)
+        for rows in torch.randperm(len(labels), generator=rng).to(labels.device).split(settings.batch):
+            loss = trainer.step(images[rows], labels[rows], rng)
+            step, seen = step + 1, seen + len(rows)
+            if step in points:
+                asked = model
+                if last_layer_penalty:
+                    asked = copy.deepcopy(model)
+                    fit_last_layer(asked, images, labels, info, kernels, last_layer_penalty)
+                float(loss)  # the clock waits for a GPU's work
+                seconds += time.perf_counter() - began
+                joules = None if joules is None else joules + (energy_joules() or 0.0) - (meter or 0.0)
+                score = accuracy(predict(asked, against.images, info, kernels), against.labels)
+                yield {"step": step, "seen": seen, "accuracy": score, "seconds": seconds, "joules": joules}
+                began, meter = time.perf_counter(), energy_joules()
+
+
+# ---- the study --------------------------------------------------------------------------------------------------
 
 
 def run_cost(project: Project, how: CostParams) -> pd.DataFrame:
@@ -47,7 +152,7 @@ def run_cost(project: Project, how: CostParams) -> pd.DataFrame:
                     | {"stored_bytes": training.stored_bytes, "accuracy": found["accuracy"]}
                 )
     table = pd.DataFrame(rows)
-    write_atomically(project.root / "results" / FOLDER / "cost.csv", table.to_csv(index=False).encode())
+    write_atomically(project.root / CLAIMS_FOLDER / "cost.csv", table.to_csv(index=False).encode())
     measured = {"training_s": seconds} | ({"joules": joules} if energy_joules() is not None else {})
     project.note("cost", {"total": time.perf_counter() - began}, **measured)
     return table
@@ -99,4 +204,4 @@ def _trainings(project: Project, how: CostParams) -> Iterator[_Training]:
 
 if __name__ == "__main__":
     restart_prepared("pipeline.studies.training_cost")
-    sys.exit(exit_status(lambda: run_cost(Project.open(study=STUDY), read_claims().cost)))
+    sys.exit(exit_status(lambda: run_cost(Project.open(study=MEASURED_STUDY), read_claims().cost)))
