@@ -92,7 +92,7 @@ def test_what_a_command_took_is_its_records_sum_and_largest(tmp_path):
 
 
 def test_summary_pools_networks_and_seeds():
-    fixed = {"factor": 2, "iterations": 5, "training_images": 40, "stored_floats": 7840}
+    fixed = {"factor": 2, "iteration": 5, "training_images": 40, "stored_floats": 7840}
     fixed |= {"label_kind": "hard", "protocol": "idc", "epochs": 3}
     rows = pd.DataFrame(
         [

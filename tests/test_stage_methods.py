@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
-from dreamlib._engine.files import read_json, write_json
+from dreamlib._engine.files import read_json, write_atomically, write_json
 from pipeline.params import find_root, read_params
 from pipeline.project import Project, Setting
 from pipeline.stages.figures import evaluations, summary
@@ -45,6 +45,7 @@ def project(tmp_path):
             write_json(project.file("evaluation", setting, ".json"), found)
             made = {"iterations": 0 if method == "random" else 20, "training_images": 10}
             write_json(project.file("distillation", setting, ".json"), made)
+            write_atomically(project.file("curves", setting, ".csv"), b"iteration,accuracy,std,networks\n")
     return project
 
 
@@ -104,5 +105,7 @@ def test_methods_below_the_chosen_images_are_named(project):
         shown["views"] = [view | {"accuracies": [0.62], "accuracy": 0.62} for view in shown["views"]]
         write_json(project.file("evaluation", Setting("kmeans", 1, seed), ".json"), shown)
         write_json(project.file("distillation", Setting("kmeans", 1, seed), ".json"), made)
+        curve = project.file("curves", Setting("random", 1, seed), ".csv").read_bytes()
+        write_atomically(project.file("curves", Setting("kmeans", 1, seed), ".csv"), curve)
     said = stage_methods.verdict(project)
     assert "Images chosen by k-means reach 62.0 ± 0.0 % undistilled" in said and "Not above those: `dc`, `idc`." in said

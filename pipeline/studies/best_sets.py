@@ -105,7 +105,7 @@ def record_table(root: Path, dataset: str) -> pd.DataFrame:
 
 def _best_row(rows: pd.DataFrame) -> dict[str, Any]:
     """One row of the table for a best set under one view."""
-    first, accuracy, std = rows.iloc[0], rows.accuracy.mean(), rows.accuracy.std()
+    first, (accuracy, std) = rows.iloc[0], spread(rows, "ipc").iloc[0]
     own = first["view"] == "protocol"
     drawn = ", augmentation drawn per image" if first.augmentation_mode == "idc_per_image" else ""
     seeds = rows.seed.nunique()
