@@ -25,7 +25,7 @@ from pipeline.report.statistics import (
     share_of_iterations,
     together,
 )
-from pipeline.studies.batch_gradients import KINDS, BatchStudy, class_gradient, gradient_measures, pooled
+from pipeline.studies.batch_gradients import KINDS, BatchStudy, class_gradient, class_pools, gradient_measures
 from pipeline.studies.training_cost import energy_joules, operations_per_image, stored_bytes, watched_training
 
 
@@ -102,7 +102,7 @@ def test_one_batch_has_no_spread_and_the_class_itself_no_distance():
 
 def test_batches_of_every_kind_are_of_the_class_and_of_one_size(toy_data, toy_info, tiny):
     info, network = toy_info(), tiny()
-    data, rows = pooled(toy_data(per_class=30), 20, seed=0)
+    data, rows = class_pools(toy_data(per_class=30), 20, seed=0)
     assert data.labels.bincount().tolist() == [20, 20, 20] and len(set(rows.tolist())) == 60
     study = BatchStudy(data, info, CompiledNetwork(network, Compute()), size=4, draws=2, seed=0)
     features, logits = study.features(network)

@@ -7,6 +7,7 @@ from ruamel.yaml import YAML
 from dreamlib._engine.files import read_json, write_atomically, write_json
 from pipeline.params import find_root, read_params
 from pipeline.project import Project, Setting
+from pipeline.report.results import final_results, read_results
 from pipeline.stages.figures import evaluations, summary
 from pipeline.studies import methods as stage_methods
 
@@ -47,6 +48,30 @@ def project(tmp_path):
             write_json(project.file("distillation", setting, ".json"), made)
             write_atomically(project.file("curves", setting, ".csv"), b"iteration,accuracy,std,networks\n")
     return project
+
+
+def test_the_long_table_has_a_row_for_every_trained_network_and_curve_point(project):
+    setting = Setting("dc", 1, 1)
+    path = project.file("evaluation", setting, ".json")
+    evaluation = read_json(path)
+    evaluation["views"][0] |= {"accuracies": [0.6, 0.7], "protocol": "dsa", "epochs": 5}
+    write_json(path, evaluation)
+    curve = b"iteration,accuracy,std,networks\n0,0.3,0.0,1\n20,0.5,0.0,1\n"
+    write_atomically(project.file("curves", setting, ".csv"), curve)
+    write_json(project.file("evaluation", Setting("left_over", 1, 0), ".json"), evaluation)
+    timings = {"seconds": {"matching": 3.0, "network": 4.0}, "snapshots_s": {"0": 0.5, "20": 6.5}}
+    rows = read_results(project, {f"distillation-{setting.name}": timings})
+    assert set(rows.method) == set(ACCURACY) and set(rows.study) == {"methods"}
+    rows = rows[(rows.method == "dc") & (rows.seed == 1)]
+    columns = ["split", "view", "network", "protocol", "epochs", "iteration", "accuracy", "seconds"]
+    assert rows[rows.split == "test"][columns].values.tolist() == [
+        ["test", "protocol", "convnet", "dsa", 5, 20, 0.6, 7.0],
+        ["test", "protocol", "convnet", "dsa", 5, 20, 0.7, 7.0],
+        ["test", "plain", "convnet", "idc", 9, 20, pytest.approx(0.54), 7.0],
+    ]
+    along = rows[rows.split == "validation"]
+    assert along[["iteration", "accuracy", "seconds"]].values.tolist() == [[0, 0.3, 0.5], [20, 0.5, 6.5]]
+    assert final_results(rows).accuracy.tolist() == [0.6, 0.7]
 
 
 def entry(seconds):

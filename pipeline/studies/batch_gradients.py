@@ -37,8 +37,8 @@ DRAWN = ("random", "representative")  # kinds that differ from draw to draw; the
 # ---- the measures: these need dreamlib alone --------------------------------------------------------------------
 
 
-def pooled(data: LabeledImages, pool: int, seed: int) -> tuple[LabeledImages, Tensor]:
-    """``pool`` random images of every class, standing for it, and their rows in ``data``."""
+def class_pools(data: LabeledImages, pool: int, seed: int) -> tuple[LabeledImages, Tensor]:
+    """Return ``pool`` random images of every class, which stand for the class, and their rows in ``data``."""
     rows = [class_pool(data, c, pool, generator(seed, "batches-pool", c)) for c in range(data.num_classes)]
     return data.subset(torch.cat(rows)), torch.cat(rows)
 
@@ -46,28 +46,31 @@ def pooled(data: LabeledImages, pool: int, seed: int) -> tuple[LabeledImages, Te
 def class_gradient(
     network: nn.Module, images: Tensor, label: int, info: DatasetInfo, kernels: CompiledNetwork, chunk: int
 ) -> Tensor:
-    """The gradient (P,) of the mean cross-entropy of one class's images with respect to the convolution weights.
+    """Return the gradient (P,) of one class's mean cross-entropy with respect to the convolution weights.
 
-    Taken ``chunk`` images at a time, so that one compiled shape serves batches and whole classes.
+    It is summed over parts of ``chunk`` images, so that one compiled shape serves batches and whole classes.
     """
     matched, fixed = matched_weights(network, "conv")
     total = torch.zeros(sum(w.numel() for w in matched.values()), device=images.device)
     for part in images.split(chunk):
         x, y = kernels.compute.cast(info.normalise(part)), torch.full((len(part),), label, device=images.device)
-        found = kernels.weight_gradient(matched, fixed, x, y)
-        total += len(part) * torch.cat([g.flatten().float() for g in found.values()])
+        gradient = kernels.weight_gradient(matched, fixed, x, y)
+        total += len(part) * torch.cat([g.flatten().float() for g in gradient.values()])
     return total / len(images)
 
 
 def gradient_measures(full: Tensor, draws: Tensor) -> dict[str, float]:
-    """How batch gradients ``draws`` (R, P) compare with the class's own, ``full`` (P,).
+    """Compare the gradients of R batches, ``draws`` (R, P), with the class's own, ``full`` (P,).
 
-    ``norm`` is their mean length; ``distance`` their mean distance to ``full``, relative to its length; ``norm_std``
-    the standard deviation of their lengths over draws and ``variance`` their mean squared distance to their own mean,
-    relative to ‖full‖² (both sample estimates, missing for a single draw).
+    Return
 
-    >>> found = gradient_measures(torch.tensor([3.0, 4.0]), torch.tensor([[3.0, 0.0], [3.0, 8.0]]))
-    >>> found["distance"], found["variance"]  # 4/5; 16 + 16 over R − 1 = 1, over 25
+    - norm, full_norm: mean length of the draws; length of ``full``
+    - distance: mean distance of the draws to ``full``, relative to its length
+    - norm_std: standard deviation of the lengths over draws, missing for a single draw
+    - variance: mean squared distance of the draws to their own mean, relative to ‖full‖²; a sample estimate too
+
+    >>> measures = gradient_measures(torch.tensor([3.0, 4.0]), torch.tensor([[3.0, 0.0], [3.0, 8.0]]))
+    >>> measures["distance"], measures["variance"]  # 4/5; 16 + 16 over R − 1 = 1, over 25
     (0.8, 1.28)
     """
     full, draws = full.double(), draws.double()
@@ -84,7 +87,7 @@ def gradient_measures(full: Tensor, draws: Tensor) -> dict[str, float]:
 
 @dataclass
 class BatchStudy:
-    """Batches of ``size`` images a class among ``data``, which stands for the classes, under one training network."""
+    """Batches of ``size`` images a class among ``data``, which stands for the classes, compared under one network."""
 
     data: LabeledImages
     info: DatasetInfo
@@ -94,53 +97,57 @@ class BatchStudy:
     seed: int
 
     def features(self, network: nn.Module) -> tuple[Tensor, Tensor]:
-        """Features (N, D) and logits (N, K) of all images under the network."""
+        """Return features (N, D) and logits (N, K) of all images."""
         images = self.data.images
         return embed(network, images, self.info, self.kernels), predict(network, images, self.info, self.kernels)
 
     def batches(self, kind: str, label: int, features: Tensor, logits: Tensor, point: int) -> list[Tensor]:
-        """The batches of one kind, as rows among the class's images: several draws where the kind is drawn."""
+        """Return the batches of one kind, as rows among the class's images: ``draws`` of them where they are random."""
         members = self.data.of_class(label)
-        where = torch.full((len(self.data),), -1, device=members.device)
-        where[members] = torch.arange(len(members), device=members.device)
-        sampler, found = SAMPLERS[kind](self.data, self.size, self.seed), []
+        place = torch.full((len(self.data),), -1, device=members.device)
+        place[members] = torch.arange(len(members), device=members.device)
+        sampler, batches = SAMPLERS[kind](self.data, self.size, self.seed), []
         for draw in range(self.draws if kind in DRAWN else 1):
             if isinstance(sampler, KeptSampler):
                 rng = generator(self.seed, "batches", label, point, draw)
                 rows = sampler.choose(label, members, rng, lambda _: features[members], lambda _: logits[members])
             else:
                 rows = sampler.rows(label, point * self.draws + draw)
-            found.append(where[rows])
-        return found
+            batches.append(place[rows])
+        return batches
 
     def measure(self, network: nn.Module, point: int) -> pd.DataFrame:
-        """All kinds and classes at one point of the network's training; see ``gradient_measures`` and ``spread_of``."""
+        """Measure all kinds and classes at one point of the training; see ``gradient_measures`` and ``coverage``."""
         features, logits = self.features(network)
         rows = []
         for label in range(self.data.num_classes):
             members = self.data.of_class(label)
-            images, own = self.data.images[members], features[members].float()
+            images, class_features = self.data.images[members], features[members].float()
             full = class_gradient(network, images, label, self.info, self.kernels, self.size)
             rng = generator(self.seed, "batches-reference", label, point)
-            groups = kmeans(own.unsqueeze(0), min(self.size, len(own)), rng, max_iterations=10).assignment[0]
+            groups = kmeans(
+                class_features.unsqueeze(0), min(self.size, len(members)), rng, max_iterations=10
+            ).assignment[0]
             for kind in KINDS:
                 chosen = self.batches(kind, label, features, logits, point)
                 gradients = [
                     class_gradient(network, images[b], label, self.info, self.kernels, self.size) for b in chosen
                 ]
                 fixed = {"point": point, "class": self.info.classes[label], "batch": kind, "images": len(chosen[0])}
-                rows.append(fixed | gradient_measures(full, torch.stack(gradients)) | spread_of(own, groups, chosen))
+                covered = coverage(class_features, groups, chosen)
+                rows.append(fixed | gradient_measures(full, torch.stack(gradients)) | covered)
         return pd.DataFrame(rows)
 
 
-def spread_of(features: Tensor, groups: Tensor, batches: list[Tensor]) -> dict[str, float]:
-    """How evenly batches stand for a class: ``nearest_distance`` and ``clusters_hit``, means over the batches.
+def coverage(features: Tensor, groups: Tensor, batches: list[Tensor]) -> dict[str, float]:
+    """Return how evenly batches cover a class, as means over the batches.
 
-    The first is the mean distance of the class's images to the nearest batch member, relative to their mean distance to
-    the class mean, since features grow while a network trains; the second the share of ``groups`` hit.
+    - nearest_distance: mean distance of the class's images to the nearest batch member, relative to their mean distance
+      to the class mean, because features grow while a network trains
+    - clusters_hit: share of ``groups`` with a batch member
 
     >>> features, groups = torch.tensor([[0.0], [2.0], [6.0], [8.0]]), torch.tensor([0, 0, 1, 1])
-    >>> spread_of(features, groups, [torch.tensor([0, 1])])  # distances 0 0 4 6; to the mean 4, 4 2 2 4
+    >>> coverage(features, groups, [torch.tensor([0, 1])])  # distances 0 0 4 6; to the mean 4, 4 2 2 4
     {'nearest_distance': 0.833..., 'clusters_hit': 0.5}
     """
     scale = float((features - features.mean(0)).norm(dim=1).mean())
@@ -155,14 +162,14 @@ def spread_of(features: Tensor, groups: Tensor, batches: list[Tensor]) -> dict[s
 def run_batches(project: Project, how: BatchesParams) -> pd.DataFrame:
     """Measure every kind of batch at every point, class and seed; see ``BatchStudy.measure``.
 
-    Writes results/claims/batches.csv (every number) and results/claims/picture.csv: the images of class ``how.shown``
-    in the first seed's network at the last point, on their first two principal components, with what each kind picks.
+    Write results/claims/batches.csv (every number) and results/claims/picture.csv: the images of class ``how.shown``
+    in the first seed's network at the last point, on their first two principal components, and which each kind picks.
     """
     began, tables = time.perf_counter(), []
     settings = project.params.distillation("dream", project.params.ipc[0])
     data = project.split("train").to(project.compute.device)
     for seed in project.params.seeds:
-        images, rows = pooled(data, how.pool, seed)
+        images, rows = class_pools(data, how.pool, seed)
         kernels = compiled_network(project.network, project.info, project.compute)
         study = BatchStudy(images, project.info, kernels, settings.real_batch, how.draws, seed)
         trainer, step = _trainer(project, settings, kernels, seed), 0
@@ -174,14 +181,14 @@ def run_batches(project: Project, how: BatchesParams) -> pd.DataFrame:
         if seed == project.params.seeds[0]:
             picture = _picture(study, trainer, rows, how.shown, max(how.points))
     table, folder = pd.concat(tables, ignore_index=True), project.root / CLAIMS_FOLDER
-    for name, found in (("batches", table), ("picture", picture)):
-        write_atomically(folder / f"{name}.csv", found.to_csv(index=False, float_format="%.6g").encode())
+    for name, written in (("batches", table), ("picture", picture)):
+        write_atomically(folder / f"{name}.csv", written.to_csv(index=False, float_format="%.6g").encode())
     project.note("batches", {"total": time.perf_counter() - began})
     return table
 
 
 def _trainer(project: Project, settings: DistillParams, kernels: CompiledNetwork, seed: int) -> Trainer:
-    """A network as the distillation trains its own."""
+    """Return the trainer of a fresh network, with the settings of the distillation's networks."""
     name, options = project.network
     network = project.compute.place(build(name, project.info, generator(seed, "batches-network"), options))
     return Trainer(network, project.info, network_settings(settings, project.info), kernels)

@@ -1,6 +1,6 @@
-"""The project's best sets: gathered from the studies that made them, and set beside what others published.
+"""Gather the project's best sets from the studies that made them, and compare them with published accuracies.
 
-``python -m pipeline.studies.best_sets IPC`` gathers those of one ipc from the study best_ipc<IPC> into results/best;
+``python -m pipeline.studies.best_sets IPC`` gathers the set of one ipc from the study best_ipc<IPC> into results/best;
 ``python -m pipeline.studies.best_sets readme`` writes the table into README.md.
 """
 
@@ -72,13 +72,13 @@ def gather(project: Project, ipc: int) -> dict[str, Any]:
 
 
 def _is_idc(how: EvaluationParams) -> bool:
-    """Whether a protocol is IDC's with all its defaults."""
+    """Return whether a protocol is IDC's with all its defaults."""
     shared = set(OF_EVERY_PROTOCOL)
     return how.model_dump(exclude=shared) == EvaluationParams().model_dump(exclude=shared)
 
 
 def _accuracies(rows: pd.DataFrame) -> dict[str, Any]:
-    """Mean, deviation and list of accuracies, and how many networks a seed there are."""
+    """Return mean, standard deviation and list of accuracies, and the number of networks a seed."""
     accuracies = rows.accuracy.tolist()
     std = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
     networks = len(accuracies) // rows.seed.nunique()
@@ -104,7 +104,7 @@ def record_table(root: Path, dataset: str) -> pd.DataFrame:
 
 
 def _best_row(rows: pd.DataFrame) -> dict[str, Any]:
-    """One row of the table for a best set under one view."""
+    """Return the row of the table for a best set under one view."""
     first, (accuracy, std) = rows.iloc[0], spread(rows, "ipc").iloc[0]
     own = first["view"] == "protocol"
     drawn = ", augmentation drawn per image" if first.augmentation_mode == "idc_per_image" else ""
@@ -153,7 +153,7 @@ def record_sentence(root: Path, dataset: str) -> str:
 
 
 def readme_text(root: Path) -> str:
-    """README.md with the table of the best sets, Fashion-MNIST's, between its markers."""
+    """Return README.md with the table of Fashion-MNIST's best sets between its markers."""
     table = record_table(root, "fashion_mnist").reset_index()
     text = (root / "README.md").read_text()
     unverified = unverified_table(root, "fashion_mnist").reset_index()
@@ -163,7 +163,7 @@ def readme_text(root: Path) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit status, with one clear line on standard error where something is wrong."""
+    """Run the command line; return the exit status, with one line on standard error where something is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.studies.best_sets", description=(__doc__ or "").splitlines()[0]
     )

@@ -49,10 +49,10 @@ RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")  # the processor's own
 
 
 def operations_per_image(network: tuple[str, dict[str, Any]], info: DatasetInfo) -> int:
-    """Floating-point operations of one training step, forward and backward, for each of its images.
+    """Return the floating-point operations of one training step, forward and backward, per image.
 
-    Counted by torch's FlopCounterMode: a multiplication with its addition is two; convolutions and matrix products
-    only, which are nearly all of it.
+    torch's FlopCounterMode counts convolutions and matrix products, which are nearly all of them; a multiplication with
+    its addition counts as two.
     """
     count = 2  # the counter sees a step of two images; the work grows in proportion
     model = build(network[0], info, torch.Generator().manual_seed(0), network[1]).train()
@@ -63,12 +63,12 @@ def operations_per_image(network: tuple[str, dict[str, Any]], info: DatasetInfo)
 
 
 def stored_bytes(data: SyntheticSet | LabeledImages) -> int:
-    """Bytes that the images take: four for every stored float of a set, one for every pixel of published images."""
+    """Return the bytes of the images: four for each stored float of a set, one for each pixel of published images."""
     return 4 * data.stored_floats if isinstance(data, SyntheticSet) else data.images.numel()
 
 
 def energy_joules(meter: Path = RAPL) -> float | None:
-    """The processor's running energy count, or None where the machine does not show it; take differences."""
+    """Return the processor's running energy counter, or None on machines without one; only differences have meaning."""
     try:
         return int(meter.read_text()) / 1e6
     except (OSError, ValueError):
@@ -90,11 +90,11 @@ def watched_training(
     clean_share: float = 0.0,
     last_layer_penalty: float = 0.0,
 ) -> Iterator[dict[str, float | None]]:
-    """Train one fresh network and ask it on ``against`` after each number of steps in ``points``.
+    """Train one fresh network and evaluate it on ``against`` after each number of steps in ``points``.
 
-    Yields steps, images seen, accuracy, and the seconds and joules (None without a meter) of training alone, asking
-    left out. Batches are drawn as ``fit`` draws them, epoch by epoch; ``decay`` and ``clean_share`` are the protocol's,
-    over the epochs up to the last point. With a ``last_layer_penalty`` above 0 a copy is asked whose last layer is
+    Yield steps, images seen, accuracy, and the seconds and joules (None without a meter) of training alone, without the
+    evaluation. Batches are drawn epoch by epoch, as in ``fit``; ``decay`` and ``clean_share`` are the protocol's, over
+    the epochs up to the last point. With a ``last_layer_penalty`` above 0 a copy is evaluated whose last layer is
     fitted by ridge regression (see ``fit_last_layer``), which counts as training.
     """
     own = derive(seed, "cost")
@@ -113,14 +113,14 @@ def watched_training(
             loss = trainer.step(images[rows], labels[rows], rng)
             step, seen = step + 1, seen + len(rows)
             if step in points:
-                asked = model
+                evaluated = model
                 if last_layer_penalty:
-                    asked = copy.deepcopy(model)
-                    fit_last_layer(asked, images, labels, info, kernels, last_layer_penalty)
-                float(loss)  # the clock waits for a GPU's work
+                    evaluated = copy.deepcopy(model)
+                    fit_last_layer(evaluated, images, labels, info, kernels, last_layer_penalty)
+                float(loss)  # GPU work is asynchronous: wait for it before reading the clock
                 seconds += time.perf_counter() - began
                 joules = None if joules is None else joules + (energy_joules() or 0.0) - (meter or 0.0)
-                score = accuracy(predict(asked, against.images, info, kernels), against.labels)
+                score = accuracy(predict(evaluated, against.images, info, kernels), against.labels)
                 yield {"step": step, "seen": seen, "accuracy": score, "seconds": seconds, "joules": joules}
                 began, meter = time.perf_counter(), energy_joules()
 
@@ -131,25 +131,25 @@ def watched_training(
 def run_cost(project: Project, how: CostParams) -> pd.DataFrame:
     """Train ``how.repeats`` networks on DREAM's set of the first seed at each ipc, and as many on all training images.
 
-    Sets are trained on by the study's own evaluation protocol, the full data at the same rate, momentum and
-    augmentation, without decay. Accuracy is on the validation images. Writes results/claims/cost.csv (data, ipc,
+    Training on a set follows the study's evaluation protocol; training on all images has the same rate, momentum and
+    augmentation, without decay. Accuracy is on the validation images. Write results/claims/cost.csv (data, ipc,
     repeat, steps, images seen, operations, stored bytes, accuracy); seconds and joules go to the run's note.
     """
-    began, each = time.perf_counter(), operations_per_image(project.network, project.info)
+    began, per_image = time.perf_counter(), operations_per_image(project.network, project.info)
     rows, seconds, joules = [], {}, {}
     for training in _trainings(project, how):
-        # The first network of a shape pays for its compilation: one that is not counted pays it beforehand.
+        # Warm-up: the first network of a shape pays for its compilation.
         list(training.watch(project, seed=0, points=(1,)))
         for repeat in range(how.repeats):
-            for found in training.watch(project, seed=repeat, points=training.points):
-                key = f"{training.name}, step {found['step']}, network {repeat}"
-                seconds[key] = found["seconds"]
-                if found["joules"] is not None:
-                    joules[key] = found["joules"]
+            for point in training.watch(project, seed=repeat, points=training.points):
+                key = f"{training.name}, step {point['step']}, network {repeat}"
+                seconds[key] = point["seconds"]
+                if point["joules"] is not None:
+                    joules[key] = point["joules"]
                 rows.append(
                     {"data": training.name, "ipc": training.ipc, "repeat": repeat}
-                    | {"step": found["step"], "seen": found["seen"], "operations": found["seen"] * each}
-                    | {"stored_bytes": training.stored_bytes, "accuracy": found["accuracy"]}
+                    | {"step": point["step"], "seen": point["seen"], "operations": point["seen"] * per_image}
+                    | {"stored_bytes": training.stored_bytes, "accuracy": point["accuracy"]}
                 )
     table = pd.DataFrame(rows)
     write_atomically(project.root / CLAIMS_FOLDER / "cost.csv", table.to_csv(index=False).encode())
@@ -160,7 +160,7 @@ def run_cost(project: Project, how: CostParams) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class _Training:
-    """One set of images to train on, and how; ipc 0 is all of them."""
+    """The images to train on and the protocol; ipc 0 stands for all training images."""
 
     name: str
     ipc: int
@@ -174,7 +174,7 @@ class _Training:
     stored_bytes: int
 
     def watch(self, project: Project, seed: int, points: tuple[int, ...]) -> Iterator[dict[str, Any]]:
-        """See ``watched_training``; accuracy on the validation images."""
+        """Train one network (see ``watched_training``), evaluated on the validation images."""
         against = project.split("validation").to(project.compute.device)
         return watched_training(
             self.images, self.labels, against, project.info, project.network, self.settings, project.compute,
