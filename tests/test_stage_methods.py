@@ -1,5 +1,8 @@
 """The methods study read back, on results written by hand."""
 
+import shutil
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 from ruamel.yaml import YAML
@@ -22,9 +25,10 @@ ACCURACY = {
 }
 
 
-@pytest.fixture
-def project(tmp_path):
-    yaml = YAML()
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """The results written by hand; ``copied`` is for tests that change them."""
+    yaml, tmp_path = YAML(), tmp_path_factory.mktemp("methods")
     for name in ("params.yaml", "studies.yaml"):
         values = yaml.load(ROOT / name)
         if name == "studies.yaml":
@@ -50,8 +54,14 @@ def project(tmp_path):
     return project
 
 
-def test_the_long_table_has_a_row_for_every_trained_network_and_curve_point(project):
-    setting = Setting("dc", 1, 1)
+@pytest.fixture
+def copied(project, tmp_path):
+    shutil.copytree(project.results, tmp_path / "results" / "methods")
+    return replace(project, root=tmp_path)
+
+
+def test_the_long_table_has_a_row_for_every_trained_network_and_curve_point(copied):
+    project, setting = copied, Setting("dc", 1, 1)
     path = project.file("evaluation", setting, ".json")
     evaluation = read_json(path)
     evaluation["views"][0] |= {"accuracies": [0.6, 0.7], "protocol": "dsa", "epochs": 5}
@@ -116,13 +126,9 @@ def test_methods_below_random_are_named(project):
     assert "`dream` is best here: **70.0 ± 0.0 %**, then `dc_dream` with 65.5" in stage_methods.verdict(project)
 
 
-def test_methods_below_the_chosen_images_are_named(project):
-    path = project.root / "studies.yaml"
-    yaml = YAML()
-    values = yaml.load(path)
-    values["studies"]["methods"]["methods"].append("kmeans")
-    yaml.dump(values, path)
-    project = Project(project.root, read_params(project.root, "methods"), "methods")
+def test_methods_below_the_chosen_images_are_named(copied):
+    listed = copied.params.model_copy(update={"methods": [*copied.params.methods, "kmeans"]})
+    project = replace(copied, params=listed)
     for seed in (0, 1):
         kinds = ("evaluation", "distillation")
         shown, made = (read_json(project.file(kind, Setting("random", 1, seed), ".json")) for kind in kinds)

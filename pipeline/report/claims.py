@@ -1,13 +1,13 @@
 """Judge the claims that studies/claims.yaml lists, each by its kind of evidence."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any
 
 import pandas as pd
-from pydantic import Field
 from ruamel.yaml import YAML
 
-from dreamlib.settings import Positive, Strict
+from dreamlib._engine.registry import unknown
 from pipeline.report.results import Claims
 from pipeline.report.statistics import (
     by_seed,
@@ -15,165 +15,57 @@ from pipeline.report.statistics import (
     judge,
     judge_share,
     operations_saved,
+    points,
     share_of_iterations,
     together,
 )
 
 CLAIMS_FILE = Path("studies") / "claims.yaml"
 MEASURES = ["distance", "norm", "norm_std", "variance", "nearest_distance", "clusters_hit"]
+Judged = tuple[str, str]  # what was measured, in words, and the verdict
 
 
-class _Claim(Strict):
-    """What every claim states; ``margin`` is by how much more than nothing the evidence must show."""
-
-    id: str
-    claim: str
-    source: str
-    margin: float
-
-    def judged(self, claims: Claims) -> tuple[str, str]:
-        """Return what was measured, in words, and the verdict."""
-        raise NotImplementedError
-
-
-class Pair(Strict):
-    """Two methods to compare at one ipc; on the matched network and under the protocol by default."""
-
-    method: str
-    over: str
-    ipc: Positive
-    network: str | None = None
-    view: str = "protocol"
-    name: str | None = None
-
-    @property
-    def label(self) -> str:
-        """The name in the report."""
-        return self.name or f"{self.method} over {self.over}"
-
-
-class PairedGain(_Claim):
-    """A method has a higher test accuracy than another, seed by seed."""
-
-    kind: Literal["paired_gain"]
-    study: str
-    parts: Annotated[list[Pair], Field(min_length=1)]
-    note: str = ""
-
-    def gains(self, claims: Claims) -> dict[str, list[float]]:
-        """Return one gain (fraction) a seed for each part."""
-        gains = {}
-        for part in self.parts:
-            table = by_seed(claims.of(self.study), part.ipc, part.network, part.view)
-            gains[part.label] = list(table[part.method] - table[part.over])
-        return gains
-
-    def judged(self, claims: Claims) -> tuple[str, str]:
-        """Return the gains in points: mean and range over seeds."""
-        gains = self.gains(claims)
-        measured = "; ".join(f"{label}: {points(part)}" for label, part in gains.items())
-        note = f" ({self.note})" if self.note else ""
-        return measured + note, together([judge(part, self.margin) for part in gains.values()])
-
-
-class BatchPart(Strict):
-    """A measure of one kind of batch that is expected to be smaller or larger than another kind's."""
-
-    name: str
-    measure: str
-    of: str
-    than: str
-    expected: Literal["smaller", "larger"]
-
-
-class BatchMeasure(_Claim):
-    """Real batches of one kind differ from those of another, seed by seed."""
-
-    kind: Literal["batch_measure"]
-    parts: Annotated[list[BatchPart], Field(min_length=1)]
-
-    def judged(self, claims: Claims) -> tuple[str, str]:
-        """Return both means and deviations over seeds."""
-        tables, measured, verdicts = batches_by_seed(claims), [], []
-        for part in self.parts:
-            table = tables[part.measure]
-            means = [f"{kind} {table[kind].mean():.3f} ± {table[kind].std():.3f}" for kind in (part.of, part.than)]
-            measured.append(f"{part.name}: {', '.join(means)}")
-            difference = table[part.of] - table[part.than]
-            verdicts.append(judge(list(difference if part.expected == "larger" else -difference), self.margin))
-        return "; ".join(measured), together(verdicts)
-
-
-class FirstReaches(_Claim):
-    """A method reaches another's final validation accuracy in fewer iterations."""
-
-    kind: Literal["first_reaches"]
-    study: str
-    method: str
-    target: str
-    target_name: str
-    ipc: Annotated[list[Positive], Field(min_length=1)]
-
-    def judged(self, claims: Claims) -> tuple[str, str]:
-        """Return the share of iterations with its interval, for each ipc."""
-        measured, verdicts = [], []
-        for ipc in self.ipc:
-            target, curve = (curve_by_seed(claims.of(self.study), method, ipc) for method in (self.target, self.method))
-            share, low, high = share_of_iterations(target, curve)
-            measured.append(
-                f"ipc {ipc}: {_share(share)} of {self.target_name}'s {target.columns.max()} iterations "
-                f"(95 % interval: {_share(low)} to {_share(high)})"
-            )
-            verdicts.append(judge_share(share, low, high, self.margin))
-        return "; ".join(measured), together(verdicts)
-
-
-class SizeRatio(_Claim):
-    """A distilled set takes fewer bytes than all training images."""
-
-    kind: Literal["size_ratio"]
-    ipc: Annotated[list[Positive], Field(min_length=1)]
-
-    def judged(self, claims: Claims) -> tuple[str, str]:
-        """Return the ratio for each ipc."""
-        stored = claims.costs.groupby("ipc")["stored_bytes"].first()
-        ratios = {ipc: stored[0] / stored[ipc] for ipc in self.ipc}
-        measured = "; ".join(f"ipc {ipc}: {ratio:,.0f} times fewer bytes" for ipc, ratio in ratios.items())
-        return measured, together([judge([ratio - 1], self.margin) for ratio in ratios.values()])
-
-
-class OperationsSaved(_Claim):
-    """Training on a distilled set takes fewer operations than training on all images to the same accuracy."""
-
-    kind: Literal["operations_saved"]
-    ipc: Annotated[list[Positive], Field(min_length=1)]
-
-    def judged(self, claims: Claims) -> tuple[str, str]:
-        """Return the share saved for each ipc: mean and range over networks."""
-        saved = {ipc: operations_saved(claims.costs, ipc, claims.chance) for ipc in self.ipc}
-        measured = "; ".join(
-            f"ipc {ipc}: {100 * sum(part) / len(part):+.0f} % ({100 * min(part):+.0f} to {100 * max(part):+.0f})"
-            for ipc, part in saved.items()
-        )
-        return f"operations saved: {measured}", together([judge(part, self.margin) for part in saved.values()])
-
-
-Claim = Annotated[PairedGain | BatchMeasure | FirstReaches | SizeRatio | OperationsSaved, Field(discriminator="kind")]
-
-
-class _ClaimList(Strict):
-    claims: Annotated[list[Claim], Field(min_length=1)]
-
-
-def read_claim_list(root: Path) -> list[Claim]:
-    """Return the claims of studies/claims.yaml; raise pydantic's ValidationError for what is wrong in it."""
-    return _ClaimList.model_validate(YAML(typ="safe", pure=True).load(root / CLAIMS_FILE)).claims
+def read_claim_list(root: Path) -> list[dict[str, Any]]:
+    """Return the claims of studies/claims.yaml: id, claim, source, margin, evidence (its kind and arguments)."""
+    return YAML(typ="safe", pure=True).load(root / CLAIMS_FILE)["claims"]
 
 
 def verdicts(claims: Claims) -> pd.DataFrame:
     """Return every claim with what was measured and its verdict."""
-    rows = [(claim.claim, *claim.judged(claims)) for claim in read_claim_list(claims.root)]
+    rows = []
+    for claim in read_claim_list(claims.root):
+        arguments = dict(claim["evidence"])
+        kind = arguments.pop("kind")
+        if kind not in KINDS:
+            raise unknown("kind of evidence", kind, sorted(KINDS))
+        rows.append((claim["claim"], *KINDS[kind](claims, claim["margin"], **arguments)))
     return pd.DataFrame(rows, columns=["claim", "measured", "verdict"]).set_index("claim")
+
+
+def paired_gain(
+    claims: Claims, margin: float, study: str, parts: Sequence[Mapping[str, Any]], note: str = ""
+) -> Judged:
+    """Judge whether ``method`` has a higher test accuracy than ``over``, seed by seed, in every part."""
+    measured, judged = [], []
+    for part in parts:
+        method, over = part["method"], part["over"]
+        table = by_seed(claims.of(study), part["ipc"], part.get("network"), part.get("view", "protocol"))
+        gains = list(table[method] - table[over])
+        measured.append(f"{part.get('name', f'{method} over {over}')}: {points(gains)}")
+        judged.append(judge(gains, margin))
+    return "; ".join(measured) + (f" ({note})" if note else ""), together(judged)
+
+
+def batch_measure(claims: Claims, margin: float, parts: Sequence[Mapping[str, str]]) -> Judged:
+    """Judge whether a measure of one kind of real batch is smaller, or larger, than that of another, seed by seed."""
+    tables, measured, judged = batches_by_seed(claims), [], []
+    for part in parts:
+        table, kinds = tables[part["measure"]], (part["of"], part["than"])
+        means = [f"{kind} {table[kind].mean():.3f} ± {table[kind].std():.3f}" for kind in kinds]
+        measured.append(f"{part['name']}: {', '.join(means)}")
+        sign = {"larger": 1, "smaller": -1}[part["expected"]]
+        judged.append(judge(list(sign * (table[kinds[0]] - table[kinds[1]])), margin))
+    return "; ".join(measured), together(judged)
 
 
 def batches_by_seed(claims: Claims) -> dict[str, pd.DataFrame]:
@@ -182,15 +74,44 @@ def batches_by_seed(claims: Claims) -> dict[str, pd.DataFrame]:
     return {measure: means[measure].unstack().rename_axis(columns=None) for measure in MEASURES}
 
 
-def points(gains: list[float]) -> str:
-    """Return gains (fractions) in points: mean and range over seeds.
+def first_reaches(
+    claims: Claims, margin: float, study: str, method: str, target: str, target_name: str, ipc: Sequence[int]
+) -> Judged:
+    """Judge whether ``method`` reaches the final validation accuracy of ``target`` in fewer iterations."""
+    measured, judged = [], []
+    for each in ipc:
+        slow, fast = (curve_by_seed(claims.of(study), name, each) for name in (target, method))
+        share = share_of_iterations(slow, fast)
+        first, low, high = ("more than all" if s == float("inf") else f"{100 * s:.0f} %" for s in share)
+        iterations = f"{first} of {target_name}'s {slow.columns.max()} iterations"
+        measured.append(f"ipc {each}: {iterations} (95 % interval: {low} to {high})")
+        judged.append(judge_share(*share, margin))
+    return "; ".join(measured), together(judged)
 
-    >>> points([0.01, 0.03])
-    '+2.0 points (+1.0 to +3.0)'
-    """
-    mean = sum(gains) / len(gains)
-    return f"{100 * mean:+.1f} points ({100 * min(gains):+.1f} to {100 * max(gains):+.1f})"
+
+def size_ratio(claims: Claims, margin: float, ipc: Sequence[int]) -> Judged:
+    """Judge whether a distilled set takes fewer bytes than all training images."""
+    stored = claims.costs.groupby("ipc")["stored_bytes"].first()
+    ratios = {each: stored[0] / stored[each] for each in ipc}
+    measured = "; ".join(f"ipc {each}: {ratio:,.0f} times fewer bytes" for each, ratio in ratios.items())
+    return measured, together([judge([ratio - 1], margin) for ratio in ratios.values()])
 
 
-def _share(value: float) -> str:
-    return "more than all" if value == float("inf") else f"{100 * value:.0f} %"
+def operations(claims: Claims, margin: float, ipc: Sequence[int]) -> Judged:
+    """Judge whether training on a set takes fewer operations than on all images to the same accuracy."""
+    measured, judged = [], []
+    for each in ipc:
+        saved = operations_saved(claims.costs, each, claims.chance)
+        mean, low, high = (100 * share for share in (sum(saved) / len(saved), min(saved), max(saved)))
+        measured.append(f"ipc {each}: {mean:+.0f} % ({low:+.0f} to {high:+.0f})")
+        judged.append(judge(saved, margin))
+    return f"operations saved: {'; '.join(measured)}", together(judged)
+
+
+KINDS = {
+    "paired_gain": paired_gain,
+    "batch_measure": batch_measure,
+    "first_reaches": first_reaches,
+    "size_ratio": size_ratio,
+    "operations_saved": operations,
+}

@@ -1,5 +1,6 @@
 """Read the committed results: one long table of accuracies behind every table, figure and sentence of the reports."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -51,7 +52,7 @@ def _setting_rows(project: Project, setting: Setting, record: Mapping[str, Any])
     final = {
         "split": "test",
         "iteration": distillation["iterations"],
-        "seconds": sum(timings["seconds"].values()) if timings else float("nan"),
+        "seconds": sum(timings["seconds"].values()) if timings else math.nan,
     }
     for view in evaluation["views"]:
         trained = {"network": view["network"], "matched": view["network"] == matched, "view": view["view"]}
@@ -63,7 +64,7 @@ def _setting_rows(project: Project, setting: Setting, record: Mapping[str, Any])
     trained = {"network": matched, "matched": True, "view": "protocol"}
     trained |= {"protocol": evaluation["protocol"], "epochs": how.curve_epochs, "split": "validation"}
     for point in pd.read_csv(project.file("curves", setting, ".csv")).itertuples():
-        seconds = until.get(str(point.iteration), float("nan"))
+        seconds = until.get(str(point.iteration), math.nan)
         yield shared | trained | {"iteration": point.iteration, "seconds": seconds, "accuracy": point.accuracy}
 
 
@@ -111,29 +112,6 @@ def read_record(folder: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def read_measurement(root: Path, name: str) -> pd.DataFrame:
-    """Return results/claims/<name>.csv; raise FileNotFoundError naming the command that makes it."""
-    path = root / CLAIMS_FOLDER / f"{name}.csv"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; make it with `make claims`")
-    return pd.read_csv(path)
-
-
-def training_costs(root: Path, record: Mapping[str, Any]) -> pd.DataFrame:
-    """Return results/claims/cost.csv with the seconds and joules of each training from the record, where it has them.
-
-    A row is one network (``repeat``) after ``step`` training steps on one set, or on all images (``ipc`` 0).
-    """
-    costs = read_measurement(root, "cost")
-    keys = [f"{row.data}, step {row.step}, network {row.repeat}" for row in costs.itertuples()]
-    timings = record.get(f"{MEASURED_STUDY}/cost", {})
-    seconds, joules = (timings.get(kind, {}) for kind in ("training_s", "joules"))
-    missing = float("nan")
-    return costs.assign(
-        seconds=[seconds.get(key, missing) for key in keys], joules=[joules.get(key, missing) for key in keys]
-    )
-
-
 @dataclass(frozen=True)
 class Claims:
     """The committed results that the claims are judged by; ``record`` holds what their runs took."""
@@ -166,13 +144,22 @@ class Claims:
         return self.results[self.results.study == study]
 
     def table(self, name: str) -> pd.DataFrame:
-        """Return results/claims/<name>.csv."""
-        return read_measurement(self.root, name)
+        """Return results/claims/<name>.csv; raise FileNotFoundError naming the command that makes it."""
+        path = self.root / CLAIMS_FOLDER / f"{name}.csv"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing; make it with `make claims`")
+        return pd.read_csv(path)
 
     @cached_property
     def costs(self) -> pd.DataFrame:
-        """Training on sets and on all training images (see ``training_costs``)."""
-        return training_costs(self.root, self.record)
+        """results/claims/cost.csv with the seconds and joules of each training, missing where the record has none.
+
+        A row is one network (``repeat``) after ``step`` training steps on one set, or on all images (``ipc`` 0).
+        """
+        costs, timings = self.table("cost"), self.record.get(f"{MEASURED_STUDY}/cost", {})
+        keys = [f"{row.data}, step {row.step}, network {row.repeat}" for row in costs.itertuples()]
+        columns = {"seconds": "training_s", "joules": "joules"}
+        return costs.assign(**{c: [timings.get(k, {}).get(key, math.nan) for key in keys] for c, k in columns.items()})
 
     @cached_property
     def chance(self) -> float:

@@ -76,6 +76,16 @@ def together(verdicts: Sequence[str]) -> str:
     return NOT if all(verdict == NOT for verdict in verdicts) else PARTLY
 
 
+def points(gains: Sequence[float]) -> str:
+    """Return gains (fractions) in points: mean and range over seeds.
+
+    >>> points([0.01, 0.03])
+    '+2.0 points (+1.0 to +3.0)'
+    """
+    mean = sum(gains) / len(gains)
+    return f"{100 * mean:+.1f} points ({100 * min(gains):+.1f} to {100 * max(gains):+.1f})"
+
+
 def first_reaching(curve: Mapping[float, float], target: float) -> float:
     """Return where a curve (position → value), linear between its points, first reaches ``target``; inf if never.
 
@@ -145,7 +155,7 @@ def judge_share(share: float, low: float, high: float, margin: float = 0.0) -> s
 def real_training(costs: pd.DataFrame, accuracy: float, repeat: int, chance: float, spent: str = "operations") -> float:
     """Return what one network spends on all training images until ``accuracy``; inf if it never gets there.
 
-    ``costs`` is the table of ``results.training_costs``, ``spent`` its column operations or seconds. Training starts
+    ``costs`` is the table of ``Claims.costs``, ``spent`` its column operations or seconds. Training starts
     at ``chance``.
     """
     rows = costs[(costs.ipc == 0) & (costs.repeat == repeat)]

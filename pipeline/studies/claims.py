@@ -1,12 +1,13 @@
 """The tables of the study of DREAM's claims, read from its results."""
 
 import math
+from collections.abc import Mapping
 
 import pandas as pd
 from torch import Tensor
 
 from pipeline.params import read_claims
-from pipeline.report.claims import MEASURES, batches_by_seed, points
+from pipeline.report.claims import MEASURES, batches_by_seed
 from pipeline.report.results import Claims
 from pipeline.report.statistics import (
     break_even,
@@ -15,6 +16,7 @@ from pipeline.report.statistics import (
     curves,
     first_reaching,
     judge_share,
+    points,
     real_training,
     share_of_iterations,
     spread,
@@ -41,8 +43,7 @@ def _shown(accuracies: pd.Series) -> str:
 
 def training_table(claims: Claims) -> pd.DataFrame:
     """Return test accuracy with the networks between matchings trained as released and as this project did before."""
-    rows = claims.of("claims_training")
-    table, shown = by_seed(rows, rows.ipc.iloc[0]), {}
+    table, shown = _study_by_seed(claims, "claims_training"), {}
     for method in (BASELINE, METHOD):
         released, cut = table[method], table[f"{method}_cut"]
         shown[method] = {
@@ -137,6 +138,16 @@ def _study_by_seed(claims: Claims, study: str) -> pd.DataFrame:
     return by_seed(rows, rows.ipc.iloc[0])
 
 
+def _variants(table: pd.DataFrame, beside: Mapping[str, str]) -> pd.DataFrame:
+    """Return the accuracy of every method, and its gain over the one ``beside`` names, seed by seed."""
+    shown = {}
+    for method in table.columns:
+        other = beside.get(method)
+        gain = points(list(table[method] - table[other])) if other else "–"
+        shown[method] = {"test accuracy (%)": _shown(table[method]), "beside": other or "–", "gain": gain}
+    return pd.DataFrame(shown).T.rename_axis("variant")
+
+
 def ablation_gains(claims: Claims, against: str = "neither") -> pd.DataFrame:
     """Return what every variant adds to ``against``, variants (rows) × seeds (columns)."""
     table = _study_by_seed(claims, "claims_ablation")
@@ -144,30 +155,14 @@ def ablation_gains(claims: Claims, against: str = "neither") -> pd.DataFrame:
 
 
 def ablation_table(claims: Claims) -> pd.DataFrame:
-    """Return the accuracy of every variant and its difference from DREAM, seed by seed."""
+    """Return the accuracy of every variant and its difference from DREAM."""
     table = _study_by_seed(claims, "claims_ablation")
-    shown = {
-        method: {
-            "test accuracy (%)": _shown(table[method]),
-            f"beside {REFERENCE}": "–" if method == REFERENCE else points(list(table[method] - table[REFERENCE])),
-        }
-        for method in table.columns
-    }
-    return pd.DataFrame(shown).T.rename_axis("variant")
+    return _variants(table, dict.fromkeys(table.columns.drop(REFERENCE), REFERENCE))
 
 
 def lever_table(claims: Claims) -> pd.DataFrame:
     """Return the accuracy of every entry of the study `levers` and its gain over the entry it changes one thing of."""
-    table = _study_by_seed(claims, "levers")
-    shown = {
-        method: {
-            "test accuracy (%)": _shown(table[method]),
-            "beside": LEVERS.get(method, "–"),
-            "gain": points(list(table[method] - table[LEVERS[method]])) if method in LEVERS else "–",
-        }
-        for method in table.columns
-    }
-    return pd.DataFrame(shown).T.rename_axis("variant")
+    return _variants(_study_by_seed(claims, "levers"), LEVERS)
 
 
 def factor_table(claims: Claims) -> pd.DataFrame:

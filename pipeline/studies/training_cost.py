@@ -6,8 +6,9 @@
 import copy
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,9 +140,9 @@ def run_cost(project: Project, how: CostParams) -> pd.DataFrame:
     rows, seconds, joules = [], {}, {}
     for training in _trainings(project, how):
         # Warm-up: the first network of a shape pays for its compilation.
-        list(training.watch(project, seed=0, points=(1,)))
+        list(training.watch(seed=0, points=(1,)))
         for repeat in range(how.repeats):
-            for point in training.watch(project, seed=repeat, points=training.points):
+            for point in training.watch(seed=repeat, points=training.points):
                 key = f"{training.name}, step {point['step']}, network {repeat}"
                 seconds[key] = point["seconds"]
                 if point["joules"] is not None:
@@ -160,46 +161,37 @@ def run_cost(project: Project, how: CostParams) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class _Training:
-    """The images to train on and the protocol; ipc 0 stands for all training images."""
+    """Images to train on, all of them at ipc 0, and ``watch``: ``watched_training`` of them by seed and points."""
 
     name: str
     ipc: int
-    images: Tensor
-    labels: Tensor
-    settings: TrainSettings
     points: tuple[int, ...]
-    decay: str
-    clean_share: float
-    last_layer_penalty: float  # 0: as trained
     stored_bytes: int
-
-    def watch(self, project: Project, seed: int, points: tuple[int, ...]) -> Iterator[dict[str, Any]]:
-        """Train one network (see ``watched_training``), evaluated on the validation images."""
-        against = project.split("validation").to(project.compute.device)
-        return watched_training(
-            self.images, self.labels, against, project.info, project.network, self.settings, project.compute,
-            points=points, seed=seed, decay=self.decay, clean_share=self.clean_share,
-            last_layer_penalty=self.last_layer_penalty,
-        )  # fmt: skip
+    watch: Callable[..., Iterator[dict[str, Any]]]
 
 
 def _trainings(project: Project, how: CostParams) -> Iterator[_Training]:
     p, device = project.params, project.compute.device
+    validation = project.split("validation").to(device)
+    shared = {"against": validation, "info": project.info, "network": project.network, "compute": project.compute}
     for ipc in p.ipc:
         synthetic, protocol = read_set(project, Setting(METHOD, ipc, p.seeds[0])), p.evaluation(METHOD, ipc)
         images, labels = synthetic.to(device).decode()
         settings = train_settings(project.info, protocol, synthetic)
-        steps = (protocol.epochs * -(-len(labels) // settings.batch),)
-        size = stored_bytes(synthetic)
-        phases = protocol.decay, protocol.clean_share, protocol.last_layer_penalty * (protocol.last_layer == "ridge")
-        yield _Training(f"{METHOD} ipc {ipc}", ipc, images, labels, settings, steps, *phases, size)
+        watch = partial(
+            watched_training, images, labels, settings=settings, decay=protocol.decay, clean_share=protocol.clean_share,
+            last_layer_penalty=protocol.last_layer_penalty if protocol.last_layer == "ridge" else 0.0, **shared,
+        )  # fmt: skip
+        last = protocol.epochs * -(-len(labels) // settings.batch)
+        yield _Training(f"{METHOD} ipc {ipc}", ipc, (last,), stored_bytes(synthetic), watch)
     train, protocol = project.split("train"), p.evaluation(METHOD, p.ipc[0])
     augmentation = augmentation_for(project.info, protocol.augmentation, protocol.augmentation_mode)
-    usual = TrainSettings(
+    settings = TrainSettings(
         how.batch, protocol.lr, protocol.momentum, protocol.weight_decay, augmentation, protocol.cutmix
     )
-    placed, size = train.to(device), stored_bytes(train)
-    yield _Training(FULL, 0, placed.images, placed.labels, usual, tuple(how.points), "none", 0.0, 0.0, size)
+    placed = train.to(device)
+    watch = partial(watched_training, placed.images, placed.labels, settings=settings, **shared)
+    yield _Training(FULL, 0, tuple(how.points), stored_bytes(train), watch)
 
 
 if __name__ == "__main__":
