@@ -272,7 +272,7 @@ def test_a_margin_in_the_file_turns_a_verdict(copied):
     path.write_text(f"{before}id: final_accuracy{after.replace('margin: 0', 'margin: 0.2', 1)}")
     found = stage_verdicts.verdicts(copied).verdict
     assert found[first] == NOT
-    path.write_text(text.replace("kind: size_ratio", "kind: size"))
+    path.write_text(text.replace("kind: size_ratio", "kind: size_ration"))
     with pytest.raises(ValueError, match="did you mean 'size_ratio'"):
         stage_verdicts.verdicts(copied)
 

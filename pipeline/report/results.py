@@ -60,9 +60,9 @@ def _setting_rows(project: Project, setting: Setting, record: Mapping[str, Any])
         for accuracy in view["accuracies"]:
             yield shared | trained | final | {"accuracy": accuracy}
     until = timings.get("snapshots_s", {})
-    how = project.params.evaluation(setting.method, setting.ipc)
+    curve_epochs = project.params.evaluation(setting.method, setting.ipc).curve_epochs
     trained = {"network": matched, "matched": True, "view": "protocol"}
-    trained |= {"protocol": evaluation["protocol"], "epochs": how.curve_epochs, "split": "validation"}
+    trained |= {"protocol": evaluation["protocol"], "epochs": curve_epochs, "split": "validation"}
     for point in pd.read_csv(project.file("curves", setting, ".csv")).itertuples():
         seconds = until.get(str(point.iteration), math.nan)
         yield shared | trained | {"iteration": point.iteration, "seconds": seconds, "accuracy": point.accuracy}

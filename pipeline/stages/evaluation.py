@@ -19,9 +19,9 @@ from pipeline.report.provenance import code_hash
 from pipeline.stages.distillation import read_set, read_snapshots
 
 
-def evaluated_networks(project: Project, how: EvaluationParams) -> list[NetworkParams]:
+def evaluated_networks(project: Project, protocol: EvaluationParams) -> list[NetworkParams]:
     """Return the networks a set is evaluated on: ``evaluation.networks``, else the matched one."""
-    return list(how.networks) or [project.params.network]
+    return list(protocol.networks) or [project.params.network]
 
 
 def run_evaluation(
@@ -35,30 +35,31 @@ def run_evaluation(
     ``compute.workers`` above 1 that many processes share the networks to train.
     """
     project.require(setting.method, setting.ipc, setting.seed)
-    how, began = project.params.evaluation(setting.method, setting.ipc), time.perf_counter()
-    networks = list(networks or evaluated_networks(project, how))
+    protocol, began = project.params.evaluation(setting.method, setting.ipc), time.perf_counter()
+    networks = list(networks or evaluated_networks(project, protocol))
     if project.delegated("evaluation", setting, f"--networks={json.dumps([n.model_dump() for n in networks])}"):
         return read_evaluation(project, setting)
-    synthetic, snapshots = read_set(project, setting), _wanted_snapshots(project, setting, how)
+    synthetic, snapshots = read_set(project, setting), _wanted_snapshots(project, setting, protocol)
     test, info = project.seen_with(test_split(project.params.dataset, project.params.data, project.root), synthetic)
-    wanted = [(network, "protocol") for network in networks] + [(networks[0], view) for view in how.views]
+    wanted = [(network, "protocol") for network in networks] + [(networks[0], view) for view in protocol.views]
     evaluations, views, partials = [], [], []
     for network, view in wanted:
-        seen, protocol = seen_as(view, synthetic, how)
-        if view == "hard_labels" and synthetic.soft_labels is None and not how.label_smoothing:
+        seen, view_protocol = seen_as(view, synthetic, protocol)
+        if view == "hard_labels" and synthetic.soft_labels is None and not protocol.label_smoothing:
             evaluations.append(evaluations[0])  # the labels are hard already
         else:
-            partials.append(_partial(project, setting, seen, protocol, network))
+            partials.append(_partial(project, setting, seen, view_protocol, network))
             done = evaluate(
-                seen, test, info, protocol, (network.name, network.options), project.compute, seed=setting.seed,
+                seen, test, info, view_protocol, (network.name, network.options), project.compute, seed=setting.seed,
                 split="test", label=f"{setting.name}, {network.name}, {view}", kept=partials[-1],
             )  # fmt: skip
             evaluations.append(done)
-        views.append(_view_metrics(network, view, protocol, evaluations[-1]))
+        views.append(_view_metrics(network, view, view_protocol, evaluations[-1]))
     evaluated = time.perf_counter() - began
-    points = _curve_rows(project, setting, synthetic, snapshots, how, networks[0])
+    points = _curve_rows(project, setting, synthetic, snapshots, protocol, networks[0])
     if ranks.first():
-        metrics = _metrics(setting, evaluations[0], how, synthetic) | {"views": views, "network": networks[0].label}
+        metrics = _metrics(setting, evaluations[0], protocol, synthetic)
+        metrics |= {"views": views, "network": networks[0].label}
         write_json(project.file("evaluation", setting, ".json"), metrics)
         write_atomically(project.file("curves", setting, ".csv"), points.to_csv(index=False).encode())
         seconds = {"evaluation": evaluated, "curve": time.perf_counter() - began - evaluated}
@@ -77,7 +78,7 @@ def read_evaluation(project: Project, setting: Setting) -> tuple[Evaluation, pd.
 
 
 def _partial(
-    project: Project, setting: Setting, synthetic: SyntheticSet, how: EvaluationParams, network: NetworkParams
+    project: Project, setting: Setting, synthetic: SyntheticSet, protocol: EvaluationParams, network: NetworkParams
 ) -> PartialResults:
     """Return the store of an unfinished evaluation's results, named after everything that shapes them."""
     stored = [synthetic.canvases, *synthetic.extras.values()]
@@ -85,14 +86,14 @@ def _partial(
     contents = [hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest() for tensor in stored], synthetic.info
     compute = project.used_params.compute
     code = code_hash(project.stage("evaluation"), project.root)
-    key = digest(contents, how, network, setting.seed, project.data_hash, compute, code)
+    key = digest(contents, protocol, network, setting.seed, project.data_hash, compute, code)
     name = f"{setting.name}-{key}" + (f"-{ranks.rank()}" if ranks.world() > 1 else "")
     return PartialResults(project.root / ".dream" / "evaluations" / f"{name}.json")
 
 
-def _wanted_snapshots(project: Project, setting: Setting, how: EvaluationParams) -> dict[int, Tensor]:
+def _wanted_snapshots(project: Project, setting: Setting, protocol: EvaluationParams) -> dict[int, Tensor]:
     """Return the snapshots behind a curve, none where no curve is wanted; read before any training."""
-    if how.curve_networks == 0 or project.params.validation_per_class == 0:
+    if protocol.curve_networks == 0 or project.params.validation_per_class == 0:
         return {}
     return read_snapshots(project, setting)
 
@@ -102,7 +103,7 @@ def _curve_rows(
     setting: Setting,
     synthetic: SyntheticSet,
     snapshots: dict[int, Tensor],
-    how: EvaluationParams,
+    protocol: EvaluationParams,
     network: NetworkParams,
 ) -> pd.DataFrame:
     columns = ["iteration", "accuracy", "std", "networks"]
@@ -110,7 +111,7 @@ def _curve_rows(
         return pd.DataFrame(columns=columns)
     validation, info = project.seen_with(project.split("validation"), synthetic)
     chosen = network.name, network.options
-    points = curve(synthetic, snapshots, validation, info, how, chosen, project.compute, seed=setting.seed)
+    points = curve(synthetic, snapshots, validation, info, protocol, chosen, project.compute, seed=setting.seed)
     rows = [(iteration, e.mean, e.std, len(e.accuracies)) for iteration, e in points]
     return pd.DataFrame(rows, columns=columns)
 
@@ -130,19 +131,20 @@ def _view_metrics(
     return metrics | ({"as_trained": list(evaluation.as_trained)} if evaluation.as_trained else {})
 
 
-def _metrics(setting: Setting, done: Evaluation, how: EvaluationParams, synthetic: SyntheticSet) -> dict[str, Any]:
+def _metrics(setting: Setting, done: Evaluation, protocol: EvaluationParams, synthetic: SyntheticSet) -> dict[str, Any]:
+    learned = synthetic.learned_floats if protocol.learned_lr or protocol.replay else 0
     return {
         "accuracy": done.mean,
         "std": done.std,
         "accuracies": list(done.accuracies),
         "networks": len(done.accuracies),
         "epochs": done.epochs,
-        "protocol": how.protocol,
+        "protocol": protocol.protocol,
         "split": done.split,
         "method": setting.method,
         "ipc": setting.ipc,
         "seed": setting.seed,
         "factor": synthetic.factor,
         "label_kind": "hard" if synthetic.soft_labels is None else "soft",
-        "stored_floats": synthetic.stored_floats + (synthetic.learned_floats if how.learned_lr or how.replay else 0),
+        "stored_floats": synthetic.stored_floats + learned,
     }

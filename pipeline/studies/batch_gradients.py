@@ -159,27 +159,27 @@ def coverage(features: Tensor, groups: Tensor, batches: list[Tensor]) -> dict[st
 # ---- the study --------------------------------------------------------------------------------------------------
 
 
-def run_batches(project: Project, how: BatchesParams) -> pd.DataFrame:
+def run_batches(project: Project, plan: BatchesParams) -> pd.DataFrame:
     """Measure every kind of batch at every point, class and seed; see ``BatchStudy.measure``.
 
-    Write results/claims/batches.csv (every number) and results/claims/picture.csv: the images of class ``how.shown``
+    Write results/claims/batches.csv (every number) and results/claims/picture.csv: the images of class ``plan.shown``
     in the first seed's network at the last point, on their first two principal components, and which each kind picks.
     """
     began, tables = time.perf_counter(), []
     settings = project.params.distillation("dream", project.params.ipc[0])
     data = project.split("train").to(project.compute.device)
     for seed in project.params.seeds:
-        images, rows = class_pools(data, how.pool, seed)
+        images, rows = class_pools(data, plan.pool, seed)
         kernels = compiled_network(project.network, project.info, project.compute)
-        study = BatchStudy(images, project.info, kernels, settings.real_batch, how.draws, seed)
+        study = BatchStudy(images, project.info, kernels, settings.real_batch, plan.draws, seed)
         trainer, step = _trainer(project, settings, kernels, seed), 0
-        for point in sorted(how.points):
+        for point in sorted(plan.points):
             while step < point:
                 _train_step(trainer, data, settings, seed, step)
                 step += 1
             tables.append(study.measure(trainer.network, point).assign(seed=seed))
         if seed == project.params.seeds[0]:
-            picture = _picture(study, trainer, rows, how.shown, max(how.points))
+            picture = _picture(study, trainer, rows, plan.shown, max(plan.points))
     table, folder = pd.concat(tables, ignore_index=True), project.root / CLAIMS_FOLDER
     for name, written in (("batches", table), ("picture", picture)):
         write_atomically(folder / f"{name}.csv", written.to_csv(index=False, float_format="%.6g").encode())

@@ -44,8 +44,8 @@ def gather(project: Project, ipc: int) -> dict[str, Any]:
     rows = read_results(project)
     rows = rows[(rows.ipc == ipc) & (rows.split == "test") & rows.matched]
     own, by_idc = rows[rows.view == "protocol"], rows[rows.view == "idc"]
-    how, first = p.evaluation(p.methods[0], ipc), own.to_dict("records")[0]
-    if by_idc.empty and _is_idc(how):
+    protocol, first = p.evaluation(p.methods[0], ipc), own.to_dict("records")[0]
+    if by_idc.empty and _is_idc(protocol):
         by_idc = own
     setting = Setting(p.methods[0], ipc, p.seeds[0])
     path = project.root / BEST / f"{p.dataset}-ipc{ipc}.safetensors"
@@ -61,7 +61,7 @@ def gather(project: Project, ipc: int) -> dict[str, Any]:
             "seeds": p.seeds,
             "decode": synthetic.rule,
             "study": project.study,
-            "augmentation_mode": how.augmentation_mode,
+            "augmentation_mode": protocol.augmentation_mode,
             "iterations": first["iteration"],
         }
     )
@@ -71,10 +71,10 @@ def gather(project: Project, ipc: int) -> dict[str, Any]:
     return numbers
 
 
-def _is_idc(how: EvaluationParams) -> bool:
+def _is_idc(protocol: EvaluationParams) -> bool:
     """Return whether a protocol is IDC's with all its defaults."""
     shared = set(OF_EVERY_PROTOCOL)
-    return how.model_dump(exclude=shared) == EvaluationParams().model_dump(exclude=shared)
+    return protocol.model_dump(exclude=shared) == EvaluationParams().model_dump(exclude=shared)
 
 
 def _accuracies(rows: pd.DataFrame) -> dict[str, Any]:

@@ -129,8 +129,8 @@ def watched_training(
 # ---- the study --------------------------------------------------------------------------------------------------
 
 
-def run_cost(project: Project, how: CostParams) -> pd.DataFrame:
-    """Train ``how.repeats`` networks on DREAM's set of the first seed at each ipc, and as many on all training images.
+def run_cost(project: Project, plan: CostParams) -> pd.DataFrame:
+    """Train ``plan.repeats`` networks on DREAM's set of the first seed at each ipc, and as many on all training images.
 
     Training on a set follows the study's evaluation protocol; training on all images has the same rate, momentum and
     augmentation, without decay. Accuracy is on the validation images. Write results/claims/cost.csv (data, ipc,
@@ -138,10 +138,10 @@ def run_cost(project: Project, how: CostParams) -> pd.DataFrame:
     """
     began, per_image = time.perf_counter(), operations_per_image(project.network, project.info)
     rows, seconds, joules = [], {}, {}
-    for training in _trainings(project, how):
+    for training in _trainings(project, plan):
         # Warm-up: the first network of a shape pays for its compilation.
         list(training.watch(seed=0, points=(1,)))
-        for repeat in range(how.repeats):
+        for repeat in range(plan.repeats):
             for point in training.watch(seed=repeat, points=training.points):
                 key = f"{training.name}, step {point['step']}, network {repeat}"
                 seconds[key] = point["seconds"]
@@ -170,7 +170,7 @@ class _Training:
     watch: Callable[..., Iterator[dict[str, Any]]]
 
 
-def _trainings(project: Project, how: CostParams) -> Iterator[_Training]:
+def _trainings(project: Project, plan: CostParams) -> Iterator[_Training]:
     p, device = project.params, project.compute.device
     validation = project.split("validation").to(device)
     shared = {"against": validation, "info": project.info, "network": project.network, "compute": project.compute}
@@ -187,11 +187,11 @@ def _trainings(project: Project, how: CostParams) -> Iterator[_Training]:
     train, protocol = project.split("train"), p.evaluation(METHOD, p.ipc[0])
     augmentation = augmentation_for(project.info, protocol.augmentation, protocol.augmentation_mode)
     settings = TrainSettings(
-        how.batch, protocol.lr, protocol.momentum, protocol.weight_decay, augmentation, protocol.cutmix
+        plan.batch, protocol.lr, protocol.momentum, protocol.weight_decay, augmentation, protocol.cutmix
     )
     placed = train.to(device)
     watch = partial(watched_training, placed.images, placed.labels, settings=settings, **shared)
-    yield _Training(FULL, 0, tuple(how.points), stored_bytes(train), watch)
+    yield _Training(FULL, 0, tuple(plan.points), stored_bytes(train), watch)
 
 
 if __name__ == "__main__":
