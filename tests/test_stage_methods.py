@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from ruamel.yaml import YAML
 
 from dreamlib._engine.files import read_json, write_atomically, write_json
 from pipeline.params import find_root, read_params
@@ -28,13 +27,8 @@ ACCURACY = {
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """The results written by hand; ``copied`` is for tests that change them."""
-    yaml, tmp_path = YAML(), tmp_path_factory.mktemp("methods")
-    for name in ("params.yaml", "studies.yaml"):
-        values = yaml.load(ROOT / name)
-        if name == "studies.yaml":
-            values["studies"]["methods"].update(methods=list(ACCURACY), seeds=[0, 1])
-        yaml.dump(values, tmp_path / name)
-    project = Project(tmp_path, read_params(tmp_path, "methods"), "methods")
+    params = read_params(ROOT, "methods").model_copy(update={"methods": list(ACCURACY), "seeds": [0, 1]})
+    project = Project(tmp_path_factory.mktemp("methods"), params, "methods")
     for method, accuracies in ACCURACY.items():
         for seed, accuracy in enumerate(accuracies):
             setting = Setting(method, 1, seed)
