@@ -162,7 +162,10 @@ def evaluate(
 
     With several workers (``dreamlib._engine.ranks``), each trains a part of the networks and all return all accuracies.
     """
-    repeats, epochs = repeats or protocol.repeats, epochs or protocol.epochs
+    repeats = protocol.repeats if repeats is None else repeats
+    epochs = protocol.epochs if epochs is None else epochs
+    if repeats < 1 or epochs < 1:
+        raise ValueError(f"repeats = {repeats}, epochs = {epochs}: give at least 1 of each, or None for the protocol's")
     placed = synthetic.to(compute.device)
     if placed.rule == "bound" and placed.soft_labels is None:
         placed = replace(placed, rule="single")

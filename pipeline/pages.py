@@ -13,10 +13,11 @@ from pipeline.launch_notebook import exit_status
 from pipeline.params import find_root, read_params
 from pipeline.project import Project
 from pipeline.report import parameters_page, record, results_page
+from pipeline.report.results import Claims
 from pipeline.report.tables import between, markdown
 from pipeline.stages.figures import evaluations, summary, summary_markdown
 from pipeline.studies import best_sets
-from pipeline.studies.claims import Claims, training_table
+from pipeline.studies.claims import training_table
 
 Block = Callable[[Path], str]  # project root → Markdown that ends in a line break
 

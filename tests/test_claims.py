@@ -15,19 +15,20 @@ from dreamlib.synthetic.synthetic_set import SyntheticSet
 from dreamlib.training.features import accuracy, fit_last_layer, predict
 from dreamlib.training.schedules import SCHEDULES
 from dreamlib.training.trainer import Trainer, TrainSettings, fit
-from pipeline.report.claims import (
+from pipeline.report.statistics import (
     HOLDS,
     NOT,
     PARTLY,
     bootstrap,
     break_even,
     first_reaching,
+    judge,
     judge_share,
     share_of_iterations,
     together,
 )
-from pipeline.studies.batch_measures import KINDS, BatchStudy, class_gradient, gradient_measures, pooled
-from pipeline.studies.cost_measures import energy_joules, operations_per_image, stored_bytes, watched_training
+from pipeline.studies.batch_gradients import KINDS, BatchStudy, class_gradient, class_pools, gradient_measures
+from pipeline.studies.training_cost import energy_joules, operations_per_image, stored_bytes, watched_training
 
 
 def test_a_curve_reaches_a_value_between_its_points_at_its_start_or_never():
@@ -44,7 +45,7 @@ def test_the_bootstrap_lists_every_draw():
     assert sorted(seen) == [(0, 0), (0, 1), (1, 0), (1, 1)]
     # Means of draws from (0, 3): 0, 1.5, 1.5, 3, each a quarter: the middle half is from 0 (the first quarter) to 1.5.
     assert bootstrap(lambda drawn: sum(3.0 * d for d in drawn) / 2, 2, level=0.5) == (0.0, 1.5)
-    # 27 draws valued 0 to 26: a tenth of them is 2.7, so that the third and the twenty-fifth bound four idc_steps
+    # 27 draws valued 0 to 26: a tenth of them is 2.7, so that the third and the twenty-fifth bound four fifths
     assert bootstrap(lambda drawn: 9 * drawn[0] + 3 * drawn[1] + drawn[2], 3, level=0.8) == (2.0, 24.0)
     assert bootstrap(lambda drawn: 7.0 + drawn[0], 1) == (7.0, 7.0)
     with pytest.raises(ValueError, match="give 1 to 6"):
@@ -73,6 +74,12 @@ def test_parts_of_a_claim_together(parts, whole):
     assert together(parts) == whole
 
 
+def test_a_margin_must_be_exceeded_by_every_seed_or_by_the_mean_beyond_its_error():
+    gains = [0.02, 0.03, 0.04]  # mean 0.03, standard error 0.01 / √3 = 0.0058
+    assert [judge(gains, margin) for margin in (0.0, 0.015, 0.024, 0.025)] == [HOLDS, HOLDS, PARTLY, NOT]
+    assert [judge_share(0.3, 0.1, 0.6, margin) for margin in (0.0, 0.5, 0.8)] == [HOLDS, PARTLY, NOT]
+
+
 def test_what_saves_nothing_never_pays():
     assert break_even(100.0, 2.0, 2.0) == break_even(100.0, 3.0, 2.0) == math.inf
     assert break_even(100.0, 2.0, 3.0) == 100.0
@@ -97,7 +104,7 @@ def test_one_batch_has_no_spread_and_the_class_itself_no_distance():
 
 def test_batches_of_every_kind_are_of_the_class_and_of_one_size(toy_data, toy_info, tiny):
     info, network = toy_info(), tiny()
-    data, rows = pooled(toy_data(per_class=30), 20, seed=0)
+    data, rows = class_pools(toy_data(per_class=30), 20, seed=0)
     assert data.labels.bincount().tolist() == [20, 20, 20] and len(set(rows.tolist())) == 60
     study = BatchStudy(data, info, CompiledNetwork(network, Compute()), size=4, draws=2, seed=0)
     features, logits = study.features(network)

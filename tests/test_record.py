@@ -103,7 +103,7 @@ def test_what_the_tests_took_is_read_from_pytests_report(tmp_path):
 
 
 def test_summary_pools_networks_and_seeds():
-    fixed = {"factor": 2, "iterations": 5, "training_images": 40, "stored_floats": 7840}
+    fixed = {"factor": 2, "iteration": 5, "training_images": 40, "stored_floats": 7840}
     fixed |= {"label_kind": "hard", "protocol": "idc", "epochs": 3}
     rows = pd.DataFrame(
         [

@@ -8,16 +8,17 @@ import pandas as pd
 import pytest
 import torch
 
-from dreamlib._engine.files import write_json
+from dreamlib._engine.files import write_atomically, write_json
 from dreamlib.settings import EvaluationParams
 from dreamlib.synthetic.synthetic_set import SyntheticSet, load
 from pipeline.params import Params, find_root, read_params
-from pipeline.project import Setting
-from pipeline.report.claims import HOLDS, NOT, PARTLY
+from pipeline.project import Project, Setting
+from pipeline.report.claims import CLAIMS_FILE, read_claim_list
+from pipeline.report.results import CLAIM_STUDIES, Claims
+from pipeline.report.statistics import HOLDS, NOT, PARTLY, operations_saved, real_training
 from pipeline.studies import best_sets as stage_best
 from pipeline.studies import claims as stage_claims
 from pipeline.studies import verdicts as stage_verdicts
-from pipeline.studies.claims import Claims
 from pipeline.studies.training_cost import FULL
 
 ROOT = find_root()
@@ -33,58 +34,71 @@ ABLATION = {
     "interval_5": (0.61, 0.61, 0.61),
 }
 FACTOR = {1: {"dream_f1": 0.5, "dream_f2": 0.6}, 10: {}, 50: {"dream_f1": 0.7, "dream_f2": 0.7}}
+TRAINING = {"idc_same_batch": 0.6, "dream": 0.7}
 LEVERS = {"ridge": (0.71, 0.72, 0.73), "ridge_penalty": (0.75, 0.75, 0.72)}
 CURVES = {"idc_same_batch": {0: 0.3, 40: 0.5, 160: 0.6}, "dream": {0: 0.4, 40: 0.6, 160: 0.7}}
 
 
+CURVE_SECONDS = {"idc_same_batch": {"0": 0.0, "40": 10.0, "160": 40.0}, "dream": {"0": 0.0, "40": 20.0, "160": 80.0}}
+
+
 def write(project, method, ipc, seed, accuracy, views=()):
+    """The files of one setting: its accuracy on the matched network, on others and in other views, and its curve."""
     setting = Setting(method, ipc, seed)
     seen = [(NETWORK, "protocol", accuracy), *views]
-    shown = [{"network": n, "view": v, "accuracies": [a], "accuracy": a, "std": 0.0} for n, v, a in seen]
-    found = {"accuracies": [accuracy], "accuracy": accuracy, "label_kind": "hard", "factor": 2, "method": method}
-    found |= {"ipc": ipc, "seed": seed, "protocol": "idc", "epochs": 9, "stored_floats": 7840, "views": shown}
-    write_json(project.file("evaluation", setting, ".json"), found)
+    evaluation = {
+        "accuracies": [accuracy], "accuracy": accuracy, "label_kind": "hard", "method": method, "ipc": ipc,
+        "seed": seed, "protocol": "idc", "epochs": 9, "stored_floats": 7840,
+        "factor": project.params.distillation(method, ipc).factor,
+        "views": [{"network": n, "view": v, "accuracies": [a], "accuracy": a, "std": 0.0} for n, v, a in seen],
+    }  # fmt: skip
+    write_json(project.file("evaluation", setting, ".json"), evaluation)
     write_json(project.file("distillation", setting, ".json"), {"iterations": 9, "training_images": 40})
+    curve = CURVES.get(method, {}) if project.study == "claims_curves" else {}
+    table = pd.DataFrame({"iteration": curve.keys(), "accuracy": [a + 0.01 * seed for a in curve.values()]})
+    write_atomically(project.file("curves", setting, ".csv"), table.to_csv(index=False).encode())
 
 
-@pytest.fixture
-def claims(tmp_path):
-    for name in ("params.yaml", "studies.yaml"):
+@pytest.fixture(scope="module")
+def claims(tmp_path_factory):
+    """The results written by hand, read once; ``copied`` is for tests that change them."""
+    tmp_path = tmp_path_factory.mktemp("claims")
+    for name in ("params.yaml", "studies.yaml", CLAIMS_FILE, "notebooks/published.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
-    (tmp_path / "notebooks").mkdir()
-    shutil.copy(ROOT / "notebooks" / "published.csv", tmp_path / "notebooks")
-    found = Claims.open(tmp_path)
-    for seed in SEEDS:
-        for method in found.ablation.params.methods:
-            write(found.ablation, method, 1, seed, ABLATION.get(method, (0.6,) * 3)[seed])
-        for ipc, accuracies in FACTOR.items():
-            for method in found.factor.params.methods:
-                write(found.factor, method, ipc, seed, accuracies.get(method, 0.6))
-        for method in found.levers.params.methods:
-            write(found.levers, method, 1, seed, LEVERS.get(method, (0.7,) * 3)[seed])
-        for method in found.training.params.methods:
-            released = {"idc_same_batch": 0.6, "dream": 0.7}
-            write(found.training, method, 1, seed, released.get(method, 0.65 + 0.01 * seed))
-        for method in found.methods.params.methods:
-            write(found.methods, method, 1, seed, 0.6 + 0.01 * seed * method.endswith("dream"))
-        for ipc in (1, 10):
-            for method, base in (("random", 0.5), ("idc_same_batch", 0.6), ("dream", 0.7)):
+    given = {
+        "claims_ablation": lambda method, ipc, seed: ABLATION.get(method, (0.6,) * 3)[seed],
+        "claims_factor": lambda method, ipc, seed: FACTOR[ipc].get(method, 0.6),
+        "claims_training": lambda method, ipc, seed: TRAINING.get(method, 0.65 + 0.01 * seed),
+        "claims_curves": lambda method, ipc, seed: {"random": 0.5, "idc_same_batch": 0.6, "dream": 0.7}[method],
+        "levers": lambda method, ipc, seed: LEVERS.get(method, (0.7,) * 3)[seed],
+        "methods": lambda method, ipc, seed: 0.6 + 0.01 * seed * method.endswith("dream"),
+    }
+    record = {}
+    for study, accuracy in given.items():
+        project = Project(tmp_path, read_params(tmp_path, study), study)
+        for setting in project.settings:
+            base, views = accuracy(setting.method, setting.ipc, setting.seed), []
+            if study == "claims_curves":
                 views = [("mlp", "protocol", base - 0.1), ("lenet", "protocol", 0.3), (NETWORK, "plain", base - 0.2)]
-                write(found.curves, method, ipc, seed, base, views)
-                curve = pd.DataFrame({"iteration": CURVES.get(method, {}).keys()})
-                curve["accuracy"] = [a + 0.01 * seed for a in CURVES.get(method, {}).values()]
-                path = found.curves.file("curves", Setting(method, ipc, seed), ".csv")
-                path.parent.mkdir(parents=True, exist_ok=True)
-                curve.to_csv(path, index=False)
-                times = {"0": 0.0, "40": 20.0, "160": 80.0}
-                times = {k: v / 2 for k, v in times.items()} if method == "idc_same_batch" else times
-                first = {"snapshots_s": {k: v + 100 * (seed == 0 and k != "0") for k, v in times.items()}}
-                found.record[f"claims_curves/distillation-{method}-ipc{ipc}-seed{seed}"] = first
+                times = CURVE_SECONDS.get(setting.method, {})
+                first = {k: v + 100 * (setting.seed == 0 and k != "0") for k, v in times.items()}
+                record[f"{study}/distillation-{setting.name}"] = {"seconds": {"total": 90.0}, "snapshots_s": first}
+            write(project, setting.method, setting.ipc, setting.seed, base, views)
     folder = tmp_path / "results" / "claims"
     folder.mkdir()
     batches(folder)
-    cost(folder, found.record)
-    return found
+    cost(folder, record)
+    write_json(folder / "record.json", record)
+    return Claims.open(tmp_path)
+
+
+@pytest.fixture
+def copied(claims, tmp_path):
+    shutil.copytree(claims.root, tmp_path, dirs_exist_ok=True)
+    copy = Claims.open(tmp_path)
+    copy.__dict__["results"] = claims.results  # no test changes the evaluations
+    return copy
 
 
 def batches(folder):
@@ -128,7 +142,7 @@ def test_gains_are_taken_seed_by_seed(claims):
     gains = stage_claims.ablation_gains(claims)
     assert gains.loc["init_only"].round(6).tolist() == [0.05, -0.01, 0.04]
     table = stage_claims.ablation_table(claims)
-    assert table.loc["boundary", "beside both"] == "-22.0 points (-22.0 to -22.0)"
+    assert table.loc["boundary", "gain"] == "-22.0 points (-22.0 to -22.0)"
     assert table.loc["center", "test accuracy (%)"] == "57.7 ± 4.6"
 
 
@@ -146,8 +160,8 @@ def test_share_and_seconds_by_hand(claims):
     assert row["idc, validation at the end (%)"] == "61.0 ± 1.0" and row.verdict == HOLDS
     # In seconds (medians leave the first seed's compilation out): 20 of 40.
     assert row["share of seconds"] == pytest.approx(0.5)
-    claims.record.clear()
-    assert math.isnan(stage_claims.share_table(claims).loc[1, "share of seconds"])
+    untimed = stage_claims.share_table(Claims(claims.root, {}))
+    assert math.isnan(untimed.loc[1, "share of seconds"]) and untimed.loc[1, "share"] == row["share"]
 
 
 def test_batches_are_averaged_over_classes_and_points_before_seeds(claims):
@@ -160,10 +174,12 @@ def test_batches_are_averaged_over_classes_and_points_before_seeds(claims):
 
 
 def test_cost_by_hand(claims):
-    assert stage_claims.real_training(claims, 0.5, 0) == pytest.approx(600)
-    assert stage_claims.real_training(claims, 0.25, 0) == pytest.approx(200)  # half way from chance
-    assert stage_claims.operations_saved(claims, 1) == pytest.approx([1 - 100 / 600] * 3)
-    assert stage_claims.operations_saved(claims, 10) == pytest.approx([1 - 900 / 600] * 3)
+    costs = claims.costs
+    assert real_training(costs, 0.5, 0, chance=0.1) == pytest.approx(600)
+    assert real_training(costs, 0.25, 0, chance=0.1) == pytest.approx(200)  # half way from chance
+    assert real_training(costs, 0.9, 0, chance=0.1) == math.inf
+    assert operations_saved(costs, 1, chance=0.1) == pytest.approx([1 - 100 / 600] * 3)
+    assert operations_saved(costs, 10, chance=0.1) == pytest.approx([1 - 900 / 600] * 3)
     table = stage_claims.cost_table(claims)
     # all data takes 6 s to 0.5; making took 80 s (the median): 80 / (6 − 1), and 7 s a training saves nothing
     assert table["trainings until it pays"].tolist() == ["16", "never", "–"]
@@ -206,7 +222,7 @@ def test_verdicts_follow_the_numbers(claims):
         (("center", "representative"), HOLDS, PARTLY),  # centre-most ones then leave less uncovered
     ],
 )
-def test_verdicts_on_batches_turn_with_the_batches(claims, tmp_path, swapped, smaller, edges):
+def test_verdicts_on_batches_turn_with_the_batches(copied, tmp_path, swapped, smaller, edges):
     one, other = swapped
     path = tmp_path / "results" / "claims" / "batches.csv"
     keys, measures = ["point", "class", "seed", "batch"], ["norm", "nearest_distance"]
@@ -215,7 +231,7 @@ def test_verdicts_on_batches_turn_with_the_batches(claims, tmp_path, swapped, sm
     table = table.set_index(keys)
     table[measures] = turned[measures]
     table.reset_index().to_csv(path, index=False)
-    found = stage_verdicts.verdicts(claims).verdict
+    found = stage_verdicts.verdicts(copied).verdict
     assert found[found.index.str.startswith("Representative batches have smaller")].tolist() == [smaller]
     assert found[found.index.str.startswith("Boundary batches have larger")].tolist() == [edges]
 
@@ -234,10 +250,37 @@ def test_what_verdicts_rest_on_is_told_in_numbers(claims):
     ]
 
 
+def test_every_claim_is_about_settings_that_its_study_lists():
+    studies = {name: read_params(ROOT, name) for name in CLAIM_STUDIES}
+    claims = read_claim_list(ROOT)
+    assert len({claim["id"] for claim in claims}) == len(claims) and all(claim["source"] for claim in claims)
+    for claim in claims:
+        if claim["evidence"]["kind"] == "paired_gain":
+            params = studies[claim["evidence"]["study"]]
+            for part in claim["evidence"]["parts"]:
+                assert {part["method"], part["over"]} <= set(params.methods) and part["ipc"] in params.ipc, claim["id"]
+                protocol = params.evaluation(part["method"], part["ipc"])
+                assert part.get("view", "protocol") in ("protocol", *protocol.views), claim["id"]
+                assert part.get("network") in (None, *(network.label for network in protocol.networks)), claim["id"]
+
+
+def test_a_margin_in_the_file_turns_a_verdict(copied):
+    path, first = copied.root / CLAIMS_FILE, "DREAM's final accuracy is higher than IDC's"
+    assert stage_verdicts.verdicts(copied).verdict[first] == HOLDS  # 0.7 against 0.6
+    text = path.read_text()
+    before, after = text.split("id: final_accuracy")
+    path.write_text(f"{before}id: final_accuracy{after.replace('margin: 0', 'margin: 0.2', 1)}")
+    found = stage_verdicts.verdicts(copied).verdict
+    assert found[first] == NOT
+    path.write_text(text.replace("kind: size_ratio", "kind: size_ration"))
+    with pytest.raises(ValueError, match="did you mean 'size_ratio'"):
+        stage_verdicts.verdicts(copied)
+
+
 def test_factors_are_shown_with_their_iterations(claims):
     table = stage_claims.factor_table(claims)
-    assert list(table.columns) == ["ipc 1, 10 iterations", "ipc 10, 10 iterations", "ipc 50, 10 iterations"]
-    assert table.loc[2, "ipc 1, 10 iterations"] == "60.0 ± 0.0" and list(table.index) == [1, 2, 3]
+    assert list(table.columns) == ["ipc 1, 9 iterations", "ipc 10, 9 iterations", "ipc 50, 9 iterations"]
+    assert table.loc[2, "ipc 1, 9 iterations"] == "60.0 ± 0.0" and list(table.index) == [1, 2, 3]
 
 
 def test_every_lever_is_set_beside_the_entry_it_changes_one_thing_of(claims):
@@ -273,29 +316,31 @@ def test_pictures_show_what_was_picked():
 
 
 def test_a_missing_table_says_how_to_make_it(claims):
-    with pytest.raises(FileNotFoundError, match="dvc repro claims"):
+    with pytest.raises(FileNotFoundError, match="make claims"):
         claims.table("nothing")
 
 
 @pytest.fixture
-def keep(claims):
-    """Write the numbers of a best set of Fashion-MNIST, with changes."""
-    ours = {"accuracy": 0.88, "std": 0.004, "accuracies": [0.88] * 5, "networks": 5, "seeds": [3], "protocol": "ridge"}
+def keep(tmp_path):
+    """Write the numbers of a best set of Fashion-MNIST, with changes, beside the published ones."""
+    (tmp_path / "notebooks").mkdir()
+    shutil.copy(ROOT / "notebooks" / "published.csv", tmp_path / "notebooks")
+    ours = {"accuracies": [0.875, 0.88, 0.88, 0.88, 0.885], "networks": 5, "seeds": [3], "protocol": "ridge"}
     ours |= {"epochs": 700, "method": "ridge", "factor": 2, "iterations": 12345, "study": "best_ipc1"}
     ours |= {"stored_floats": 7840, "label_kind": "hard", "decode": "dct", "augmentation_mode": "idc"}
 
     def write_one(ipc, **changes):
-        path = claims.curves.root / "results" / "best" / f"fashion_mnist-ipc{ipc}.json"
+        path = tmp_path / "results" / "best" / f"fashion_mnist-ipc{ipc}.json"
         write_json(path, {k: v for k, v in (ours | changes).items() if v is not None})
 
     return write_one
 
 
-BY_IDC = {"accuracy": 0.81, "std": 0.002, "accuracies": [0.81] * 6, "networks": 3, "seeds": 2}
+BY_IDC = {"accuracies": [0.808, 0.81, 0.812] * 2, "networks": 3, "seeds": 2}
 
 
-def test_the_record_lays_ours_by_idcs_protocol_beside_the_published(claims, keep):
-    root = claims.curves.root
+def test_the_record_lays_ours_by_idcs_protocol_beside_the_published(tmp_path, keep):
+    root = tmp_path
     assert "kept in results/best yet" in stage_best.record_sentence(root, "fashion_mnist")
     keep(1, idc=BY_IDC)
     table = stage_best.record_table(root, "fashion_mnist").loc[1].reset_index(drop=True)
@@ -317,8 +362,8 @@ def test_the_record_lays_ours_by_idcs_protocol_beside_the_published(claims, keep
     }
 
 
-def test_what_was_not_evaluated_by_idcs_protocol_is_said_to_be_so(claims, keep):
-    root = claims.curves.root
+def test_what_was_not_evaluated_by_idcs_protocol_is_said_to_be_so(tmp_path, keep):
+    root = tmp_path
     keep(1)
     assert "reach nothing yet: they were not evaluated by it." in stage_best.record_sentence(root, "fashion_mnist")
     keep(10, idc=BY_IDC, protocol="idc", label_kind="soft")
@@ -333,7 +378,7 @@ def test_what_was_not_evaluated_by_idcs_protocol_is_said_to_be_so(claims, keep):
 def test_the_first_seeds_set_is_kept_with_the_accuracies_of_all(tmp_path, claims, protocol, monkeypatch):
     """IDC's protocol is a view of a set that has its own, and the protocol itself of one that has IDC's."""
     monkeypatch.setattr(Params, "evaluation", lambda self, method, ipc: EvaluationParams(protocol=protocol))
-    project = replace(claims.curves, study="best_ipc1")
+    project = replace(claims.project("claims_curves"), study="best_ipc1")
     p = project.params.model_copy(update={"methods": ["dream"], "ipc": [1], "seeds": [4, 5]})
     project = replace(project, root=tmp_path, params=p)
     made = {}
@@ -343,12 +388,15 @@ def test_the_first_seeds_set_is_kept_with_the_accuracies_of_all(tmp_path, claims
         made[seed] = SyntheticSet(torch.rand(shape), torch.arange(k), k)
         made[seed].save(project.file("sets", setting, ".safetensors"))
         numbers = {"protocol": protocol, "epochs": 3, "method": "dream", "factor": 1, "stored_floats": 7, "networks": 2}
-        numbers |= {"label_kind": "hard", "accuracies": accuracies}
+        numbers |= {"label_kind": "hard", "accuracies": accuracies, "network": "convnet"}
         views = {"protocol": accuracies, "plain": [0.1, 0.1]}
         views |= {} if protocol == "idc" else {"idc": [a - 0.2 for a in accuracies]}
-        numbers["views"] = [{"view": view, "accuracies": theirs} for view, theirs in views.items()]
+        numbers["views"] = [
+            {"view": view, "network": "convnet", "accuracies": theirs} for view, theirs in views.items()
+        ]
         write_json(project.file("evaluation", setting, ".json"), numbers)
-        write_json(project.file("distillation", setting, ".json"), {"iterations": 40})
+        write_json(project.file("distillation", setting, ".json"), {"iterations": 40, "training_images": 10})
+        write_atomically(project.file("curves", setting, ".csv"), b"iteration,accuracy,std,networks\n")
     found = stage_best.gather(project, 1)
     assert found["accuracy"] == pytest.approx(0.75)
     assert found["std"] == pytest.approx((0.17 / 3) ** 0.5)  # deviations .25, .15, .15, .25

@@ -1,12 +1,15 @@
 """The methods study read back, on results written by hand."""
 
+import shutil
+from dataclasses import replace
+
 import pandas as pd
 import pytest
-from ruamel.yaml import YAML
 
-from dreamlib._engine.files import read_json, write_json
+from dreamlib._engine.files import read_json, write_atomically, write_json
 from pipeline.params import find_root, read_params
 from pipeline.project import Project, Setting
+from pipeline.report.results import final_results, read_results
 from pipeline.stages.figures import evaluations, summary
 from pipeline.studies import methods as stage_methods
 
@@ -21,15 +24,11 @@ ACCURACY = {
 }
 
 
-@pytest.fixture
-def project(tmp_path):
-    yaml = YAML()
-    for name in ("params.yaml", "studies.yaml"):
-        values = yaml.load(ROOT / name)
-        if name == "studies.yaml":
-            values["studies"]["methods"].update(methods=list(ACCURACY), seeds=[0, 1])
-        yaml.dump(values, tmp_path / name)
-    project = Project(tmp_path, read_params(tmp_path, "methods"), "methods")
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """The results written by hand; ``copied`` is for tests that change them."""
+    params = read_params(ROOT, "methods").model_copy(update={"methods": list(ACCURACY), "seeds": [0, 1]})
+    project = Project(tmp_path_factory.mktemp("methods"), params, "methods")
     for method, accuracies in ACCURACY.items():
         for seed, accuracy in enumerate(accuracies):
             setting = Setting(method, 1, seed)
@@ -45,7 +44,38 @@ def project(tmp_path):
             write_json(project.file("evaluation", setting, ".json"), found)
             made = {"iterations": 0 if method == "random" else 20, "training_images": 10}
             write_json(project.file("distillation", setting, ".json"), made)
+            write_atomically(project.file("curves", setting, ".csv"), b"iteration,accuracy,std,networks\n")
     return project
+
+
+@pytest.fixture
+def copied(project, tmp_path):
+    shutil.copytree(project.results, tmp_path / "results" / "methods")
+    return replace(project, root=tmp_path)
+
+
+def test_the_long_table_has_a_row_for_every_trained_network_and_curve_point(copied):
+    project, setting = copied, Setting("dc", 1, 1)
+    path = project.file("evaluation", setting, ".json")
+    evaluation = read_json(path)
+    evaluation["views"][0] |= {"accuracies": [0.6, 0.7], "protocol": "dsa", "epochs": 5}
+    write_json(path, evaluation)
+    curve = b"iteration,accuracy,std,networks\n0,0.3,0.0,1\n20,0.5,0.0,1\n"
+    write_atomically(project.file("curves", setting, ".csv"), curve)
+    write_json(project.file("evaluation", Setting("left_over", 1, 0), ".json"), evaluation)
+    timings = {"seconds": {"matching": 3.0, "network": 4.0}, "snapshots_s": {"0": 0.5, "20": 6.5}}
+    rows = read_results(project, {f"distillation-{setting.name}": timings})
+    assert set(rows.method) == set(ACCURACY) and set(rows.study) == {"methods"}
+    rows = rows[(rows.method == "dc") & (rows.seed == 1)]
+    columns = ["split", "view", "network", "protocol", "epochs", "iteration", "accuracy", "seconds"]
+    assert rows[rows.split == "test"][columns].values.tolist() == [
+        ["test", "protocol", "convnet", "dsa", 5, 20, 0.6, 7.0],
+        ["test", "protocol", "convnet", "dsa", 5, 20, 0.7, 7.0],
+        ["test", "plain", "convnet", "idc", 9, 20, pytest.approx(0.54), 7.0],
+    ]
+    along = rows[rows.split == "validation"]
+    assert along[["iteration", "accuracy", "seconds"]].values.tolist() == [[0, 0.3, 0.5], [20, 0.5, 6.5]]
+    assert final_results(rows).accuracy.tolist() == [0.6, 0.7]
 
 
 def entry(seconds):
@@ -90,13 +120,9 @@ def test_methods_below_random_are_named(project):
     assert "`dream` is best here: **70.0 ± 0.0 %**, then `dc_dream` with 65.5" in stage_methods.verdict(project)
 
 
-def test_methods_below_the_chosen_images_are_named(project):
-    path = project.root / "studies.yaml"
-    yaml = YAML()
-    values = yaml.load(path)
-    values["studies"]["methods"]["methods"].append("kmeans")
-    yaml.dump(values, path)
-    project = Project(project.root, read_params(project.root, "methods"), "methods")
+def test_methods_below_the_chosen_images_are_named(copied):
+    listed = copied.params.model_copy(update={"methods": [*copied.params.methods, "kmeans"]})
+    project = replace(copied, params=listed)
     for seed in (0, 1):
         kinds = ("evaluation", "distillation")
         shown, made = (read_json(project.file(kind, Setting("random", 1, seed), ".json")) for kind in kinds)
@@ -104,5 +130,7 @@ def test_methods_below_the_chosen_images_are_named(project):
         shown["views"] = [view | {"accuracies": [0.62], "accuracy": 0.62} for view in shown["views"]]
         write_json(project.file("evaluation", Setting("kmeans", 1, seed), ".json"), shown)
         write_json(project.file("distillation", Setting("kmeans", 1, seed), ".json"), made)
+        curve = project.file("curves", Setting("random", 1, seed), ".csv").read_bytes()
+        write_atomically(project.file("curves", Setting("kmeans", 1, seed), ".csv"), curve)
     said = stage_methods.verdict(project)
     assert "Images chosen by k-means reach 62.0 ± 0.0 % undistilled" in said and "Not above those: `dc`, `idc`." in said

@@ -29,7 +29,8 @@ from pipeline.stages.evaluation import run_evaluation
 from pipeline.studies import run as study
 
 ROOT = find_root(Path(__file__).parent)
-STUDIES = YAML(typ="safe", pure=True).load(ROOT / "studies.yaml")["studies"]
+STUDIES_FILE = "studies.yaml"
+STUDIES = YAML(typ="safe", pure=True).load(ROOT / STUDIES_FILE)["studies"]
 TINY = {
     "dataset": "digits",
     "network": {"name": "convnet", "options": {"width": 8}},
@@ -94,7 +95,7 @@ def root(tmp_path, monkeypatch):
 
 
 def write(root, small):
-    YAML().dump({"studies": {"tiny": TINY, "small": small}}, root / "studies.yaml")
+    YAML().dump({"studies": {"tiny": TINY, "small": small}}, root / STUDIES_FILE)
 
 
 def test_a_study_joins_sections_and_replaces_the_rest(root):
@@ -140,7 +141,7 @@ def test_a_study_has_nothing_of_another_network_or_data_set(root):
 def test_an_unknown_study_and_a_missing_file_are_said(root):
     with pytest.raises(ParameterError, match="did you mean 'tiny'"):
         read_params(root, "tinny")
-    (root / "studies.yaml").unlink()
+    (root / STUDIES_FILE).unlink()
     with pytest.raises(ParameterError, match=r"studies.yaml is missing; restore it with `git checkout studies.yaml`"):
         read_params(root, "tiny")
 

@@ -1,112 +1,117 @@
-"""How a claim is judged from few seeds: paired gains, curves that cross, and a bootstrap over seeds."""
+"""Judge the claims that studies/claims.yaml lists, each by its kind of evidence."""
 
-import itertools
-import math
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pandas as pd
+from ruamel.yaml import YAML
 
-HOLDS, PARTLY, NOT = "holds", "holds partly", "not seen at this budget"
+from dreamlib.errors import unknown
+from pipeline.report.results import Claims
+from pipeline.report.statistics import (
+    by_seed,
+    curve_by_seed,
+    judge,
+    judge_share,
+    operations_saved,
+    points,
+    share_of_iterations,
+    together,
+)
 
-
-def judge(gains: Sequence[float]) -> str:
-    """The verdict on "better by more than nothing" from one gain a seed.
-
-    It holds when every seed gains; partly when one does not, but the mean gain is above its standard error over seeds;
-    it does not otherwise, be it for a loss or for a difference too small to be seen. Without a true difference three
-    seeds all gain once in eight times: a verdict from three seeds is no more than that.
-
-    >>> judge([0.01, 0.02, 0.01]), judge([0.04, -0.01, 0.02]), judge([0.03, -0.02, 0.01])
-    ('holds', 'holds partly', 'not seen at this budget')
-    """
-    if min(gains) > 0:
-        return HOLDS
-    error = statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
-    return PARTLY if statistics.fmean(gains) > error else NOT
-
-
-def together(verdicts: Sequence[str]) -> str:
-    """One verdict of several parts: it holds when all hold, does not when none holds even partly.
-
-    >>> together(["holds", "holds"]), together(["holds", "not seen at this budget"])
-    ('holds', 'holds partly')
-    """
-    if all(v == HOLDS for v in verdicts):
-        return HOLDS
-    return NOT if all(v == NOT for v in verdicts) else PARTLY
+CLAIMS_FILE = Path("studies") / "claims.yaml"
+MEASURES = ["distance", "norm", "norm_std", "variance", "nearest_distance", "clusters_hit"]
+Judged = tuple[str, str]  # what was measured, in words, and the verdict
 
 
-def first_reaching(curve: Mapping[float, float], target: float) -> float:
-    """Where a curve (position → value), drawn straight between its points, first reaches ``target``; inf if never.
-
-    >>> first_reaching({0: 0.5, 10: 0.7, 20: 0.8}, 0.75), first_reaching({0: 0.5, 10: 0.7}, 0.4)
-    (15.0, 0.0)
-    """
-    points = sorted(curve.items())
-    if points[0][1] >= target:
-        return float(points[0][0])
-    for (x0, y0), (x1, y1) in itertools.pairwise(points):
-        if y1 >= target:
-            return float(x0 + (x1 - x0) * (target - y0) / (y1 - y0))
-    return math.inf
+def read_claim_list(root: Path) -> list[dict[str, Any]]:
+    """Return the claims of studies/claims.yaml: id, claim, source, margin, evidence (its kind and arguments)."""
+    return YAML(typ="safe", pure=True).load(root / CLAIMS_FILE)["claims"]
 
 
-def bootstrap(statistic: Callable[[Sequence[int]], float], count: int, level: float = 0.95) -> tuple[float, float]:
-    """The percentile interval of a statistic of ``count`` seeds, over all count^count ways to draw them anew.
-
-    Nothing is random, so that the interval is the same from run to run; infinite values are allowed. ``statistic`` is
-    given the drawn seeds' numbers. Raises ValueError for more than six seeds, whose draws are too many to list.
-
-    >>> bootstrap(lambda drawn: [1.0, 2.0, 3.0][drawn[0]], 3)
-    (1.0, 3.0)
-    """
-    if not 1 <= count <= 6:
-        raise ValueError(f"a bootstrap over {count} seeds cannot be listed; give 1 to 6")
-    values = [statistic(drawn) for drawn in itertools.product(range(count), repeat=count)]
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
-    return float(low), float(high)
+def verdicts(claims: Claims) -> pd.DataFrame:
+    """Return every claim with what was measured and its verdict."""
+    rows = []
+    for claim in read_claim_list(claims.root):
+        arguments = dict(claim["evidence"])
+        kind = arguments.pop("kind")
+        if kind not in KINDS:
+            raise unknown("kind of evidence", kind, sorted(KINDS))
+        rows.append((claim["claim"], *KINDS[kind](claims, claim["margin"], **arguments)))
+    return pd.DataFrame(rows, columns=["claim", "measured", "verdict"]).set_index("claim")
 
 
-def share_of_iterations(slow: pd.DataFrame, fast: pd.DataFrame) -> tuple[float, float, float]:
-    """Of the iterations ``slow`` took to its final accuracy, the share ``fast`` needs for as much; with its interval.
-
-    Both are accuracies, a row a seed and a column an iteration. Means over seeds are compared; the interval draws the
-    seeds of both anew together. 0 means that ``fast`` starts that high, inf that it never gets there.
-
-    >>> slow = pd.DataFrame([[0.4, 0.6], [0.4, 0.6]], columns=[0, 80])
-    >>> fast = pd.DataFrame([[0.5, 0.7], [0.5, 0.7]], columns=[0, 80])
-    >>> share_of_iterations(slow, fast)  # 0.6 is half way from 0.5 to 0.7
-    (0.5, 0.5, 0.5)
-    """
-    if len(slow) != len(fast):
-        raise ValueError(f"the curves have {len(slow)} and {len(fast)} seeds; give the same seeds to both")
-    total = max(slow.columns)
-
-    def share(drawn: Sequence[int]) -> float:
-        rows = list(drawn)
-        target = float(slow.iloc[rows][total].mean())
-        return round(first_reaching(fast.iloc[rows].mean().to_dict(), target) / total, 12)
-
-    return (share(range(len(slow))), *bootstrap(share, len(slow)))
+def paired_gain(
+    claims: Claims, margin: float, study: str, parts: Sequence[Mapping[str, Any]], note: str = ""
+) -> Judged:
+    """Judge whether ``method`` has a higher test accuracy than ``over``, seed by seed, in every part."""
+    measured, judged = [], []
+    for part in parts:
+        method, over = part["method"], part["over"]
+        table = by_seed(claims.of(study), part["ipc"], part.get("network"), part.get("view", "protocol"))
+        gains = list(table[method] - table[over])
+        measured.append(f"{part.get('name', f'{method} over {over}')}: {points(gains)}")
+        judged.append(judge(gains, margin))
+    return "; ".join(measured) + (f" ({note})" if note else ""), together(judged)
 
 
-def judge_share(share: float, low: float, high: float) -> str:
-    """The verdict on "in fewer iterations": it holds when the whole interval lies below 1.
+def batch_measure(claims: Claims, margin: float, parts: Sequence[Mapping[str, str]]) -> Judged:
+    """Judge whether a measure of one kind of real batch is smaller, or larger, than that of another, seed by seed."""
+    tables, measured, judged = batches_by_seed(claims), [], []
+    for part in parts:
+        table, kinds = tables[part["measure"]], (part["of"], part["than"])
+        means = [f"{kind} {table[kind].mean():.3f} ± {table[kind].std():.3f}" for kind in kinds]
+        measured.append(f"{part['name']}: {', '.join(means)}")
+        sign = {"larger": 1, "smaller": -1}[part["expected"]]
+        judged.append(judge(list(sign * (table[kinds[0]] - table[kinds[1]])), margin))
+    return "; ".join(measured), together(judged)
 
-    >>> judge_share(0.3, 0.1, 0.8), judge_share(0.9, 0.4, 1.2), judge_share(1.2, 0.9, float("inf"))
-    ('holds', 'holds partly', 'not seen at this budget')
-    """
-    if high < 1:
-        return HOLDS
-    return PARTLY if share < 1 else NOT
+
+def batches_by_seed(claims: Claims) -> dict[str, pd.DataFrame]:
+    """Return measure → its mean over classes and points, seeds (rows) × kinds of batch (columns)."""
+    means = claims.table("batches").groupby(["seed", "batch"], sort=False)[MEASURES].mean()
+    return {measure: means[measure].unstack().rename_axis(columns=None) for measure in MEASURES}
 
 
-def break_even(making: float, with_it: float, without: float) -> float:
-    """After how many trainings what was spent on ``making`` is saved; inf when a training saves nothing.
+def first_reaches(
+    claims: Claims, margin: float, study: str, method: str, target: str, target_name: str, ipc: Sequence[int]
+) -> Judged:
+    """Judge whether ``method`` reaches the final validation accuracy of ``target`` in fewer iterations."""
+    measured, judged = [], []
+    for each in ipc:
+        slow, fast = (curve_by_seed(claims.of(study), name, each) for name in (target, method))
+        share = share_of_iterations(slow, fast)
+        first, low, high = ("more than all" if s == float("inf") else f"{100 * s:.0f} %" for s in share)
+        iterations = f"{first} of {target_name}'s {slow.columns.max()} iterations"
+        measured.append(f"ipc {each}: {iterations} (95 % interval: {low} to {high})")
+        judged.append(judge_share(*share, margin))
+    return "; ".join(measured), together(judged)
 
-    >>> break_even(100.0, 2.0, 12.0), break_even(100.0, 2.0, 1.0)
-    (10.0, inf)
-    """
-    return making / (without - with_it) if without > with_it else math.inf
+
+def size_ratio(claims: Claims, margin: float, ipc: Sequence[int]) -> Judged:
+    """Judge whether a distilled set takes fewer bytes than all training images."""
+    stored = claims.costs.groupby("ipc")["stored_bytes"].first()
+    ratios = {each: stored[0] / stored[each] for each in ipc}
+    measured = "; ".join(f"ipc {each}: {ratio:,.0f} times fewer bytes" for each, ratio in ratios.items())
+    return measured, together([judge([ratio - 1], margin) for ratio in ratios.values()])
+
+
+def operations(claims: Claims, margin: float, ipc: Sequence[int]) -> Judged:
+    """Judge whether training on a set takes fewer operations than on all images to the same accuracy."""
+    measured, judged = [], []
+    for each in ipc:
+        saved = operations_saved(claims.costs, each, claims.chance)
+        mean, low, high = (100 * share for share in (sum(saved) / len(saved), min(saved), max(saved)))
+        measured.append(f"ipc {each}: {mean:+.0f} % ({low:+.0f} to {high:+.0f})")
+        judged.append(judge(saved, margin))
+    return f"operations saved: {'; '.join(measured)}", together(judged)
+
+
+KINDS = {
+    "paired_gain": paired_gain,
+    "batch_measure": batch_measure,
+    "first_reaches": first_reaches,
+    "size_ratio": size_ratio,
+    "operations_saved": operations,
+}

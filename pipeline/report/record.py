@@ -14,6 +14,7 @@ import pandas as pd
 from dreamlib._engine.files import read_json, write_json
 from pipeline.params import find_root, read_params
 from pipeline.project import Project
+from pipeline.report.results import read_record
 from pipeline.report.tables import markdown
 from pipeline.timings import RUNS
 
@@ -25,20 +26,20 @@ TEST_REPORT = Path(".dream") / "tests.xml"  # pytest's own report of the last `m
 
 
 def collect(root: Path, study: str = "", joining: Sequence[str] = ()) -> dict[str, Any]:
-    """What this machine's last run of every stage took, by stage instance; of the default pipeline or of a study.
+    """Return what this machine's last run of every stage took, by stage instance, of the default pipeline or a study.
 
-    With a study come those named after it and those ``joining`` it: 'claims' has claims_curves' under
-    "claims_curves/<stage instance>".
+    A study's record includes the studies named after it and those in ``joining``: that of claims has the entries of
+    claims_curves under "claims_curves/<stage instance>".
     """
-    found = {path.stem: read_json(path) for path in sorted((root / RUNS / study).glob("*.json"))}
-    patterns = [*([f"{study}_*"] if study else []), *joining]
-    for path in (path for pattern in patterns for path in sorted((root / RUNS).glob(f"{pattern}/*.json"))):
-        found[f"{path.parent.name}/{path.stem}"] = read_json(path)
-    return found
+    entries = {path.stem: read_json(path) for path in sorted((root / RUNS / study).glob("*.json"))}
+    for pattern in [*([f"{study}_*"] if study else []), *joining]:
+        for path in sorted((root / RUNS).glob(f"{pattern}/*.json")):
+            entries[f"{path.parent.name}/{path.stem}"] = read_json(path)
+    return entries
 
 
 def cost_table(record: dict[str, Any]) -> pd.DataFrame:
-    """Seconds, peak memory, device of every recorded stage instance."""
+    """Return seconds, peak memory and device of every recorded stage instance."""
     rows = [
         (
             name,
@@ -53,8 +54,8 @@ def cost_table(record: dict[str, Any]) -> pd.DataFrame:
 
 
 def record_table(root: Path, dataset: str) -> pd.DataFrame:
-    """What the committed record has of a data set, as a table; empty where that is nothing."""
-    record = read_json(root / RECORD) if (root / RECORD).is_file() else {}
+    """Return the entries of the committed record for a data set as a table; empty where there are none."""
+    record = read_record(root / RECORD.parent)
     return cost_table({name: entry for name, entry in record.items() if entry["dataset"] == dataset})
 
 
@@ -65,9 +66,8 @@ def times_table(root: Path, commands: Sequence[str] | None = None) -> str:
     """
     rows = []
     for command, study in COMMANDS.items():
-        path = root / RECORD.parent / study / RECORD.name
-        if path.is_file():
-            entries = list(read_json(path).values())
+        entries = list(read_record(root / RECORD.parent / study).values())
+        if entries:
             seconds = sum(sum(entry["seconds"].values()) for entry in entries)
             memory = max(entry["peak_memory_bytes"] for entry in entries) / 2**20
             machines = "; ".join(sorted({_machine(entry) for entry in entries}))
@@ -100,16 +100,16 @@ def write_tests_record(root: Path) -> None:
 
 
 def committed(root: Path, path: str) -> bytes | None:
-    """A file as the last commit has it, or None."""
+    """Return a file as the last commit has it, or None."""
     shown = subprocess.run(["git", "show", f"HEAD:{path}"], cwd=root, capture_output=True, check=False)
     return shown.stdout if shown.returncode == 0 else None
 
 
 def compare(root: Path) -> tuple[pd.DataFrame, bool]:
-    """Every setting of params.yaml, its set and accuracy beside the last commit's; whether all are within the spread.
+    """Compare the set and accuracy of every setting of params.yaml with the last commit's; also whether all are within.
 
-    'within' means: no further from the committed mean than two standard deviations of the two together, at least one
-    percentage point (few networks estimate a spread poorly).
+    An accuracy is within the spread when it differs from the committed mean by no more than two standard deviations of
+    the two together, or one percentage point if that is more (few networks estimate a spread poorly).
     """
     rows = []
     for setting in Project(root, read_params(root)).settings:
@@ -129,8 +129,8 @@ def compare(root: Path) -> tuple[pd.DataFrame, bool]:
     return table, not table["verdict"].str.startswith("OUTSIDE").any()
 
 
-def _result_kept(root: Path, name: str) -> bool:
-    """Whether what a study's stage instance made, "study/stage-setting", is among the results."""
+def _has_result(root: Path, name: str) -> bool:
+    """Whether the output of a study's stage instance, "study/stage-setting", is among the results."""
     study, _, instance = name.partition("/")
     stage, _, setting = instance.partition("-")
     return stage in RESULTS and any((root / "results" / study).glob(f"{RESULTS[stage]}/{setting}.json"))
@@ -138,28 +138,26 @@ def _result_kept(root: Path, name: str) -> bool:
 
 def _write(root: Path, studies: Sequence[str]) -> int:
     study, *joining = studies or [""]
-    found = collect(root, study, joining)
-    if not found:
-        print(f"error: no run is noted in {RUNS}; run `make repro` first", file=sys.stderr)
+    entries = collect(root, study, joining)
+    if not entries:
+        print(f"error: no run is noted in {RUNS / study}; run the stages first", file=sys.stderr)
         return 1
     path = RECORD.parent / study / RECORD.name
     # Studies that were not run on this machine keep their entries, and so do the other seeds of those that were.
-    here = {name.partition("/")[0] for name in found if "/" in name}
-    kept = read_json(root / path) if here and (root / path).is_file() else {}
-    found |= {
-        name: entry
-        for name, entry in kept.items()
-        if name not in found and "/" in name and (name.partition("/")[0] not in here or _result_kept(root, name))
-    }
-    write_json(root / path, found)
+    here = {name.partition("/")[0] for name in entries if "/" in name}
+    before = read_record((root / path).parent) if here else {}
+    for name, entry in before.items():
+        if name not in entries and "/" in name and (name.partition("/")[0] not in here or _has_result(root, name)):
+            entries[name] = entry
+    write_json(root / path, entries)
     if not study:
         write_tests_record(root)
-    print(f"{path}: {len(found)} stages")
+    print(f"{path}: {len(entries)} stages")
     return 0
 
 
 def _compare(root: Path) -> int:
-    table, good = compare(root)
+    table, all_within = compare(root)
     shown = table.assign(**{c: (100 * table[c].astype(float)).round(1) for c in ("accuracy", "recorded")})
     print("\nThis run beside the committed record (accuracies in percent):\n")
     print(shown.to_string(index=False))
@@ -169,7 +167,7 @@ def _compare(root: Path) -> int:
             f"\nStages took {costs['seconds'].sum():.0f} s; largest memory {costs['peak memory (MiB)'].max():.0f} MiB."
         )
     print("Read the report: reports/04_figures.ipynb, or run `make report` and open reports/html/index.html")
-    return 0 if good else 1
+    return 0 if all_within else 1
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -178,8 +176,13 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m pipeline.report.record", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("action", choices=["compare", "write"])
-    told = "write: a study's record instead of the default pipeline's; those named after the first join its record"
-    parser.add_argument("--study", nargs="+", default=[], help=told)
+    parser.add_argument(
+        "--study",
+        nargs="+",
+        default=[],
+        metavar="STUDY",
+        help="write: the record of this study instead of the default pipeline's; further studies join its record",
+    )
     given = parser.parse_args(arguments)
     return _write(find_root(), given.study) if given.action == "write" else _compare(find_root())
 

@@ -19,9 +19,9 @@ from pipeline.report.provenance import code_hash
 from pipeline.stages.distillation import read_set, read_snapshots
 
 
-def evaluated_networks(project: Project, how: EvaluationParams) -> list[NetworkParams]:
-    """The networks a set is evaluated on: ``evaluation.networks``, else the matched one."""
-    return list(how.networks) or [project.params.network]
+def evaluated_networks(project: Project, protocol: EvaluationParams) -> list[NetworkParams]:
+    """Return the networks a set is evaluated on: ``evaluation.networks``, else the matched one."""
+    return list(protocol.networks) or [project.params.network]
 
 
 def run_evaluation(
@@ -29,84 +29,74 @@ def run_evaluation(
 ) -> tuple[Evaluation, pd.DataFrame]:
     """Evaluate one set on the test images, and its snapshots on the validation images.
 
-    The first of ``networks`` (by default those of params.yaml) stands for the set; the others and the protocol's views
-    are listed beside it. Writes results/evaluation/<name>.json (metrics) and results/curves/<name>.csv (iteration,
-    accuracy, std, networks). A whitened set is evaluated on images whitened alike. With ``compute.workers`` above 1
-    that many processes share the networks to train.
+    The first of ``networks`` (by default those of params.yaml) stands for the set; the results of the others and of the
+    protocol's views are listed with it. Write results/evaluation/<name>.json (metrics) and results/curves/<name>.csv
+    (iteration, accuracy, std, networks). A whitened set is evaluated on images whitened alike. With
+    ``compute.workers`` above 1 that many processes share the networks to train.
     """
     project.require(setting.method, setting.ipc, setting.seed)
-    how, began = project.params.evaluation(setting.method, setting.ipc), time.perf_counter()
-    networks = list(networks or evaluated_networks(project, how))
+    protocol, began = project.params.evaluation(setting.method, setting.ipc), time.perf_counter()
+    networks = list(networks or evaluated_networks(project, protocol))
     if project.delegated("evaluation", setting, f"--networks={json.dumps([n.model_dump() for n in networks])}"):
         return read_evaluation(project, setting)
-    synthetic, snapshots = read_set(project, setting), _wanted_snapshots(project, setting, how)
+    synthetic, snapshots = read_set(project, setting), _wanted_snapshots(project, setting, protocol)
     test, info = project.seen_with(
         test_split(project.params.dataset, project.root / project.params.data.directory, project.params.data.options),
         synthetic,
     )
-    asked = [(network, "protocol") for network in networks] + [(networks[0], view) for view in how.views]
-    rows, found, partial = [], [], []
-    for network, view in asked:
-        hard = synthetic.soft_labels is None and not how.label_smoothing
-        same = view == "hard_labels" and hard  # the protocol has said it already
-        seen, protocol = apply_view(view, synthetic, how)
-        if not same:
-            partial.append(_partial(project, setting, seen, protocol, network))
-        found.append(
-            found[0]
-            if same
-            else evaluate(
-                seen, test, info, protocol, (network.name, network.options), project.compute, seed=setting.seed,
-                split="test", label=f"{setting.name}, {network.name}, {view}", partial=partial[-1],
-            )
-        )  # fmt: skip
-        rows.append(
-            {"network": network.label, "view": view, "protocol": protocol.protocol, "epochs": found[-1].epochs}
-            | {"accuracies": list(found[-1].accuracies)}
-            | {"accuracy": found[-1].mean, "std": found[-1].std}
-            | ({"as_trained": list(found[-1].as_trained)} if found[-1].as_trained else {})
-        )
+    wanted = [(network, "protocol") for network in networks] + [(networks[0], view) for view in protocol.views]
+    evaluations, views, partials = [], [], []
+    for network, view in wanted:
+        seen, view_protocol = apply_view(view, synthetic, protocol)
+        if view == "hard_labels" and synthetic.soft_labels is None and not protocol.label_smoothing:
+            evaluations.append(evaluations[0])  # the labels are hard already
+        else:
+            partials.append(_partial(project, setting, seen, view_protocol, network))
+            done = evaluate(
+                seen, test, info, view_protocol, (network.name, network.options), project.compute, seed=setting.seed,
+                split="test", label=f"{setting.name}, {network.name}, {view}", partial=partials[-1],
+            )  # fmt: skip
+            evaluations.append(done)
+        views.append(_view_metrics(network, view, view_protocol, evaluations[-1]))
     evaluated = time.perf_counter() - began
-    points = _curve_rows(project, setting, synthetic, snapshots, how, networks[0])
-    if not ranks.first():
-        for each in partial:
-            each.delete()
-        return found[0], points
-    metrics = _metrics(setting, found[0], how, synthetic) | {"views": rows, "network": networks[0].label}
-    write_json(project.file("evaluation", setting, ".json"), metrics)
-    write_atomically(project.file("curves", setting, ".csv"), points.to_csv(index=False).encode())
-    for each in partial:
-        each.delete()
-    seconds = {"evaluation": evaluated, "curve": time.perf_counter() - began - evaluated}
-    project.note(f"evaluation-{setting.name}", seconds)
-    return found[0], points
+    points = _curve_rows(project, setting, synthetic, snapshots, protocol, networks[0])
+    if ranks.first():
+        metrics = _metrics(setting, evaluations[0], protocol, synthetic)
+        metrics |= {"views": views, "network": networks[0].label}
+        write_json(project.file("evaluation", setting, ".json"), metrics)
+        write_atomically(project.file("curves", setting, ".csv"), points.to_csv(index=False).encode())
+        seconds = {"evaluation": evaluated, "curve": time.perf_counter() - began - evaluated}
+        project.note(f"evaluation-{setting.name}", seconds)
+    for partial in partials:
+        partial.delete()
+    return evaluations[0], points
 
 
 def read_evaluation(project: Project, setting: Setting) -> tuple[Evaluation, pd.DataFrame]:
-    """An evaluation and its curve, read back from their files."""
-    found = read_json(project.file("evaluation", setting, ".json"))
+    """Return an evaluation and its curve, read from their files."""
+    metrics = read_json(project.file("evaluation", setting, ".json"))
     points = pd.read_csv(project.file("curves", setting, ".csv"))
-    as_trained = tuple(found["views"][0].get("as_trained", ()))
-    return Evaluation(tuple(found["accuracies"]), found["split"], found["epochs"], as_trained), points
+    as_trained = tuple(metrics["views"][0].get("as_trained", ()))
+    return Evaluation(tuple(metrics["accuracies"]), metrics["split"], metrics["epochs"], as_trained), points
 
 
 def _partial(
-    project: Project, setting: Setting, synthetic: SyntheticSet, how: EvaluationParams, network: NetworkParams
+    project: Project, setting: Setting, synthetic: SyntheticSet, protocol: EvaluationParams, network: NetworkParams
 ) -> PartialResults:
-    """Where an evaluation keeps what it has found until it is whole: named after everything that shapes its results."""
+    """Return the store of an unfinished evaluation's results, named after everything that shapes them."""
     stored = [synthetic.canvases, *synthetic.extras.values()]
     stored += [] if synthetic.soft_labels is None else [synthetic.soft_labels]
-    what = [hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest() for tensor in stored], synthetic.info
+    contents = [hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest() for tensor in stored], synthetic.info
     compute = project.used_params.compute
     code = code_hash(project.stage("evaluation"), project.root)
-    key = digest(what, how, network, setting.seed, project.data_hash, compute, code)
+    key = digest(contents, protocol, network, setting.seed, project.data_hash, compute, code)
     name = f"{setting.name}-{key}" + (f"-{ranks.rank()}" if ranks.world() > 1 else "")
     return PartialResults(project.root / ".dream" / "evaluations" / f"{name}.json")
 
 
-def _wanted_snapshots(project: Project, setting: Setting, how: EvaluationParams) -> dict[int, Tensor]:
-    """The snapshots that a curve is made of, none where none is asked for; read before any training."""
-    if how.curve_networks == 0 or project.params.validation_per_class == 0:
+def _wanted_snapshots(project: Project, setting: Setting, protocol: EvaluationParams) -> dict[int, Tensor]:
+    """Return the snapshots behind a curve, none where no curve is wanted; read before any training."""
+    if protocol.curve_networks == 0 or project.params.validation_per_class == 0:
         return {}
     return read_snapshots(project, setting)
 
@@ -116,7 +106,7 @@ def _curve_rows(
     setting: Setting,
     synthetic: SyntheticSet,
     snapshots: dict[int, Tensor],
-    how: EvaluationParams,
+    protocol: EvaluationParams,
     network: NetworkParams,
 ) -> pd.DataFrame:
     columns = ["iteration", "accuracy", "std", "networks"]
@@ -124,24 +114,40 @@ def _curve_rows(
         return pd.DataFrame(columns=columns)
     validation, info = project.seen_with(project.split("validation"), synthetic)
     chosen = network.name, network.options
-    points = curve(synthetic, snapshots, validation, info, how, chosen, project.compute, seed=setting.seed)
+    points = curve(synthetic, snapshots, validation, info, protocol, chosen, project.compute, seed=setting.seed)
     rows = [(iteration, e.mean, e.std, len(e.accuracies)) for iteration, e in points]
     return pd.DataFrame(rows, columns=columns)
 
 
-def _metrics(setting: Setting, done: Evaluation, how: EvaluationParams, synthetic: SyntheticSet) -> dict[str, Any]:
+def _view_metrics(
+    network: NetworkParams, view: str, protocol: EvaluationParams, evaluation: Evaluation
+) -> dict[str, Any]:
+    metrics = {
+        "network": network.label,
+        "view": view,
+        "protocol": protocol.protocol,
+        "epochs": evaluation.epochs,
+        "accuracies": list(evaluation.accuracies),
+        "accuracy": evaluation.mean,
+        "std": evaluation.std,
+    }
+    return metrics | ({"as_trained": list(evaluation.as_trained)} if evaluation.as_trained else {})
+
+
+def _metrics(setting: Setting, done: Evaluation, protocol: EvaluationParams, synthetic: SyntheticSet) -> dict[str, Any]:
+    learned = synthetic.learned_floats if protocol.learned_lr or protocol.replay else 0
     return {
         "accuracy": done.mean,
         "std": done.std,
         "accuracies": list(done.accuracies),
         "networks": len(done.accuracies),
         "epochs": done.epochs,
-        "protocol": how.protocol,
+        "protocol": protocol.protocol,
         "split": done.split,
         "method": setting.method,
         "ipc": setting.ipc,
         "seed": setting.seed,
         "factor": synthetic.factor,
         "label_kind": "hard" if synthetic.soft_labels is None else "soft",
-        "stored_floats": synthetic.stored_floats + (synthetic.learned_floats if how.learned_lr or how.replay else 0),
+        "stored_floats": synthetic.stored_floats + learned,
     }

@@ -1,6 +1,6 @@
-"""The project's best sets: gathered from the studies that made them, and compared with what others published.
+"""Gather the project's best sets from the studies that made them, and compare them with published accuracies.
 
-``python -m pipeline.studies.best_sets IPC`` gathers those of one ipc from the study best_ipc<IPC> into results/best.
+``python -m pipeline.studies.best_sets IPC`` gathers the set of one ipc from the study best_ipc<IPC> into results/best.
 """
 
 import argparse
@@ -12,149 +12,140 @@ from typing import Any
 
 import pandas as pd
 
-from dreamlib._engine.files import read_json, write_json
+from dreamlib._engine.files import write_json
 from dreamlib.settings import OF_EVERY_PROTOCOL, EvaluationParams
 from dreamlib.synthetic.synthetic_set import BEST, SyntheticSet
 from pipeline.launch_notebook import exit_status
 from pipeline.project import Project, Setting
 from pipeline.report import figures
+from pipeline.report.results import best_results, published_results, read_results
+from pipeline.report.statistics import spread
 from pipeline.report.tables import markdown, percent
 
-COLUMNS = ["ipc", "method", "test accuracy (%)", "evaluation", "factor", "stored floats", "networks × seeds", "source"]
+ACCURACY = "test accuracy (%)"
+COLUMNS = ["method", ACCURACY, "evaluation", "factor", "stored floats", "networks × seeds", "source"]
 OWN = "own evaluation"  # marks a row that does not compare with the published ones
 
 
 def gather(project: Project, ipc: int) -> dict[str, Any]:
-    """Keep the first seed's set of a study of one method, with the accuracies of all its seeds; returns the numbers.
+    """Keep the first seed's set of a study of one method, with the accuracies of all its seeds; return the numbers.
 
-    Writes results/best/<dataset>-ipc<ipc>.safetensors, .png (its contact sheet) and .json. The first seed's set stands
-    for the method whatever it scored. The accuracies by IDC's protocol untouched, which compare with published ones,
-    are kept under 'idc': those of the view 'idc', or of the protocol where it is IDC's. Raises ValueError for a study
-    of several methods.
+    Write results/best/<dataset>-ipc<ipc>.safetensors, .png (its contact sheet) and .json. The first seed's set stands
+    for the method whatever it scored. The accuracies by IDC's protocol with its defaults, which compare with published
+    ones, are kept under 'idc': those of the view 'idc', or of the protocol where it is IDC's. Raise ValueError for a
+    study of several methods.
     """
     p = project.params
     if len(p.methods) != 1:
         raise ValueError(f"study {project.study} lists methods {p.methods}; the best set comes from one: list it alone")
-    settings = [Setting(p.methods[0], ipc, seed) for seed in p.seeds]
-    found = [read_json(project.file("evaluation", setting, ".json")) for setting in settings]
-    accuracies = [accuracy for each in found for accuracy in each["accuracies"]]
-    how = p.evaluation(p.methods[0], ipc)
-    by_idc = [_by_idc(each, how) for each in found]
+    rows = read_results(project)
+    rows = rows[(rows.ipc == ipc) & (rows.split == "test") & rows.matched]
+    own, by_idc = rows[rows.view == "protocol"], rows[rows.view == "idc"]
+    protocol, first = p.evaluation(p.methods[0], ipc), own.to_dict("records")[0]
+    if by_idc.empty and _is_idc(protocol):
+        by_idc = own
+    setting = Setting(p.methods[0], ipc, p.seeds[0])
     path = project.root / BEST / f"{p.dataset}-ipc{ipc}.safetensors"
-    synthetic = SyntheticSet.open(project.file("sets", settings[0], ".safetensors"))
+    synthetic = SyntheticSet.open(project.file("sets", setting, ".safetensors"))
     synthetic.save(path)
-    shown = project.pictures(synthetic)
-    figures.write_contact_sheet(shown, synthetic.num_classes, path.with_suffix(".png"), scale=2 if ipc > 1 else 4)
-    shared = ("protocol", "epochs", "method", "factor", "stored_floats", "label_kind", "networks")
-    numbers = {key: found[0][key] for key in shared} | {
-        "accuracy": statistics.fmean(accuracies),
-        "std": _std(accuracies),
-        "accuracies": accuracies,
-        "seeds": p.seeds,
-        "decode": synthetic.rule,
-        "study": project.study,
-        "augmentation_mode": how.augmentation_mode,
-        "iterations": read_json(project.file("distillation", settings[0], ".json"))["iterations"],
-    }
-    if asked := [accuracies for accuracies in by_idc if accuracies]:
-        every = [accuracy for accuracies in asked for accuracy in accuracies]
-        numbers["idc"] = {"accuracy": statistics.fmean(every), "std": _std(every), "accuracies": every}
-        numbers["idc"] |= {"networks": len(asked[0]), "seeds": len(asked)}
+    pictures = project.pictures(synthetic)
+    figures.write_contact_sheet(pictures, synthetic.num_classes, path.with_suffix(".png"), scale=2 if ipc > 1 else 4)
+    shared = ("protocol", "epochs", "method", "factor", "stored_floats", "label_kind")
+    numbers = (
+        {key: first[key] for key in shared}
+        | _accuracies(own)
+        | {
+            "seeds": p.seeds,
+            "decode": synthetic.rule,
+            "study": project.study,
+            "augmentation_mode": protocol.augmentation_mode,
+            "iterations": first["iteration"],
+        }
+    )
+    if len(by_idc):
+        numbers["idc"] = _accuracies(by_idc) | {"seeds": by_idc.seed.nunique()}
     write_json(path.with_suffix(".json"), numbers)
     return numbers
 
 
-def _by_idc(evaluated: dict[str, Any], how: EvaluationParams) -> list[float]:
-    """The accuracies of one set by IDC's protocol untouched; empty where it was not evaluated so."""
-    views = {view["view"]: view["accuracies"] for view in evaluated["views"]}
+def _is_idc(protocol: EvaluationParams) -> bool:
+    """Return whether a protocol is IDC's with all its defaults."""
     shared = set(OF_EVERY_PROTOCOL)
-    untouched = how.model_dump(exclude=shared) == EvaluationParams().model_dump(exclude=shared)
-    return views.get("idc") or (views["protocol"] if untouched else [])
+    return protocol.model_dump(exclude=shared) == EvaluationParams().model_dump(exclude=shared)
 
 
-def best_sets(root: Path, dataset: str) -> pd.DataFrame:
-    """One row per results/best/<dataset>-ipc<ipc>.json, in order of ipc; empty where there is none."""
-    rows = []
-    for path in (root / BEST).glob(f"{dataset}-ipc*.json"):
-        rows.append(read_json(path) | {"ipc": int(path.stem.rpartition("-ipc")[2])})
-    return pd.DataFrame(rows).sort_values("ipc", ignore_index=True) if rows else pd.DataFrame()
-
-
-def _std(accuracies: list[float]) -> float:
-    return statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
+def _accuracies(rows: pd.DataFrame) -> dict[str, Any]:
+    """Return mean, standard deviation and list of accuracies, and the number of networks a seed."""
+    accuracies = rows.accuracy.tolist()
+    std = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
+    networks = len(accuracies) // rows.seed.nunique()
+    return {"accuracy": statistics.fmean(accuracies), "std": std, "accuracies": accuracies, "networks": networks}
 
 
 def record_table(root: Path, dataset: str) -> pd.DataFrame:
-    """Our best sets and the published accuracies of a data set, for every ipc, best first.
+    """Return our best sets and the published accuracies of a data set, for every ipc, best first.
 
     All by IDC's protocol or the papers' own, the last layer as trained; hard labels and equal storage. Our sets under
     their own evaluation follow at the end of their ipc, marked. Published figures that we know from other papers only
     are left out: see ``unverified_table``.
     """
-    published = _published(root, dataset)
-    rows = [
-        (
-            (r.ipc, 0, -r.accuracy),
-            {"ipc": r.ipc, "method": r.method, "test accuracy (%)": _published_percent(r), "factor": r.factor}
-            | {"evaluation": "as published", "source": r.source},
-        )
-        for r in published[published.verified].itertuples()
-    ]
-    for r in best_sets(root, dataset).itertuples():
-        ours = {
-            "ipc": r.ipc,
-            "method": f"here: {r.method}" + ("" if r.label_kind == "hard" else ", soft labels"),
-            "factor": f"{r.factor} (frequencies)" if r.decode == "dct" else r.factor,
-            "stored floats": f"{r.stored_floats:,}",
-            "source": "results/best",
-        }
-        if isinstance(idc := getattr(r, "idc", None), dict):
-            told = {"test accuracy (%)": percent(idc["accuracy"], idc["std"]), "evaluation": "idc, 1000 epochs"}
-            told["networks × seeds"] = f"{idc['networks']} × {idc['seeds']}"
-            rows.append(((r.ipc, 0, -100 * idc["accuracy"]), ours | told))
-        if (r.protocol, r.augmentation_mode) != ("idc", "idc"):
-            drawn = ", augmentation drawn per image" if r.augmentation_mode == "idc_per_image" else ""
-            told = {
-                "test accuracy (%)": percent(r.accuracy, r.std),
-                "evaluation": f"{OWN}: {r.protocol}, {r.epochs} epochs{drawn}",
-            }
-            told["networks × seeds"] = f"{r.networks} × {len(r.seeds)}"
-            rows.append(((r.ipc, 1, -100 * r.accuracy), ours | told))
-    ordered = [row for _, row in sorted(rows, key=lambda pair: pair[0])]
-    return pd.DataFrame(ordered, columns=COLUMNS).astype(object).fillna("–").set_index("ipc")
+    published, best = published_results(root, dataset), best_results(root, dataset)
+    published = published[published.verified]
+    compared = published.assign(evaluation="as published", own=False, **{ACCURACY: _published_percent(published)})
+    # A set's own evaluation that is IDC's stands in the table as the view "idc" already.
+    repeated = (best.view == "protocol") & (best.protocol == "idc") & (best.augmentation_mode == "idc")
+    ours = [_best_row(part) for _, part in best[~repeated].groupby(["ipc", "view"])]
+    table = pd.concat([compared, pd.DataFrame(ours, columns=["ipc", "own", "accuracy", *COLUMNS])], ignore_index=True)
+    table = table.sort_values(["ipc", "own", "accuracy"], ascending=[True, True, False], kind="stable")
+    return table.set_index("ipc")[COLUMNS].astype(object).fillna("–")
+
+
+def _best_row(rows: pd.DataFrame) -> dict[str, Any]:
+    """Return the row of the table for a best set under one view."""
+    first, (accuracy, std) = rows.iloc[0], spread(rows, "ipc").iloc[0]
+    own = first["view"] == "protocol"
+    drawn = ", augmentation drawn per image" if first.augmentation_mode == "idc_per_image" else ""
+    seeds = rows.seed.nunique()
+    return {
+        "ipc": first.ipc,
+        "own": own,
+        "accuracy": accuracy,
+        "method": f"here: {first.method}" + ("" if first.label_kind == "hard" else ", soft labels"),
+        ACCURACY: percent(accuracy, std),
+        "evaluation": (f"{OWN}: " if own else "") + f"{first.protocol}, {first.epochs} epochs" + (drawn if own else ""),
+        "factor": f"{first.factor} (frequencies)" if first.decode == "dct" else first.factor,
+        "stored floats": f"{first.stored_floats:,}",
+        "networks × seeds": f"{len(rows) // seeds} × {seeds}",
+        "source": "results/best",
+    }
 
 
 def unverified_table(root: Path, dataset: str) -> pd.DataFrame:
-    """Published accuracies (%) that we could not check against their source, one row a method, one column an ipc."""
-    published = _published(root, dataset)
+    """Return published accuracies (%) that we could not check against their source, methods (rows) × ipc."""
+    published = published_results(root, dataset)
     chosen = published[~published.verified]
-    chosen = chosen.assign(accuracy=[_published_percent(row) for row in chosen.itertuples()])
+    chosen = chosen.assign(accuracy=_published_percent(chosen))
     return chosen.pivot(index=["method", "source"], columns="ipc", values="accuracy").fillna("–")
 
 
-def _published(root: Path, dataset: str) -> pd.DataFrame:
-    published = pd.read_csv(root / "notebooks" / "published.csv", true_values=["yes"], false_values=["no"])
-    return published[published.dataset == dataset]
-
-
-def _published_percent(row: Any) -> str:
-    return f"{row.accuracy:.1f}" + ("" if math.isnan(row.std) else f" ± {row.std:.1f}")
+def _published_percent(rows: pd.DataFrame) -> list[str]:
+    return [
+        f"{100 * row.accuracy:.1f}" if math.isnan(row.std) else percent(row.accuracy, row.std)
+        for row in rows.itertuples()
+    ]
 
 
 def record_sentence(root: Path, dataset: str) -> str:
-    """What the table holds of ours, in one sentence; says so when it is nothing yet."""
-    ours = best_sets(root, dataset)
-    if ours.empty:
+    """Return what the table holds of ours in a sentence, also where that is nothing yet."""
+    best = best_results(root, dataset)
+    if best.empty:
         return f"No best set of {dataset} is kept in results/best yet, so the table shows the published numbers alone."
-    listed = []
-    for r in ours.itertuples():
-        found = r.idc if isinstance(getattr(r, "idc", None), dict) else None
-        if found:
-            listed.append(f"ipc {r.ipc}: {percent(found['accuracy'], found['std'])} %")
-    found = ", ".join(listed) or "nothing yet: they were not evaluated by it"
+    by_idc = spread(best[best.view == "idc"], "ipc")
+    listed = ", ".join(f"ipc {row.Index}: {percent(row.accuracy, row.std)} %" for row in by_idc.itertuples())
+    reached = listed or "nothing yet: they were not evaluated by it"
     return (
         f'By IDC\'s protocol, the last layer as trained, the best sets this project keeps (`dreamlib.load("{dataset}", '
-        f'ipc=…)`) reach {found}. Rows marked "{OWN}" follow another protocol and do not compare with published ones.'
+        f'ipc=…)`) reach {reached}. Rows marked "{OWN}" follow another protocol and do not compare with published ones.'
     )
 
 

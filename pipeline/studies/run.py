@@ -1,8 +1,7 @@
-"""A study: many runs under parameters of their own, in few processes: ``python -m pipeline.studies.run``.
+"""Run a study, many settings under parameters of their own: ``python -m pipeline.studies.run STUDY PART``.
 
-``python -m pipeline.studies.run STUDY clusters`` clusters for every seed, ``experts`` trains the trajectories, ``run``
-makes and evaluates the sets of the methods named after it, ``all`` does clusters and every method. Everything lands
-under results/STUDY/.
+The parts: ``clusters`` clusters for every ipc and seed, ``experts`` trains the trajectories, ``run METHOD …`` distils
+and evaluates the methods named, ``all`` does clusters and every method. Results go to results/STUDY/.
 """
 
 import argparse
@@ -17,21 +16,20 @@ from pipeline.stages.distillation import run_distillation
 from pipeline.stages.evaluation import evaluated_networks, run_evaluation
 from pipeline.stages.experts import run_experts
 
-KEPT_IPC = 10  # sets of more stored images a class are not kept by `all` in a study that compares methods
+KEPT_IPC = 10  # a study that compares methods keeps no set of more stored images a class after `all`
 
 
 def study_settings(project: Project, method: str) -> list[Setting]:
-    """Every setting of one method, in the order of the parameters; raises ParameterError for one not listed."""
+    """Return every setting of one method, in the order of the parameters; raise ParameterError for one not listed."""
     p = project.params
-    found = [Setting(method, ipc, seed) for ipc in p.ipc for seed in p.seeds]
-    project.require(method, found[0].ipc, found[0].seed)
-    return found
+    project.require(method, p.ipc[0], p.seeds[0])
+    return [Setting(method, ipc, seed) for ipc in p.ipc for seed in p.seeds]
 
 
 def run_method(project: Project, method: str, every_seed: bool = False) -> None:
     """Distil and evaluate one method for every seed.
 
-    The first seed's set meets all of ``evaluation.networks``; with ``every_seed`` the others' sets do so too.
+    The first seed's set is evaluated on all of ``evaluation.networks``, with ``every_seed`` the others' sets as well.
     """
     for setting in study_settings(project, method):
         run_distillation(project, setting)
@@ -41,7 +39,7 @@ def run_method(project: Project, method: str, every_seed: bool = False) -> None:
 
 
 def run_all(project: Project) -> None:
-    """Clusters and every method, then only what a reader may want is kept; see ``drop_bulk``."""
+    """Run the clustering and every method, and delete what need not be kept; see ``drop_bulk``."""
     run_clusters(project)
     for method in project.params.methods:
         run_method(project, method, every_seed=True)
@@ -49,27 +47,27 @@ def run_all(project: Project) -> None:
 
 
 def drop_bulk(project: Project, method: str) -> None:
-    """Delete what has served: snapshots, and sets other than the first seed's at ``KEPT_IPC`` or below.
+    """Delete snapshots, and sets other than the first seed's at ``KEPT_IPC`` or below, so that little is committed.
 
-    Measurements stay, and the sets can be made again; what is committed stays small.
+    Measurements stay, and the sets can be made again.
     """
     for setting in study_settings(project, method):
         project.file("snapshots", setting, ".safetensors").unlink()
-        large = setting.ipc > KEPT_IPC and len(project.params.methods) > 1  # a study of one method is for its set
+        large = setting.ipc > KEPT_IPC and len(project.params.methods) > 1  # a study of one method is made for its set
         if setting.seed != project.params.seeds[0] or large:
             project.file("sets", setting, ".safetensors").unlink()
     project.file("snapshots", setting, "").parent.rmdir()
 
 
 def run_clusters(project: Project) -> None:
-    """The clustering stage for every ipc and seed of the study."""
+    """Run the clustering stage for every ipc and seed of the study."""
     for ipc in project.params.ipc:
         for seed in project.params.seeds:
             run_clustering(project, ipc, seed)
 
 
 def run_part(project: Project, part: str, methods: Sequence[str] = ()) -> None:
-    """One of the command's parts; ``methods`` is for 'run'. Raises ParameterError before any work for a wrong name."""
+    """Run one of the command's parts, 'run' for ``methods``; raise ParameterError for a wrong name before any work."""
     if part != "run":
         return {"clusters": run_clusters, "experts": run_experts, "all": run_all}[part](project)
     if not methods:
@@ -81,7 +79,7 @@ def run_part(project: Project, part: str, methods: Sequence[str] = ()) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit status, with one clear line on standard error where something is wrong."""
+    """Run the command line; return the exit status, with one line on standard error where something is wrong."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.studies.run", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("study")
     parser.add_argument("part", choices=["clusters", "experts", "run", "all"])
