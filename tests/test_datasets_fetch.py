@@ -210,7 +210,7 @@ def test_the_command_fetches_reports_and_goes_on_after_a_failure(tmp_path, capsy
 
 
 def test_without_names_the_command_fetches_what_params_yaml_asks_for(tmp_path, capsys, monkeypatch):
-    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    (tmp_path / "methods.yaml").write_text("{}\n")
     values = "dataset: digits\nipc: [1]\nmethods: [m]\nseeds: [0]\nbudget: b\nmethod: {m: {}}\nbudgets: {b: {}}\n"
     (tmp_path / "params.yaml").write_text(values)
     monkeypatch.chdir(tmp_path)
@@ -220,7 +220,7 @@ def test_without_names_the_command_fetches_what_params_yaml_asks_for(tmp_path, c
 
 
 def test_a_mistake_in_params_yaml_is_one_line(tmp_path, capsys, monkeypatch):
-    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    (tmp_path / "methods.yaml").write_text("{}\n")
     (tmp_path / "params.yaml").write_text("dataset: digits\nipc: 1\n")
     monkeypatch.chdir(tmp_path)
     assert main([]) == 1
@@ -234,7 +234,7 @@ def test_of_many_files_the_first_are_listed(tmp_path, capsys, monkeypatch):
     for split, label, row in itertools.product(("train", "test"), "ab", range(4)):
         (tmp_path / "mine" / split / label).mkdir(parents=True, exist_ok=True)
         Image.new("L", (4, 4), row).save(tmp_path / "mine" / split / label / f"{row}.png")
-    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    (tmp_path / "methods.yaml").write_text("{}\n")
     options = "data: {options: {path: mine, size: 4, channels: 1}}\n"
     values = "dataset: folder\nipc: [1]\nmethods: [m]\nseeds: [0]\nbudget: b\nmethod: {m: {}}\nbudgets: {b: {}}\n"
     (tmp_path / "params.yaml").write_text(values + options)

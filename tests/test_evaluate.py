@@ -1,5 +1,6 @@
 """From a set to an accuracy: protocols and views where they act, one evaluation against a plain training loop."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -329,6 +330,7 @@ def reading(tmp_path):
         budget["evaluation"].update(evaluation)
         budget["by_dataset"]["digits"] = {"evaluation": by_dataset or {}}
         values.update(dataset="digits", budget="paper", ipc=[1, 10])
+        shutil.copy(ROOT / "methods.yaml", tmp_path)
         YAML().dump(values, tmp_path / "params.yaml")
         params = read_params(tmp_path)
         check_names(params)

@@ -166,15 +166,16 @@ def project(tmp_path_factory):
     values.update(dataset="digits", ipc=[1, 2], methods=["mtt", "taught", "random"], seeds=[0], budget="tiny")
     values["network"]["options"] = {"width": 8}
     values["compute"] = {"device": "cpu", "precision": "float32", "threads": 1}
-    values["method"].update(mtt=MTT, taught=TAUGHT)
+    methods = YAML(typ="safe", pure=True).load(ROOT / "methods.yaml")
+    methods["method"].update(mtt=MTT, taught=TAUGHT)
     values["budgets"]["tiny"] = {
         "validation_per_class": 20,
         "clustering": {"features": "random"},
         "experts": {"count": 1, "epochs": 2, "batch": 32},
         "evaluation": {"repeats": 1, "epochs": 60, "batch": 16, "curve_epochs": 5, "augmentation": "none", "lr": 0.05},
     }
-    with open(root / "params.yaml", "w", encoding="utf-8") as file:
-        YAML(typ="safe", pure=True).dump(values, file)
+    for name, content in {"params.yaml": values, "methods.yaml": methods}.items():
+        YAML(typ="safe", pure=True).dump(content, root / name)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         yield Project.open(root)
