@@ -332,7 +332,7 @@ def test_a_run_of_the_papers_length_tells_how_far_it_is():
     begun = {"ipc": 1, "pool": 384, "iterations": 70, "total": 200, "seconds": {"70": 90.0, "8": 30}}
     begun["pieces"] = [{"until": 40, "machine": machine}, {"until": 70, "machine": machine | {"device": "another"}}]
     told = table.paper_text([begun], {})
-    assert "70 of 200 iterations so far, on some GPU, bfloat16, torch 2, then another, bfloat16" in told
+    assert "Done so far: 70 of 200 iterations, on some GPU, bfloat16, torch 2, then another, bfloat16" in told
     assert "| 8 | 0.5 | not evaluated yet |" in told
     points = {"8": {"accuracies": [0.80, 0.82]}, "70": {"accuracies": [0.81, 0.83]}}
     found = {"points": points, "epochs": 9, "protocol": "idc", "device": "cpu", "published": [81.3, 0.2]}

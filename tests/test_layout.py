@@ -36,7 +36,10 @@ def test_nothing_imports_a_notebook_a_test_or_a_benchmark():
         for node in ast.walk(tree):
             modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            assert not any(m.split(".")[0] in ("tests", "notebooks", "benchmarks", "conftest") for m in modules), name
+            kept_apart = {"tests", "notebooks", "conftest"}
+            if name != "pipeline.pages":  # which writes docs/speed.md from the benchmarks' results
+                kept_apart.add("benchmarks")
+            assert not {m.split(".")[0] for m in modules} & kept_apart, name
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -72,13 +75,14 @@ def test_only_evaluate_reads_the_test_split():
                 users.add(name)
     assert readers == {"dreamlib.evaluation"}
     assert users == {"pipeline.stages.evaluation"}
+    library = {name: tree for name, tree in TREES.items() if name.startswith("dreamlib.")}
     mentions = {
         name
-        for name, tree in TREES.items()
+        for name, tree in library.items()
         if not name.startswith("dreamlib.data")
-        and any(isinstance(n, ast.Constant) and n.value == "test" for n in ast.walk(tree))
+        and any(isinstance(node, ast.Constant) and node.value == "test" for node in ast.walk(tree))
     }
-    assert mentions <= {"dreamlib.evaluation", "pipeline.stages.evaluation"}  # the stage says so in its metrics
+    assert mentions == {"dreamlib.evaluation"}
 
 
 GLOBAL = {

@@ -204,8 +204,10 @@ def test_what_cannot_be_shared_is_refused(together):
 def root(tmp_path_factory):
     """A project on digits with two workers."""
     folder, yaml = tmp_path_factory.mktemp("project"), YAML()
-    shutil.copy(ROOT / "dvc.yaml", folder / "dvc.yaml")
-    (folder / "dreamlib").symlink_to(ROOT / "dreamlib")
+    for name in ("dvc.yaml", "methods.yaml"):
+        shutil.copy(ROOT / name, folder / name)
+    for package in ("dreamlib", "pipeline"):
+        (folder / package).symlink_to(ROOT / package)
     create("digits").fetch(folder / "data")
     params = yaml.load(ROOT / "params.yaml")
     params.update(dataset="digits", ipc=[1], methods=["dream"], seeds=[0])

@@ -247,7 +247,7 @@ def declared_sections(stage):
 @pytest.mark.parametrize("stage", NOTEBOOK_STAGES)
 def test_a_stage_declares_the_sections_it_reads(project, stage, monkeypatch):
     """What a stage reads of the parameters once they are open is noted while it runs."""
-    opened, names = Project.open(project), set()
+    opened, names = Project(project, read_params(project)), set()  # of which nothing has been read yet
     fields = {"dataset", "compute", "data", "network", "budget", "methods"}
     read_field, read_layers = Params.__getattribute__, Params._layers
 
@@ -294,7 +294,9 @@ def edited(project):
     original = path.read_bytes()
 
     def edit(change):
+        """Change what params.yaml and methods.yaml hold; the methods may stand in params.yaml as well."""
         params = yaml.load(path)
+        params["method"] = yaml.load(project / "methods.yaml")["method"]
         change(params)
         yaml.dump(params, path)
         return project

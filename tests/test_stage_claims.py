@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from dreamlib._engine.files import write_atomically, write_json
+from dreamlib._engine.files import read_json, write_atomically, write_json
 from dreamlib.settings import EvaluationParams
 from dreamlib.synthetic.synthetic_set import SyntheticSet, load
 from pipeline.params import Params, find_root, read_params
@@ -63,7 +63,7 @@ def write(project, method, ipc, seed, accuracy, views=()):
 def claims(tmp_path_factory):
     """The results written by hand, read once; ``copied`` is for tests that change them."""
     tmp_path = tmp_path_factory.mktemp("claims")
-    for name in ("params.yaml", "studies.yaml", CLAIMS_FILE, "notebooks/published.csv"):
+    for name in ("params.yaml", "methods.yaml", "studies/params.yaml", CLAIMS_FILE, "notebooks/published.csv"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     given = {
@@ -410,15 +410,19 @@ def test_the_first_seeds_set_is_kept_with_the_accuracies_of_all(tmp_path, claims
         stage_best.gather(replace(project, params=p.model_copy(update={"methods": ["dream", "idc"]})), 1)
 
 
-def test_the_kept_sets_store_no_more_than_so_many_images():
-    for numbers in stage_best.best_sets(ROOT, "fashion_mnist").itertuples():
-        kept = load("fashion_mnist", ipc=numbers.ipc)
-        assert kept.set.stored_floats == numbers.stored_floats
-        if numbers.decode == "dct":  # no room is left for one more coefficient of every image
-            assert numbers.stored_floats <= 7840 * numbers.ipc < numbers.stored_floats + len(kept)
-        else:
-            assert numbers.stored_floats == 7840 * numbers.ipc
-        assert numbers.label_kind == "hard" and len(numbers.accuracies) == numbers.networks * len(numbers.seeds)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "results" / "best").glob("fashion_mnist-ipc*.json")), ids=lambda p: p.stem
+)
+def test_the_kept_sets_store_no_more_than_so_many_images(path):
+    numbers, ipc = read_json(path), int(path.stem.rpartition("-ipc")[2])
+    kept = load("fashion_mnist", ipc=ipc)
+    assert kept.set.stored_floats == numbers["stored_floats"]
+    if numbers["decode"] == "dct":  # no room is left for one more coefficient of every image
+        assert numbers["stored_floats"] <= 7840 * ipc < numbers["stored_floats"] + len(kept)
+    else:
+        assert numbers["stored_floats"] == 7840 * ipc
+    assert numbers["label_kind"] == "hard"
+    assert len(numbers["accuracies"]) == numbers["networks"] * len(numbers["seeds"])
 
 
 def test_the_best_sets_command_says_what_is_wrong_in_one_line(capsys):

@@ -29,7 +29,7 @@ from pipeline.stages.evaluation import run_evaluation
 from pipeline.studies import run as study
 
 ROOT = find_root(Path(__file__).parent)
-STUDIES_FILE = "studies.yaml"
+STUDIES_FILE = "studies/params.yaml"
 STUDIES = YAML(typ="safe", pure=True).load(ROOT / STUDIES_FILE)["studies"]
 TINY = {
     "dataset": "digits",
@@ -95,6 +95,7 @@ def root(tmp_path, monkeypatch):
 
 
 def write(root, small):
+    (root / "studies").mkdir(exist_ok=True)
     YAML().dump({"studies": {"tiny": TINY, "small": small}}, root / STUDIES_FILE)
 
 
@@ -142,7 +143,7 @@ def test_an_unknown_study_and_a_missing_file_are_said(root):
     with pytest.raises(ParameterError, match="did you mean 'tiny'"):
         read_params(root, "tinny")
     (root / STUDIES_FILE).unlink()
-    with pytest.raises(ParameterError, match=r"studies.yaml is missing; restore it with `git checkout studies.yaml`"):
+    with pytest.raises(ParameterError, match=r"studies/params.yaml is missing; restore it with `git checkout"):
         read_params(root, "tiny")
 
 

@@ -83,14 +83,15 @@ def parameter_hash(project: Project, setting: Setting) -> str:
 
 
 def _experts(project: Project, how: DistillParams, info: DatasetInfo) -> Any:
-    """What else shapes a run that follows experts, which must be all there."""
-    asked, (name, options) = project.params.experts(), project.network
+    """Return the parameters of the experts that a run follows, or None; raise ExpertError unless all are there."""
+    name, options = project.network
     network = build(name, info, torch.Generator(), options)
     experts = make_objective(how.objective, how.options).open_experts(network, info)
     if experts is None:
         return None
-    experts.check_whole(asked.count, asked.epochs)
-    return asked
+    params = project.params.experts()
+    experts.check_whole(params.count, params.epochs)
+    return params
 
 
 def run_distillation(project: Project, setting: Setting) -> DistillResult:
