@@ -85,7 +85,7 @@ RANDOM = Setting("random", 1, 0)
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     """A project with two small studies, as the current directory."""
-    for name in ("params.yaml", "dvc.yaml"):
+    for name in ("params.yaml", "methods.yaml", "dvc.yaml"):
         shutil.copy(ROOT / name, tmp_path / name)
     shutil.copytree(ROOT / "dreamlib", tmp_path / "dreamlib", ignore=shutil.ignore_patterns("__pycache__"))
     write(tmp_path, SMALL)
@@ -383,7 +383,7 @@ def test_a_new_method_is_one_module_and_an_entry_in_params(root):
         values = yaml.load(root / "params.yaml")
         values.update({k: v for k, v in TINY.items() if k not in ("methods", "method", "budgets")}, methods=["toy"])
         toy = {"objective": "mean_pixels", "options": {"weight": 2.0}, "init": "noise", "factor": 1}
-        values["method"]["toy"] = toy | {"outer_iterations": 40, "inner_iterations": 1, "train_on": "none"}
+        values["method"] = {"toy": toy | {"outer_iterations": 40, "inner_iterations": 1, "train_on": "none"}}
         values["budgets"]["tiny"] = TINY["budgets"]["tiny"]
         values["seeds"], values["compute"]["device"] = [0], "cpu"
         yaml.dump(values, root / "params.yaml")
