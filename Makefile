@@ -40,7 +40,7 @@ claims: data     ## the study of DREAM's claims at a reduced budget, about an ho
 
 test: setup      ## run the tests on two processes (needs no network: scikit-learn brings the digits)
 	$(BIN)/python -m pipeline.fetch_data digits
-	$(BIN)/python -m pytest -n 2 --junitxml=.dream/tests.xml
+	$(BIN)/python -m pytest -n 2 --dist loadfile --junitxml=.dream/tests.xml
 
 bench: setup     ## times of the library beside a plain reference: benchmarks/results*.json; DEVICE=cuda: on the GPU
 	$(BIN)/python -m benchmarks --device $(DEVICE)

@@ -434,7 +434,7 @@ def test_a_stage_refused_for_its_parameters_loses_no_output(edited):
 
 def test_files_persist_and_folders_are_emptied():
     kinds = {False: set(), True: set()}  # whether a path is a file → what is said of it
-    for stage in STAGES.values():
+    for stage in [*STAGES.values(), *STUDIES.values()]:
         for out in (out for kind in ("outs", "metrics", "plots") for out in stage.get(kind, [])):
             ((path, how),) = out.items() if isinstance(out, dict) else [(out, {})]
             kinds[Path(path).suffix[1:].isalnum()].add(how.get("persist", False))
