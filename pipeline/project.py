@@ -93,13 +93,6 @@ class Project:
         p = self.params
         return datasets.data_hash(p.dataset, self.root / p.data.directory, p.data.options)
 
-    def stage(self, name: str) -> str:
-        """The stage of dvc.yaml that does ``name`` for this project: in a study one stage does a run's every part.
-
-        Studies named alike (claims_curves, claims_factor) are one stage's matrix, named after what comes first.
-        """
-        return f"{self.study.split('_')[0]}_runs" if self.study else name
-
     @property
     def settings(self) -> list[Setting]:
         """All settings of the matrix, in params.yaml's order."""
@@ -182,7 +175,7 @@ class Project:
                 raise ParameterError(f"{key}: {value!r} is not in params.yaml, which lists {listed}; add it there")
 
     def note(self, name: str, seconds: dict[str, float], **more: dict[Any, float]) -> None:
-        """Keep this run's times (see ``provenance.note_run``)."""
+        """Keep this run's times (see ``timings.note_run``)."""
         name = f"{self.study}/{name}" if self.study else name
         note_run(name, self.compute, seconds, self.root, self.params.dataset, **more)
 

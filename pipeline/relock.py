@@ -3,7 +3,8 @@
 The study ``relock`` of studies/params.yaml, all families of methods on scikit-learn's digits, runs twice: with the code
 that the locks were last committed with, and with the code as it is now. If every file it makes is the same, byte for
 byte, the stages whose locks differ in code alone are committed to the locks, without running them. A stage that differs
-in anything else (parameters, data, a notebook, its outputs) is left for ``dvc repro``.
+in anything else (parameters, data, a notebook, its outputs) is left for ``dvc repro``, and so is one whose lock did not
+describe the code it was committed with: the comparison says nothing of it.
 """
 
 import json
@@ -12,6 +13,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +40,26 @@ def code_alone(changes: list[Any]) -> bool:
     >>> code_alone([{"changed deps": {"params.yaml": {"seeds": "modified"}}}])
     False
     """
-    for change in changes:
-        if change == "changed command":
-            continue
-        if not isinstance(change, dict) or set(change) != {"changed deps"}:
-            return False
-        if any(Path(path).parts[0] not in CODE for path in change["changed deps"]):
-            return False
-    return True
+    details = [change for change in changes if change != "changed command"]
+    kinds = {kind for change in details for kind in change}
+    return kinds <= {"changed deps"} and all(_is_code(path) for path in _changed_dependencies(details))
+
+
+def code_differs(changes: list[Any]) -> bool:
+    """Return whether a stage's entry of ``dvc status --json`` names changed code, whatever else it names.
+
+    >>> code_differs([{"changed deps": {"data/digits": "deleted"}}, "changed command"])
+    False
+    """
+    return any(_is_code(path) for path in _changed_dependencies(changes))
+
+
+def _changed_dependencies(changes: list[Any]) -> list[str]:
+    return [path for change in changes if isinstance(change, dict) for path in change.get("changed deps", {})]
+
+
+def _is_code(path: str) -> bool:
+    return Path(path).parts[0] in CODE
 
 
 def _run(root: Path, *command: str) -> str:
@@ -71,15 +86,16 @@ def results_of_study(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def tree_of(root: Path, commit: str, folder: Path) -> Path:
-    """Check ``commit`` out below ``folder``, with the parameters of the working tree."""
-    archive = subprocess.run(["git", "archive", commit], cwd=root, capture_output=True, check=True).stdout
-    tree = folder / "before"
-    tree.mkdir()
-    subprocess.run(["tar", "-x"], cwd=tree, input=archive, check=True)
-    for name in SHARED:
-        (tree / name).write_bytes((root / name).read_bytes())
-    return tree
+@contextmanager
+def tree_of(root: Path, commit: str) -> Iterator[Path]:
+    """Check ``commit`` out into a temporary folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "tree"
+        _run(root, "git", "worktree", "add", "--detach", str(tree), commit)
+        try:
+            yield tree
+        finally:
+            _run(root, "git", "worktree", "remove", "--force", str(tree))
 
 
 def working_tree(root: Path, folder: Path) -> Path:
@@ -103,8 +119,18 @@ def relock(root: Path) -> None:
         print("no stage differs in code alone: nothing to do")
         return
     commit = _run(root, "git", "log", "-1", "--format=%H", "--", *LOCKS).strip()
+    with tree_of(root, commit) as tree:
+        already = changed_stages(tree)
+        behind = [name for name in stages if code_differs(already.get(name, []))]
+        for name in behind:
+            print(f"{name}: its lock is of older code than {commit[:12]}; `dvc repro {name}` runs it")
+        stages = [name for name in stages if name not in behind]
+        if not stages:
+            return
+        for name in SHARED:
+            (tree / name).write_bytes((root / name).read_bytes())
+        before = results_of_study(tree)
     with tempfile.TemporaryDirectory() as folder:
-        before = results_of_study(tree_of(root, commit, Path(folder)))
         after = results_of_study(working_tree(root, Path(folder)))
     different = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     if different:

@@ -33,7 +33,10 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def find_above(relative: str | Path) -> Path | None:
-    """Return ``relative`` in the nearest folder, at or above the working directory, that has it; None if none has."""
-    here = Path.cwd()
+def find_above(relative: str | Path, start: str | Path | None = None) -> Path | None:
+    """Return ``relative`` in the nearest folder, at or above ``start``, that has it; None if none has.
+
+    start: the working directory by default.
+    """
+    here = Path(start or Path.cwd()).resolve()
     return next((folder / relative for folder in (here, *here.parents) if (folder / relative).exists()), None)

@@ -117,15 +117,10 @@ def preflight(params: Params, info: DatasetInfo, train: LabeledImages) -> None:
             f"of {params.dataset}, which are what workers share; use at most {info.num_classes}"
         )
     matched = build(params.network.name, info, torch.Generator(), params.network.options)
-    for network in (
-        network
-        for ipc in params.ipc
-        for method in params.methods
-        for network in params.evaluation(method, ipc).networks
-    ):
-        build(network.name, info, torch.Generator(), network.options)
     for method in params.methods:
         for ipc in params.ipc:
+            for network in params.evaluation(method, ipc).networks:
+                build(network.name, info, torch.Generator(), network.options)
             how = params.distillation(method, ipc)
             check_budget(train, info, ipc, how.factor, how.decode, how.init)
             _check_pool(params, method, ipc, how)

@@ -9,8 +9,6 @@ from dreamlib.errors import ParameterError, unknown
 from dreamlib.settings import OF_EVERY_PROTOCOL
 
 _BY_IPC_EXEMPT = {"options"}
-
-
 _ONE_MAY_HAVE_KEYS = {"networks"}  # a network is written by its name and options, and one needs no list
 
 
@@ -53,7 +51,7 @@ def build(model: type[Any], layers: Iterable[Mapping[str, Any]], ipc: int | None
 
 
 def at_ipc(key: str, value: Any, ipc: int | None, where: str) -> Any:
-    """A section's value at ``ipc``; None for a section that is one for all of them."""
+    """Return a section's value at ``ipc``; ``ipc`` None stands for a section with one value for every ipc."""
     if key in _BY_IPC_EXEMPT:
         if not isinstance(value, Mapping):
             raise ParameterError(f"params.yaml ({where}): {key} must hold keys and values, such as {{}}; got {value!r}")

@@ -106,16 +106,19 @@ class Params(Strict):
         own keys. A value given as a mapping from ipc to value means: the entry of the largest ipc not above this one.
         """
         where = f"method {method}, budget {self.budget}"
-        first = merged(self._layers("distillation", method))
-        factor = at_ipc("factor", first.get("factor", DistillParams.model_fields["factor"].default), ipc, where)
-        how = build(DistillParams, self._layers("distillation", method, factor), ipc, where)
+        how = build(DistillParams, self._layers("distillation", method, self._factor(method, ipc)), ipc, where)
         return how if how.init != "released" else how.model_copy(update={"shrink": "nearest"})
 
     def evaluation(self, method: str, ipc: int) -> EvaluationParams:
         """Return the protocol that ``method`` is evaluated by at ``ipc``; layers as in ``distillation``."""
-        factor = self.distillation(method, ipc).factor
         where = f"evaluation of {method}, budget {self.budget}"
-        return build(EvaluationParams, self._layers("evaluation", method, factor), ipc, where)
+        return build(EvaluationParams, self._layers("evaluation", method, self._factor(method, ipc)), ipc, where)
+
+    def _factor(self, method: str, ipc: int) -> int:
+        """Return the factor that chooses among ``by_factor`` sections, as set outside of them."""
+        values = merged(self._layers("distillation", method))
+        factor = values.get("factor", DistillParams.model_fields["factor"].default)
+        return at_ipc("factor", factor, ipc, f"method {method}, budget {self.budget}")
 
     def clustering(self, method: str | None = None) -> ClusteringParams:
         """Return how the clustering stage works, for all methods or for one that sets ``clustering`` of its own."""
@@ -124,8 +127,7 @@ class Params(Strict):
         init = merged(self._layers("distillation", method)).get("init") if method else None
         if isinstance(init, Mapping):
             raise ParameterError(f"params.yaml ({where}): init is one for every ipc; give one value, not {dict(init)}")
-        released = init == "released"
-        return RELEASED_CLUSTERING if released else how
+        return RELEASED_CLUSTERING if init == "released" else how
 
     def experts(self) -> ExpertParams:
         """Return the expert trajectories under the chosen budget."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from ruamel.yaml import YAML, YAMLError
 
+from dreamlib._engine.files import find_above
 from dreamlib.errors import ParameterError, unknown
 from pipeline.params.layers import validated
 from pipeline.params.models import ClaimsParams, Params
@@ -20,11 +21,10 @@ def find_root(start: str | Path | None = None) -> Path:
     The place of this file does not count, since `dvc exp run --queue` runs in a copy of the project. Raise
     FileNotFoundError outside a project.
     """
-    here = Path(start or Path.cwd()).resolve()
-    for folder in (here, *here.parents):
-        if (folder / METHODS).is_file():
-            return folder
-    raise FileNotFoundError(f"no {METHODS} at or above {here}; run from inside the project")
+    methods = find_above(METHODS, start)
+    if methods is None:
+        raise FileNotFoundError(f"no {METHODS} at or above {start or Path.cwd()}; run from inside the project")
+    return methods.parent
 
 
 def read_params(root: str | Path | None = None, study: str | None = None) -> Params:

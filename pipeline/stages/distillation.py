@@ -109,7 +109,7 @@ def run_distillation(project: Project, setting: Setting) -> DistillResult:
     experts = _experts(project, how, info)
     start = starting_set(project, setting, how, data, info)
     hashes = {"parameter_hash": parameter_hash(project, setting), "data_hash": project.data_hash}
-    key = digest(hashes, code_hash(project.stage("distillation"), project.root), experts)
+    key = digest(hashes, code_hash(project.root), experts)
     checkpoint = Checkpoint(project.root / ".dream" / "checkpoints", f"{setting.name}-{key}")
     run = Distiller(start, data, info, how, project.network, project.compute, setting.seed)
     result = run.run(checkpoint, setting.name)

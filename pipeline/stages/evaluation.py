@@ -88,7 +88,7 @@ def _partial(
     stored += [] if synthetic.soft_labels is None else [synthetic.soft_labels]
     contents = [hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest() for tensor in stored], synthetic.info
     compute = project.used_params.compute
-    code = code_hash(project.stage("evaluation"), project.root)
+    code = code_hash(project.root)
     key = digest(contents, protocol, network, setting.seed, project.data_hash, compute, code)
     name = f"{setting.name}-{key}" + (f"-{ranks.rank()}" if ranks.world() > 1 else "")
     return PartialResults(project.root / ".dream" / "evaluations" / f"{name}.json")

@@ -25,7 +25,7 @@ def run_experts(project: Project, seed: int = 0) -> list[Path]:
         seen, info = project.seen(data, how_seen)
         made += train_experts(
             expert_folder(project.results / "experts", how_seen.whitening), seen.subset(torch.cat(rows)), info,
-            project.network, settings, project.compute, seed=seed, code_hash=code_hash("distillation", project.root),
+            project.network, settings, project.compute, seed=seed, code_hash=code_hash(project.root),
         )  # fmt: skip
     return made
 
