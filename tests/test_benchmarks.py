@@ -250,8 +250,10 @@ def papers_length(tmp_path, monkeypatch):
         update={
             "dataset": "digits",
             "data": params.data.model_copy(update={"directory": str(tmp_path)}),
-            "network": params.network.model_copy(update={"options": {"width": 4, "depth": 1}}),
         }
+    )
+    small.budgets["paper"] = small.budgets["paper"].model_copy(
+        update={"network": params.network.model_copy(update={"options": {"width": 4, "depth": 1}})}
     )
     short = {"outer_iterations": 4, "inner_iterations": 2, "interval": 2, "real_batch": 8, "snapshots": 2}
     how = full.model_copy(update=short)

@@ -100,10 +100,10 @@ def project(tmp_path_factory):
     shutil.copytree(ROOT / "dreamlib", root / "dreamlib", ignore=shutil.ignore_patterns("__pycache__"))
     values = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
     values.update(dataset="folder", ipc=[1], methods=["dream", "dm_dream"], seeds=[0], budget="tiny")
-    values["network"]["options"] = {"width": 8}
     values["data"].update(options={"path": str(root / "mine"), "size": 16, "channels": 3})
     values["compute"] = {"device": "cpu", "precision": "float32", "threads": 1}
     values["budgets"]["tiny"] = {
+        "network": {"name": "convnet", "options": {"width": 8}},
         "validation_per_class": 4,
         "clustering": {"features": "random"},
         "distillation": {

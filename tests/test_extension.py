@@ -32,7 +32,6 @@ SETTING = Setting("moments", 2, 0)
 ITERATIONS, STOPPED_AT = 8, 3
 PARAMS = {
     "dataset": "even_digits",
-    "network": {"name": "shallow", "options": {"width": 8}},
     "ipc": [SETTING.ipc],
     "methods": [SETTING.method],
     "seeds": [SETTING.seed],
@@ -40,6 +39,7 @@ PARAMS = {
     "compute": {"device": "cpu", "threads": 1},
     "budgets": {
         "tiny": {
+            "network": {"name": "shallow", "options": {"width": 8}},
             "validation_per_class": 10,
             "clustering": {"features": "random"},
             "distillation": {
@@ -173,7 +173,8 @@ assert "uncertain" in real_batches.SAMPLERS and "spread" in coresets.SELECTIONS 
 
 def test_what_it_refuses_is_refused_before_any_work(project):
     root, yaml = project.root, YAML()
-    yaml.dump(PARAMS | {"network": {"name": "convnet", "options": {"norm": "batch"}}}, root / "params.yaml")
+    budget = PARAMS["budgets"]["tiny"] | {"network": {"name": "convnet", "options": {"norm": "batch"}}}
+    yaml.dump(PARAMS | {"budgets": {"tiny": budget}}, root / "params.yaml")
     with pytest.raises(ValueError, match="use norm: instance"):
         Project.open(root)
     assert not (root / "results").exists()

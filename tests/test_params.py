@@ -30,12 +30,12 @@ methods: [idc, dream]
 seeds: [0]
 budget: quick
 compute: {precision: float32}
-network: {name: convnet, options: {width: 8}}
 method:
   idc: {init: random, sampler: random}
   dream: {init: kmeans, sampler: representative}
 budgets:
   quick:
+    network: {name: convnet, options: {width: 8}}
     clustering: {features: random}
     distillation: {options: {distance: mse}, image_optimizer: adam, real_batch: 64, pool: 512}
     evaluation: {epochs: {1: 300, 10: 60}}
@@ -108,7 +108,7 @@ QUICK = "budgets.quick.distillation"
         ("dataste", "digits", "dataset"),
         ("compute.precison", "float32", "precision"),
         ("budgets.quick.validation_per_clas", 3, "validation_per_class"),
-        ("network.nmae", "convnet", "name"),
+        ("budgets.quick.network.nmae", "convnet", "name"),
         (f"{QUICK}.image_rl", 0.1, "image_lr"),
         ("budgets.quick.evaluation.epoch", 3, "epochs"),
         ("budgets.quick.clustering.feature", "pixels", "features"),
@@ -189,7 +189,7 @@ def test_momentum_one_never_reaches_the_division_by_one_minus_momentum(reading):
         ("method.dream.by_factor", {"two": {"interval": 3}}),
         ("method.dream.quick.by_dataset", 3),
         ("budgets.quick.by_dataset", 3),
-        ("network.options", "width"),
+        ("budgets.quick.network.options", "width"),
         (f"{QUICK}.image_lr", {"ten": 0.1}),
         (f"{QUICK}.image_lr", {}),
     ],

@@ -180,7 +180,7 @@ def project(tmp_path_factory):
     methods = yaml.load(ROOT / "methods.yaml")
     methods["method"]["ridge"].update(decode="dct", bounded=True, quick=short)
     yaml.dump(methods, root / "methods.yaml")
-    params["network"]["options"] = {"width": 16}
+    params["budgets"]["quick"]["network"]["options"] = {"width": 16}
     params["compute"].update(compile=False, precision="float32", threads=1)
     quick = params["budgets"]["quick"]
     quick["distillation"].update(outer_iterations=2, inner_iterations=3, real_batch=16, pool=40, snapshots=1)
@@ -321,7 +321,7 @@ MISTAKES = [
     (lambda p: p["budgets"]["quick"]["clustering"].update(pool=3), "raise the pool to 4, or 0"),
     (lambda p: p["budgets"]["quick"]["clustering"].update(pool={1: 40}), "pool is one for every ipc"),
     (lambda p: p["compute"].update(device="gpu"), "compute.device"),
-    (lambda p: p["network"].update(name="convnett"), "did you mean 'convnet'"),
+    (lambda p: p["budgets"]["quick"]["network"].update(name="convnett"), "did you mean 'convnet'"),
     (lambda p: p["method"]["dream"].update(sampler="representativ"), "did you mean 'representative'"),
     (lambda p: p["budgets"]["quick"]["by_dataset"]["digits"].update(validation_per_class=100000), "at most"),
     (lambda p: p["method"]["dream"].update(by_dataset={"digit": {"factor": 1}}), "did you mean 'digits'"),
@@ -329,14 +329,14 @@ MISTAKES = [
     (lambda p: p["method"]["dream"].update(augmentation="colour"), "did you mean 'color'"),
     (lambda p: p["method"]["dream"].update(network_augmentation="rotat"), "did you mean 'rotate'"),
     (
-        lambda p: p["network"]["options"].update(width="big"),
+        lambda p: p["budgets"]["quick"]["network"]["options"].update(width="big"),
         "option width of network 'convnet': Input should be a valid",
     ),
     (
         lambda p: p["method"].update({"my/dream": {}}) or p.update(methods=["my/dream"]),
         "methods.0: String should match",
     ),
-    (lambda p: p["network"].update(name="mlp", options={}), "set options.layers: conv_linear"),
+    (lambda p: p["budgets"]["quick"]["network"].update(name="mlp", options={}), "set options.layers: conv_linear"),
     (lambda p: listed(p, "dd", sampler="representative"), "or options.real_batch: 0, which takes its batches"),
     (lambda p: listed(p, "mtt", sampler="representative"), "set sampler: random"),
     (lambda p: listed(p, "dm", pretrain_epochs=3), "pretrain_epochs = 3 has no effect with train_on: none"),

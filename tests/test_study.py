@@ -125,7 +125,7 @@ def test_lists_are_replaced_and_sections_keep_what_the_study_does_not_name(root)
 def test_a_study_has_nothing_of_another_network_or_data_set(root):
     yaml, path = YAML(), root / "params.yaml"
     params = yaml.load(path)
-    params["network"] = {"name": "convnet", "options": {"depth": 2}}
+    params["budgets"]["quick"]["network"] = {"name": "convnet", "options": {"depth": 2}}
     params["data"]["options"] = {"path": "elsewhere"}
     params["dataset"] = "folder"
     yaml.dump(params, path)
@@ -381,10 +381,11 @@ def test_a_new_method_is_one_module_and_an_entry_in_params(root):
         spec.loader.exec_module(module)
         yaml = YAML()
         values = yaml.load(root / "params.yaml")
-        values.update({k: v for k, v in TINY.items() if k not in ("methods", "method", "budgets")}, methods=["toy"])
+        own = ("methods", "method", "budgets", "network")
+        values.update({k: v for k, v in TINY.items() if k not in own}, methods=["toy"])
         toy = {"objective": "mean_pixels", "options": {"weight": 2.0}, "init": "noise", "factor": 1}
         values["method"] = {"toy": toy | {"outer_iterations": 40, "inner_iterations": 1, "train_on": "none"}}
-        values["budgets"]["tiny"] = TINY["budgets"]["tiny"]
+        values["budgets"]["tiny"] = TINY["budgets"]["tiny"] | {"network": TINY["network"]}
         values["seeds"], values["compute"]["device"] = [0], "cpu"
         yaml.dump(values, root / "params.yaml")
         project, setting = Project.open(root), Setting("toy", 1, 0)

@@ -79,8 +79,12 @@ class DatasetSections(BudgetSections):
 
 
 class Budget(BudgetSections):
-    """A named budget: how much work each stage does, and overrides for single data sets."""
+    """A named budget: how much work each stage does, on which network, and overrides for single data sets.
 
+    ``network`` is matched, and evaluates where the evaluation names no others.
+    """
+
+    network: NetworkParams = NetworkParams()
     by_dataset: dict[str, DatasetSections] = Field(default_factory=dict)
 
 
@@ -94,7 +98,6 @@ class Params(Strict):
     budget: str
     compute: ComputeParams = ComputeParams()
     data: DataParams = DataParams()
-    network: NetworkParams = NetworkParams()
     method: dict[str, dict[str, Any]]
     budgets: dict[str, Budget]
 
@@ -134,16 +137,24 @@ class Params(Strict):
         return build(ExpertParams, self._layers("experts"), None, f"experts, budget {self.budget}")
 
     @property
+    def network(self) -> NetworkParams:
+        """The matched network under the chosen budget."""
+        return self._budget.network
+
+    @property
     def validation_per_class(self) -> int:
         """Training images of each class held out under the chosen budget and data set; 0 for none."""
-        budget = self._of(self.budgets, "budget", self.budget)
+        budget = self._budget
         special = budget.by_dataset.get(self.dataset, DatasetSections()).validation_per_class
         return (budget.validation_per_class or 0) if special is None else special
 
+    @property
+    def _budget(self) -> Budget:
+        return self._of(self.budgets, "budget", self.budget)
+
     def _layers(self, section: str, method: str | None = None, factor: int | None = None) -> list[dict[str, Any]]:
         """The layers of one section, those that win last."""
-        budget = self._of(self.budgets, "budget", self.budget)
-        layers = list(self._budget_layers(budget, section, factor))
+        layers = list(self._budget_layers(self._budget, section, factor))
         if method:
             layers += self._method_layers(self._of(self.method, "method", method), section, factor, f"method.{method}")
         return layers

@@ -31,7 +31,7 @@ def read_params(root: str | Path | None = None, study: str | None = None) -> Par
     """Return the project's parameters, validated: methods.yaml, params.yaml over it, and over both a ``study``.
 
     A study is a section of studies/params.yaml. Its sections join those of params.yaml key by key, its other values
-    replace them; so does its network, and options of another data set are left out. Raise ParameterError with one
+    replace them, and its network is that of its budget; options of another data set are left out. Raise ParameterError with one
     message for everything that is wrong.
     """
     root = Path(root or find_root())
@@ -45,6 +45,8 @@ def read_params(root: str | Path | None = None, study: str | None = None) -> Par
         if not isinstance(studies[study], dict):
             raise ParameterError(f"{STUDIES}: study {study} must hold sections, got {studies[study]!r}")
         values = _joined(_outside(values, studies[study]), studies[study])
+        if "network" in values and values.get("budget") in values["budgets"]:
+            values["budgets"][values["budget"]]["network"] = values.pop("network")
     params = validated(Params, values, f"study {study}" if study else "top level")
     check(params)
     return params
@@ -57,8 +59,8 @@ def read_claims(root: str | Path | None = None) -> ClaimsParams:
 
 
 def _outside(values: dict[str, Any], study: Mapping[str, Any]) -> dict[str, Any]:
-    """What of params.yaml holds in a study too: not the options of another network or data set."""
-    kept = {key: value for key, value in values.items() if key != "network" or key not in study}
+    """What of params.yaml holds in a study too: not the options of another data set."""
+    kept = dict(values)
     if study.get("dataset", values.get("dataset")) != values.get("dataset") and isinstance(kept.get("data"), dict):
         kept["data"] = {key: value for key, value in kept["data"].items() if key != "options"}
     return kept

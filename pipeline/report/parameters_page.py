@@ -42,7 +42,6 @@ SECTIONS: dict[str, tuple[type[BaseModel], dict[str, str]]] = {
             "budget": "entry of `budgets` in force",
             "compute": "section, see below",
             "data": "section, see below",
-            "network": "section, see below",
             "method": "methods by name: keys of `distillation`, sections `clustering` and `evaluation`, overrides",
             "budgets": "budgets by name, see below",
         },
@@ -71,6 +70,7 @@ SECTIONS: dict[str, tuple[type[BaseModel], dict[str, str]]] = {
     "`budgets.<name>`": (
         Budget,
         {
+            "network": "section, see above",
             "validation_per_class": "training images per class held out for choosing settings; 0 draws no curves",
             "clustering": "section, see below",
             "distillation": "section, see below",
