@@ -2,13 +2,23 @@
 
 import argparse
 import logging
+import os
 import sys
+from io import StringIO
+from pathlib import Path
 from typing import Any
 
-from dreamlib.data import DATASETS, DataError, create
+from ruamel.yaml import YAML
+
+from dreamlib._engine.files import write_atomically
+from dreamlib.data import DATASETS, DataError, Dataset, create
 from dreamlib.data.fetch import DEFAULT_NAMES, md5_of
+from dreamlib.data.folder import Folder
 from dreamlib.errors import ParameterError
-from pipeline.params import Params, read_params
+from pipeline.params import Params, find_root, read_params
+from pipeline.params.images import check_images
+
+log = logging.getLogger(__name__)
 
 LISTED = 10  # files of a data set; one of a user's own may have as many as images
 
@@ -29,16 +39,53 @@ def main(arguments: list[str] | None = None) -> int:
     folder = chosen.data_dir or (params.data.directory if params else "data")
     for name, options in _wanted(chosen.names, params):
         try:
-            paths = create(name, options).fetch(folder)
+            dataset = create(name, options)
+            paths = dataset.fetch(folder)
             for path in paths[:LISTED]:
                 print(f"{md5_of(path)}  {path}")
             if len(paths) > LISTED:
                 print(f"... and {len(paths) - LISTED} more")
+            if params and name == params.dataset:
+                _prepare(params, dataset, folder)
         except (DataError, ValueError) as error:
             # One data set that cannot be had is no reason to leave out the others.
             print(f"{name}: {error}", file=sys.stderr)
             failed = True
     return int(failed)
+
+
+def _prepare(params: Params, dataset: Dataset, folder: str) -> None:
+    """Let DVC watch images of one's own; refuse parameters that need more images than there are (see check_images)."""
+    if isinstance(dataset, Folder):
+        watch_images(dataset.folder().resolve(), Path(folder).resolve(), find_root())
+    train = dataset.load("train", folder)
+    check_images(params, dataset.info, train.labels.bincount(minlength=train.num_classes))
+
+
+def watch_images(images: Path, data: Path, root: Path) -> None:
+    """Write ``data``/dvc.yaml: a stage that depends on the images and runs this command, which lists them in ``data``.
+
+    Every stage depends on that list. DVC looks at the sizes and times of all images once, not once a stage.
+    """
+    listing = data / Folder.name / "images.md5"
+    if images in listing.parents:  # DVC sees them without a list
+        return
+    if root not in data.parents:
+        log.warning("%s lies outside of the project: run `make data` after every change of the images", data)
+        return
+    stage = {
+        "desc": "List the images anew after one has changed. Written by `make data`.",
+        "wdir": Path(os.path.relpath(root, data)).as_posix(),
+        "cmd": f"python -m pipeline.fetch_data {Folder.name}",
+        "deps": [(images.relative_to(root) if root in images.parents else images).as_posix()],
+        "params": [{"params.yaml": ["data.options"]}],
+        "outs": [{listing.relative_to(root).as_posix(): {"cache": False, "persist": True}}],
+    }
+    text = StringIO()
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.dump({"stages": {"images": stage}}, text)
+    write_atomically(data / "dvc.yaml", text.getvalue().encode())
 
 
 def _params() -> Params | None:

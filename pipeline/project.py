@@ -23,6 +23,7 @@ from dreamlib.training.features import embed
 from dreamlib.training.trainer import train_on_real
 from pipeline.params import Params, find_root, read_params
 from pipeline.params.check import check_names, preflight
+from pipeline.params.images import check_images
 from pipeline.timings import note_run, noted_seconds
 
 
@@ -62,7 +63,12 @@ class Project:
         root = Path(root) if root else find_root()
         project = cls(root, read_params(root, study), study)
         check_names(project.params)
-        preflight(project.params, project.info, project.split("train"))
+        try:
+            train = project.split("train")
+        except ValueError:  # too few to hold some out: the message is to say what every setting needs
+            check_images(project.params, project.info, project.class_counts)
+            raise
+        preflight(project.params, project.info, train)
         return project
 
     @cached_property
@@ -86,6 +92,13 @@ class Project:
     def info(self) -> DatasetInfo:
         """The data set's classes, shape and statistics."""
         return datasets.info(self.params.dataset, self.params.data.options)
+
+    @property
+    def class_counts(self) -> Tensor:
+        """Training images of each class (K,), those for validation included."""
+        p = self.params
+        whole = datasets.create(p.dataset, p.data.options).load("train", self.root / p.data.directory)
+        return whole.labels.bincount(minlength=whole.num_classes)
 
     @cached_property
     def data_hash(self) -> str:

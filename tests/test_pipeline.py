@@ -383,8 +383,10 @@ def test_images_of_ones_own_and_methods_without_clusters_go_through_the_pipeline
     assert sum("image/png" in o.get("data", {}) for c in shown.cells for o in c.get("outputs", [])) >= 2
     assert "up to date" in dvc(root, "repro")
     next((tmp_path / "train" / "0").iterdir()).unlink()
-    fetch(root)
-    assert "Running stage 'clustering" in dvc(root, "repro", "--dry")
+    assert "Running stage 'data/dvc.yaml:images'" in dvc(root, "repro", "--dry")
+    dvc(root, "repro", "data/dvc.yaml:images")
+    said = dvc(root, "repro", "--dry")
+    assert "Running stage 'clustering" in said and "Running stage 'data/dvc.yaml:images'" not in said
 
 
 def test_experts_are_made_once_and_found_again(edited):

@@ -8,27 +8,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from dreamlib._engine.files import find_above, write_atomically
 from dreamlib.data.base import DATASETS, Dataset, check_split, from_bytes
 from dreamlib.data.fetch import DataError, md5_of
+from dreamlib.data.image_files import decode
+from dreamlib.data.image_folders import Layout, find_layout
 from dreamlib.data.types import DatasetInfo, LabeledImages
 
 # Exceptions that Pillow's decoders raise for damaged files.
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 LISTED = 10  # unreadable files named in a message, at most
 
-Layout = dict[str, tuple[Path, ...]]  # class → its image files, both sorted
-
 
 @DATASETS.register("folder")
 @dataclass(frozen=True)
 class Folder(Dataset):
-    """Images in ``path/<class>/``, or in ``path/train/<class>/`` and ``path/test/<class>/`` if both folders exist.
+    """Images in ``path/<class>/``, or in ``path/train/<class>/`` and ``path/test/<class>/`` (or ``path/val/<class>/``).
 
     path: absolute, or relative to the working directory or the nearest folder above it that contains it.
     size: side of the images in pixels; larger or oblong ones are scaled down and cropped at the centre.
@@ -36,8 +35,8 @@ class Folder(Dataset):
     test_fraction: fraction of each class that is the test set if there are no folders train and test. Images are chosen
         by a hash of the file name, so that adding images changes the split of few others.
 
-    Images are rotated by their EXIF orientation and transparent pixels become white. Hidden files and files outside the
-    class folders are ignored; every other file must be a readable image. Raise ValueError for an invalid option.
+    ``image_folders`` says which layouts are read besides, ``image_files`` how a file becomes pixels. Raise ValueError
+    for an invalid option.
     """
 
     path: str = ""
@@ -107,42 +106,21 @@ class Folder(Dataset):
 
     def layout(self, split: str) -> Layout:
         """Return the files of 'train' or 'test' by class, in loading order; raise DataError as ``load`` does."""
-        root = self.folder()
-        split_exists = [(root / name).is_dir() for name in ("train", "test")]
-        if all(split_exists):
-            layouts = {name: _classes(root / name) for name in ("train", "test")}
-            if unmatched := sorted(layouts["train"].keys() ^ layouts["test"].keys()):
-                raise DataError(f"{root}: train/ and test/ need the same classes; only one has {', '.join(unmatched)}")
-            return layouts[split]
-        if any(split_exists):
-            raise DataError(f"{root} has only one of train/ and test/: add the other, or put the classes into {root}")
-        return {name: self._part(root, name, files, split) for name, files in _classes(root).items()}
+        train, test = find_layout(self.folder())
+        if test is not None:
+            return train if split == "train" else test
+        return {name: self._part(files, split) for name, files in train.items()}
 
-    def _part(self, root: Path, name: str, files: tuple[Path, ...], split: str) -> tuple[Path, ...]:
+    def _part(self, files: tuple[Path, ...], split: str) -> tuple[Path, ...]:
         held_out = round(len(files) * self.test_fraction)
         if not 0 < held_out < len(files):
             raise DataError(
-                f"{root / name} has {len(files)} images, {held_out} of them for testing at test_fraction "
+                f"{files[0].parent} has {len(files)} images, {held_out} of them for testing at test_fraction "
                 f"{self.test_fraction}: training and test need one each; add images or change test_fraction"
             )
         by_hash = sorted(files, key=lambda path: hashlib.sha256(path.name.encode()).digest())
         test_files = set(by_hash[:held_out])
         return tuple(path for path in files if (path in test_files) == (split == "test"))
-
-
-def _visible(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-
-
-def _classes(folder: Path) -> Layout:
-    """Return the files by class; raise DataError for fewer than two classes or an empty one."""
-    layout = {sub.name: tuple(_visible(sub)) for sub in _visible(folder) if sub.is_dir()}
-    if len(layout) < 2:
-        names = ", ".join(layout) or "none"
-        raise DataError(f"{folder} needs at least two class folders with images in them; found: {names}")
-    if empty := [name for name, files in layout.items() if not files]:
-        raise DataError(f"{folder}: no images in {', '.join(empty)}; add some or remove the folder")
-    return layout
 
 
 def _read(paths: Iterable[Path], size: int, channels: int) -> Tensor:
@@ -151,7 +129,7 @@ def _read(paths: Iterable[Path], size: int, channels: int) -> Tensor:
     unreadable: list[str] = []
     for path in paths:
         try:
-            images.append(_decode(path, size, channels))
+            images.append(decode(path, size, channels))
         except UNREADABLE as error:
             unreadable.append(f"\n  - {path}: {error}")
     if unreadable:
@@ -159,20 +137,6 @@ def _read(paths: Iterable[Path], size: int, channels: int) -> Tensor:
         more = f"\n  ... and {count - LISTED} more" if count > LISTED else ""
         raise DataError(f"{count} files are not readable images; repair or remove them:{listed}{more}")
     return torch.stack(images)
-
-
-def _decode(path: Path, size: int, channels: int) -> Tensor:
-    """Return an image as (channels, size, size) bytes."""
-    with Image.open(path) as original:
-        image = ImageOps.exif_transpose(original)
-    if image.mode.startswith("I;16"):
-        # Pillow clips 16-bit values at 255 instead of scaling them.
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = ImageOps.fit(image.convert("L" if channels == 1 else "RGB"), (size, size), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(image).reshape(size, size, channels)).permute(2, 0, 1)
 
 
 @functools.lru_cache(maxsize=4)

@@ -15,6 +15,7 @@ from dreamlib.settings import ComputeParams, DistillParams
 from dreamlib.synthetic.initial import INITS, check_budget, images_needed
 from dreamlib.training.augment import Augmentation
 from dreamlib.training.features import feature_channels
+from pipeline.params.images import check_images
 from pipeline.params.models import Params
 
 
@@ -116,6 +117,8 @@ def preflight(params: Params, info: DatasetInfo, train: LabeledImages) -> None:
             f"params.yaml: compute.workers = {params.compute.workers} is more than the {info.num_classes} classes "
             f"of {params.dataset}, which are what workers share; use at most {info.num_classes}"
         )
+    counts = torch.bincount(train.labels, minlength=info.num_classes)
+    check_images(params, info, counts + params.validation_per_class)
     matched = build(params.network.name, info, torch.Generator(), params.network.options)
     for method in params.methods:
         for ipc in params.ipc:

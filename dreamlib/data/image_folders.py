@@ -1,0 +1,186 @@
+"""Where the images of a user's folder lie: its layout, told from the names of folders and the suffixes of files."""
+
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from dreamlib.data.fetch import DataError
+from dreamlib.data.image_files import is_image_name
+
+log = logging.getLogger(__name__)
+
+Layout = dict[str, tuple[Path, ...]]  # class → its image files, both sorted
+
+TEST_HALVES = ("test", "val", "valid", "validation")  # folders that may hold the test images, beside train
+LITTER = ("__macosx", "thumbs.db", "desktop.ini")  # what systems leave in folders, besides hidden files
+ANNOTATIONS = (".csv", ".json", ".txt", ".xml")  # files that data sets keep beside their images
+LISTED = 10  # names in a message, at most
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a folder holds, each kind sorted by name; hidden files and ``LITTER`` are left out."""
+
+    folders: list[Path]
+    images: list[Path]
+    annotations: list[Path]
+    others: list[Path]
+
+    @classmethod
+    def of(cls, folder: Path) -> "Contents":
+        """Return what is in ``folder``."""
+        found = cls([], [], [], [])
+        with os.scandir(folder) as entries:  # knows files from folders without asking the disk for each
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if entry.name.startswith(".") or entry.name.lower() in LITTER:
+                    continue
+                kind = found.others
+                if entry.is_dir():
+                    kind = found.folders
+                elif entry.is_file() and is_image_name(entry.name):
+                    kind = found.images
+                elif entry.is_file() and entry.name.lower().endswith(ANNOTATIONS):
+                    kind = found.annotations
+                kind.append(folder / entry.name)
+        return found
+
+
+def find_layout(root: Path) -> tuple[Layout, Layout | None]:
+    """Return the training images by class, and the test images where ``root`` has a folder of them, else None.
+
+    root: a folder of class folders, or of a folder train and one of ``TEST_HALVES``, in upper or lower case. ``test``
+        comes first, if its images have labels. A folder that holds one of these layouts and nothing else stands for it.
+
+    A class folder holds images or a single folder of them. A test half may also hold images without class folders and a
+    table of their classes, as Tiny-ImageNet's val (see ``_annotated``). What is left out of use is logged, once.
+
+    Raise DataError for any other layout, fewer than two classes, a class without images, or different classes in both
+    halves.
+    """
+    contents = Contents.of(root)
+    halves = _halves(contents.folders)
+    if not halves:
+        alone = contents.folders[0] if len(contents.folders) == 1 and not contents.images else None
+        if alone and Contents.of(alone).folders:
+            _log_once(f"{root} holds one folder, {alone.name}, which is read in its place")
+            return find_layout(alone)
+        return _classes(root), None
+    if "train" not in halves:
+        names = " and ".join(f"{folder.name}/" for folder in halves.values())
+        raise DataError(f"{root} has {names} but no train/: add it, or put the classes into {root}")
+    train, half = _classes(halves["train"]), _test_half(root, halves)
+    test = _annotated(half) if _is_flat(half) else _classes(half)
+    if unmatched := sorted(train.keys() ^ test.keys()):
+        raise DataError(f"{root}: train/ and {half.name}/ need the same classes; only one has {_listed(unmatched)}")
+    unused = [folder.name for folder in contents.folders if folder not in (halves["train"], half)]
+    if half.name.lower() != "test" or unused:
+        rest = f"; not used: {_listed(unused)}" if unused else ""
+        _log_once(f"{root}: the test images are those of {half.name}/{rest}")
+    return train, test
+
+
+def _halves(folders: Iterable[Path]) -> dict[str, Path]:
+    """Return the folders that are named as halves of a data set, by their lower-case names."""
+    halves: dict[str, Path] = {}
+    for folder in folders:
+        name = folder.name.lower()
+        if name in halves:
+            raise DataError(f"{folder.parent} has both {halves[name].name}/ and {folder.name}/: keep one")
+        if name in ("train", *TEST_HALVES):
+            halves[name] = folder
+    return halves
+
+
+def _test_half(root: Path, halves: dict[str, Path]) -> Path:
+    """Return the folder beside train/ whose images are the test images: the first of ``TEST_HALVES`` with labels."""
+    candidates = [halves[name] for name in TEST_HALVES if name in halves]
+    labelled = [folder for folder in candidates if _table(folder).is_file() or not _is_flat(folder)]
+    if not labelled:
+        unlabelled = f" and, without classes, {_listed(folder.name for folder in candidates)}" if candidates else ""
+        raise DataError(
+            f"{root} has train/{unlabelled}, but no test images: add test/ or val/ with the classes of train/, or set "
+            f"the option path to {halves['train']}, which test_fraction then divides"
+        )
+    if len(labelled) > 1 and labelled[0].name.lower() != "test":
+        names = " and ".join(f"{folder.name}/" for folder in labelled)
+        raise DataError(f"{root} has {names}: rename the one that holds the test images to test")
+    return labelled[0]
+
+
+def _is_flat(folder: Path) -> bool:
+    """Return whether a half has no class folders; its images may lie in a folder ``images``."""
+    return all(sub.name == "images" for sub in Contents.of(folder).folders)
+
+
+def _table(folder: Path) -> Path:
+    return folder / f"{folder.name}_annotations.txt"
+
+
+def _annotated(folder: Path) -> Layout:
+    """Return the files by class of a half whose images lie side by side, in it or in ``images``.
+
+    Their classes are in a table of lines with file name, class and more, separated by tabs: Tiny-ImageNet's
+    val_annotations.txt.
+    """
+    table, inside = _table(folder), folder / "images"
+    contents = Contents.of(inside if inside.is_dir() else folder)
+    images = {path.name: path for path in (*contents.images, *contents.others)}
+    rows = [line.split("\t") for line in table.read_text(encoding="utf-8").splitlines() if line]
+    if short := [row[0] for row in rows if len(row) < 2]:
+        raise DataError(f"{table}: no class, separated by a tab, for {_listed(short)}; correct or remove these lines")
+    labels = {row[0]: row[1] for row in rows}
+    if unmatched := sorted(labels.keys() ^ images.keys()):
+        raise DataError(f"{folder}: the images and {table.name} do not match; only one has {_listed(unmatched)}")
+    layout: dict[str, list[Path]] = {label: [] for label in sorted(set(labels.values()))}
+    for name in sorted(images):
+        layout[labels[name]].append(images[name])
+    return {label: tuple(files) for label, files in layout.items()}
+
+
+def _classes(folder: Path) -> Layout:
+    """Return the files by class of a folder of class folders."""
+    contents, layout = Contents.of(folder), Layout()
+    annotations, others = [], []
+    for sub in contents.folders:
+        inside = Contents.of(sub)
+        annotations += inside.annotations
+        if len(inside.folders) == 1 and not inside.images and not inside.others:  # one level too deep
+            inside = Contents.of(inside.folders[0])
+            annotations += inside.annotations
+        layout[sub.name] = tuple(inside.images)
+        others += inside.folders + inside.others
+    if others:
+        names = _listed(path.relative_to(folder).as_posix() for path in others)
+        raise DataError(
+            f"{folder}: not files with an image's suffix: {names}. A class folder holds images, or a single folder of "
+            "them; convert, move or remove the rest"
+        )
+    if len(layout) < 2:
+        names = ", ".join(layout) or "none"
+        raise DataError(f"{folder} needs at least two class folders with images in them; found: {names}")
+    if empty := [name for name, files in layout.items() if not files]:
+        raise DataError(f"{folder}: no images in {_listed(empty)}; add some or remove the folder")
+    for kind, paths in (("annotations", annotations), ("images outside the class folders", contents.images)):
+        if paths:
+            names = _listed(path.relative_to(folder).as_posix() for path in paths)
+            _log_once(f"{folder}: {kind} are not used: {names}")
+    return layout
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Return names in one line, the first ``LISTED`` of them.
+
+    >>> _listed(["a", "b"]), _listed("abcdefghijkl")
+    ('a, b', 'a, b, c, d, e, f, g, h, i, j and 2 more')
+    """
+    listed = list(names)
+    more = len(listed) - LISTED
+    return ", ".join(listed[:LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+@cache
+def _log_once(message: str) -> None:
+    log.warning(message)
