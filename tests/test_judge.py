@@ -1,0 +1,159 @@
+"""A judgement: scores by hand, what is refused before any work, and one of digits from the command to the report."""
+
+import json
+import math
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+from ruamel.yaml import YAML
+
+from dreamlib import evaluation
+from dreamlib.data import create, load_split
+from dreamlib.synthetic.initial import fill, random_rows
+from pipeline.params import find_root
+from pipeline.report import judged
+from pipeline.report.judged import KEPT, KMEANS, RANDOM, THIS, augmentation_robust_score, label_robust_score
+from pipeline.studies import judge
+from pipeline.studies.judge import Judgement
+
+ROOT = find_root(Path(__file__).parent)
+
+
+def test_scores_by_hand():
+    """DD-Ranking's definitions: α and β of 0 give (1 − 1/e) / (e − 1/e); the extremes give 0 and 1."""
+    zero = (1 - 1 / math.e) / (math.e - 1 / math.e)
+    assert label_robust_score(0.3, 0.3) == pytest.approx(zero)
+    assert label_robust_score(1, -1) == pytest.approx(1) and label_robust_score(-1, 1) == 0
+    assert label_robust_score(0.2, 0.4, weight=1) == pytest.approx((math.exp(0.2) - 1 / math.e) / (math.e - 1 / math.e))
+    assert augmentation_robust_score(0.1, -0.1) == pytest.approx(zero)
+    assert augmentation_robust_score(0.4, 0.2) == label_robust_score(0.4, -0.2)
+
+
+def rows_of(*accuracies):
+    """A row for each (method, view, accuracy), all of the matched network."""
+    rows = pd.DataFrame(accuracies, columns=["method", "view", "accuracy"])
+    return rows.assign(matched=True, network="convnet", seed=0, protocol="dc", epochs=3)
+
+
+def test_scores_read_the_views_they_are_defined_by():
+    rows = rows_of(
+        (THIS, "protocol", 0.5), (THIS, "protocol", 0.7), (THIS, "plain", 0.4), (THIS, "hard_labels", 0.55),
+        (RANDOM, "protocol", 0.3), (RANDOM, "plain", 0.3), (RANDOM, "hard_labels", 0.1),
+    )  # fmt: skip
+    found = judged.scores(rows, "cifar10")
+    assert found["ior"] == pytest.approx(0.3) and found["hlr"] == pytest.approx(0.848 - 0.55)
+    assert found["lrs"] == pytest.approx(label_robust_score(0.3, 0.298))
+    assert found["ars"] == pytest.approx(augmentation_robust_score(0.3, 0.1))
+    other = judged.scores(rows, "digits")
+    assert math.isnan(other["hlr"]) and math.isnan(other["lrs"]) and other["ars"] == found["ars"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A copy of the project on digits, uncompiled and on one thread, with a set of two random images a class."""
+    root = tmp_path_factory.mktemp("project")
+    for name in ("notebooks", "dreamlib", "pipeline"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("params.yaml", "methods.yaml"):
+        shutil.copy(ROOT / name, root / name)
+    yaml = YAML()
+    params = yaml.load(root / "params.yaml")
+    params["compute"].update(compile=False, precision="float32", threads=1, device="cpu")
+    yaml.dump(params, root / "params.yaml")
+    create("digits").fetch(root / "data")
+    return root
+
+
+@pytest.fixture(scope="module")
+def real(root):
+    """Two random training images of each digit."""
+    train = load_split("digits", "train", root / "data", 0, 0)
+    info = {"dataset": "digits", "classes": list("0123456789"), "mean": [0.3053], "std": [0.3755]}
+    return replace(fill(train, random_rows(train, 2, 7), 2, 1, "single"), info=info)
+
+
+@pytest.fixture
+def saved(root, real, monkeypatch):
+    """Save that set, with changes, and return the name of its file; the project is the working directory."""
+    monkeypatch.chdir(root)
+
+    def save(name="mine", **changes):
+        replace(real, **changes).save(root / f"{name}.safetensors")
+        return f"{name}.safetensors"
+
+    return save
+
+
+MISTAKES = [
+    ({}, ["missing.safetensors", "--data", "digits"], "no distilled set at .*missing.safetensors"),
+    ({}, ["mine.safetensors", "--data", "digitz"], "did you mean 'digits'"),
+    ({}, ["mine.safetensors", "--data", "digits", "--protocol", "dcc"], "unknown evaluation protocol 'dcc'"),
+    ({}, ["mine.safetensors", "--data", "digits", "--protocol", "dd"], "holds no such training; choose another"),
+    ({}, ["mine.safetensors", "--data", "digits", "--ipc", "3"], "stores 2 images per class, not 3; set IPC=2"),
+    ({}, ["mine.safetensors", "--data", "digits", "--networks", "0"], "give at least 1 network"),
+    ({}, ["mine.safetensors", "--data", "mnist"], "is a set of digits, not of mnist; set DATA=digits"),
+    ({"info": {}}, ["mine.safetensors", "--data", "mnist"], r"\(1, 8, 8\), and mnist's are \(1, 28, 28\)"),
+    ({"info": {}}, ["mine.safetensors", "--data", "cifar100"], "has 10 classes, and cifar100 has 100"),
+    ({"info": {"classes": list("1023456789")}}, ["mine.safetensors", "--data", "digits"], "in that order"),
+]
+
+
+@pytest.mark.parametrize(("changes", "arguments", "message"), MISTAKES)
+def test_what_cannot_be_judged_is_refused_in_one_line_before_any_work(saved, changes, arguments, message, capsys):
+    saved(**changes)
+    assert judge.main(arguments) == 1
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1 and re.search(message, said), said
+    assert not Path("results").exists() and not Path("reports").exists()
+
+
+def test_make_judge_without_a_set_prints_how_to_use_it():
+    for given in ([], ["SET=mine.pt"]):
+        done = subprocess.run(["make", "-s", "judge", *given], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode != 0 and done.stdout == ""
+        assert "usage: make judge SET=file DATA=cifar10" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_judgement_of_digits_from_the_command_to_the_report(saved, root, capsys):
+    """Two networks by DC's protocol; the set is random images, so that it must stand among the random ones."""
+    arguments = [saved("two images"), "--data", "digits", "--protocol", "dc", "--networks", "2", "--epochs", "12"]
+    assert judge.main(arguments) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("A trial: not the protocols' epochs (301 by its own, 1000 by IDC's) and 2 networks")
+    name = "two_images-dc-12-epochs"
+    rows = pd.read_csv(root / "results" / "judged" / name / "accuracies.csv")
+    summary = json.loads((root / "results" / "judged" / name / "judgement.json").read_text())
+    assert set(rows.groupby(["method", "view", "network", "seed"]).size()) == {2} and set(rows.epochs) == {12}
+    both, others = {"protocol", "idc", "plain", "hard_labels"}, {"protocol", "idc"}
+    assert {m: set(part.view) for m, part in rows.groupby("method")} == {THIS: both, RANDOM: both, KMEANS: others}
+    assert set(rows.network) == {"convnet", "mlp"}, "digits are too small for LeNet"
+    matched = rows[rows.matched & (rows.method == THIS)]
+    by_view = {view: part.accuracy.tolist() for view, part in matched.groupby("view")}
+    assert by_view["protocol"] == by_view["plain"] == by_view["hard_labels"] != by_view["idc"]
+    assert min(rows.accuracy) > 0.15, "chance is 0.1"
+    assert summary["sets"][THIS] == summary["sets"][RANDOM] == {
+        "labels": "hard", "factor": 1, "training_images": 20, "stored_floats": 1280, "bytes": 5120,
+    }  # fmt: skip
+    assert summary["scores"]["lrs"] is None and 0 < summary["scores"]["ars"] < 1
+    report = nbformat.read(root / "reports" / "judged" / f"{name}.ipynb", 4)
+    shown = json.dumps(report.cells)
+    assert "kmeans" in shown and "image/png" in shown and "hash of its content" in shown and KEPT not in summary["sets"]
+
+
+def test_networks_trained_before_are_not_trained_again(saved, monkeypatch):
+    """The second judgement adds a network to the first one's; its own view and IDC's are one under IDC's protocol."""
+    saved("again")
+    first, _ = Judgement.open("again.safetensors", "digits", "idc", networks=1, epochs=2).run()
+    trained = []
+    real_fit = evaluation.fit
+    monkeypatch.setattr(evaluation, "fit", lambda *given, **named: (trained.append(1), real_fit(*given, **named)))
+    rows, summary = Judgement.open("again.safetensors", "digits", "idc", networks=2, epochs=2).run()
+    once = first[["method", "view", "network", "accuracy"]].merge(rows, "left")
+    assert len(once) == len(first) and once.seed.notna().all()
+    assert not summary["own_is_not_idc"] and len(trained) == len(first) - sum(first.view != "protocol") + 4
