@@ -136,7 +136,7 @@ def test_a_judgement_of_digits_from_the_command_to_the_report(saved, root, capsy
     matched = rows[rows.matched & (rows.method == THIS)]
     by_view = {view: part.accuracy.tolist() for view, part in matched.groupby("view")}
     assert by_view["protocol"] == by_view["plain"] == by_view["hard_labels"] != by_view["idc"]
-    assert min(rows.accuracy) > 0.15, "chance is 0.1"
+    assert min(rows.accuracy[rows.matched]) > 0.4, "chance is 0.1"
     assert summary["sets"][THIS] == summary["sets"][RANDOM] == {
         "labels": "hard", "factor": 1, "training_images": 20, "stored_floats": 1280, "bytes": 5120,
     }  # fmt: skip
@@ -156,4 +156,5 @@ def test_networks_trained_before_are_not_trained_again(saved, monkeypatch):
     rows, summary = Judgement.open("again.safetensors", "digits", "idc", networks=2, epochs=2).run()
     once = first[["method", "view", "network", "accuracy"]].merge(rows, "left")
     assert len(once) == len(first) and once.seed.notna().all()
-    assert not summary["own_is_not_idc"] and len(trained) == len(first) - sum(first.view != "protocol") + 4
+    # Of either kind of images the ConvNet's two views and the MLP, of k-means medoids one view: each a second time.
+    assert not summary["own_is_not_idc"] and len(trained) == 2 * 3 + 1

@@ -19,6 +19,7 @@ from pipeline.report.statistics import spread
 from pipeline.report.tables import markdown, percent
 
 THIS, RANDOM, KMEANS, KEPT = "this set", "random", "kmeans", "our best set"
+FEWEST_NETWORKS = 5  # of each architecture that a judgement rests on
 ABSENT = "–"
 # Test accuracy of the ConvNet-3 on all training images (Zhao et al., ICLR 2021), for hard label recovery.
 WHOLE_DATA = {"fashion_mnist": 0.935, "cifar10": 0.848}
@@ -103,11 +104,14 @@ def _wide(table: pd.DataFrame, by: str) -> pd.DataFrame:
 def accuracy_table(rows: pd.DataFrame, summary: Mapping[str, Any]) -> pd.DataFrame:
     """Return test accuracy (%) of every set under each protocol, and what the set stores."""
     table = _wide(accuracies(rows, summary), "method")
-    stored = pd.DataFrame(summary["sets"]).T.rename(columns=lambda name: name.replace("_", " "))
-    counts = [f"{summary['networks']} × {rows.seed[rows.method == method].nunique()}" for method in table.index]
-    table = table.assign(**{"networks × sets": counts}).join(stored)
-    numbers = ["stored floats", "bytes", "training images"]
-    return table.assign(**{name: table[name].map("{:,}".format) for name in numbers}).fillna(ABSENT)
+    stored = pd.DataFrame(summary["sets"]).T.loc[table.index]
+    table["networks × sets"] = [
+        f"{summary['networks']} × {rows.seed[rows.method == method].nunique()}" for method in table.index
+    ]
+    table["labels"], table["factor"] = stored.labels, stored.factor
+    for name in ("training_images", "stored_floats", "bytes"):
+        table[name.replace("_", " ")] = stored[name].map("{:,}".format)
+    return table.fillna(ABSENT)
 
 
 def experiment_table(rows: pd.DataFrame, summary: Mapping[str, Any]) -> pd.DataFrame:
@@ -173,26 +177,31 @@ def trial(summary: Mapping[str, Any]) -> str:
     if summary["epochs"] != summary["protocol_epochs"]:
         asked = summary["protocol_epochs"]
         reasons.append(f"**not the protocols' epochs** ({asked['protocol']} by its own, {asked['idc']} by IDC's)")
-    if summary["networks"] < 5:
-        reasons.append(f"{summary['networks']} networks in place of 5 or more")
+    if (networks := summary["networks"]) < FEWEST_NETWORKS:
+        reasons.append(f"{networks} network{'s' * (networks > 1)} in place of {FEWEST_NETWORKS} or more")
     return f"**A trial**: {' and '.join(reasons)}. " if reasons else ""
 
 
 def answer(rows: pd.DataFrame, summary: Mapping[str, Any]) -> str:
-    """Return how good the set is, in two sentences of Markdown, after a warning where it was only tried."""
-    table = accuracies(rows, summary).set_index(["protocol", "method"])
-    texts = []
-    for protocol in dict.fromkeys(table.index.get_level_values(0)):
-        part = table.loc[protocol]
-        others = [f"{name} {percent(row.accuracy, row['std'])}" for name, row in part.iterrows() if name != THIS]
-        texts.append(f"{percent(*part.loc[THIS, ['accuracy', 'std']])} % ({protocol}; {', '.join(others)})")
-    networks, experiments = summary["networks"], summary["experiments"]
-    over = f"{networks} networks" + (f" on each of {experiments} experiments" if experiments > 1 else "")
+    """Return how good the set is, in a sentence of Markdown for each protocol, after a warning if it was only tried."""
+    epochs, networks, experiments = summary["epochs"], summary["networks"], summary["experiments"]
+    names = {
+        "protocol": f"its own protocol ({summary['protocol']}, {epochs['protocol']} epochs)",
+        "idc": f"IDC's protocol ({epochs['idc']} epochs)",
+    }
+    table, sentences = accuracies(rows, summary), []
+    for view, part in table.groupby("view", sort=False):
+        shown = {row.method: percent(row.accuracy, row.std) for row in part.itertuples()}
+        beside = ", ".join(f"{method} {text}" for method, text in shown.items() if method != THIS)
+        result = f"{shown[THIS]} %{' test accuracy on ' + summary['dataset'] if not sentences else ''}"
+        subject = "It" if sentences else summary["name"]
+        sentences.append(f"**{subject} reaches {result} by {names[view]}**{', beside ' + beside if beside else ''}.")
+    over = f"{networks} network{'s' * (networks > 1)}"
+    over += f" on each of {experiments} experiments" if experiments > 1 else ""
     stored = summary["sets"][THIS]
     return (
-        f"{trial(summary)}**{summary['name']} reaches {' and '.join(texts)}** in test accuracy on "
-        f"{summary['dataset']}, mean ± standard deviation over {over} after the last epoch. It stores "
-        f"{stored['stored_floats']:,} floats ({stored['labels']} labels); the sets beside it store about as many."
+        f"{trial(summary)}{' '.join(sentences)} The set stores {stored['stored_floats']:,} floats ({stored['labels']} "
+        f"labels), those beside it about as many; mean ± standard deviation over {over}, after the last epoch."
     )
 
 

@@ -34,13 +34,12 @@ from dreamlib.training.trainer import TrainSettings
 from pipeline import launch_notebook
 from pipeline.params import find_root
 from pipeline.project import Project
-from pipeline.report.judged import KEPT, KMEANS, RANDOM, THIS, answer, scores
+from pipeline.report.judged import FEWEST_NETWORKS, KEPT, KMEANS, RANDOM, THIS, answer, scores
 from pipeline.report.provenance import code_hash
 from pipeline.stages.evaluation import content_hash, partial_results, seen_test_images
 from pipeline.studies.best_sets import is_idc
 from pipeline.studies.judged_file import check_set, judging_project, open_sets, own_protocol
 
-NETWORKS = 5  # of each architecture: the fewest that a judgement rests on
 OTHERS = ("mlp", "lenet")  # evaluated beside the ConvNet, where the images are large enough for them
 SAME_STORAGE = 0.02  # largest relative difference of stored floats between sets that are compared
 FOLDER = Path("results") / "judged"
@@ -70,7 +69,7 @@ class Judgement:
 
     @classmethod
     def open(
-        cls, path: str, dataset: str, protocol: str = "", ipc: int = 0, networks: int = NETWORKS, epochs: int = 0
+        cls, path: str, dataset: str, protocol: str = "", ipc: int = 0, networks: int = FEWEST_NETWORKS, epochs: int = 0
     ) -> "Judgement":
         """Open a file and check everything but the data, before any work.
 
@@ -120,7 +119,7 @@ class Judgement:
     def _real(self, train: LabeledImages, rows: Tensor) -> SyntheticSet:
         """Return real images, rows (K, ipc) of ``train``, as a set in the units of the judged one."""
         images, _ = self.project.seen_with(train.subset(rows.flatten()), self.sets[0])
-        units = ("whitening", "bounded", "mean", "std")
+        units = ("whitening", "zca_epsilon", "bounded", "mean", "std")
         about = {key: self.sets[0].info[key] for key in units if key in self.sets[0].info}
         numbers = torch.arange(rows.numel()).view(rows.shape)
         return replace(fill(images, numbers, self.ipc, 1, "single"), info=about)
@@ -277,7 +276,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--protocol", default="", help="the protocol that it is published under; default: see the notebook"
     )
     parser.add_argument("--ipc", type=int, default=0, help="the stored images per class that it must have")
-    parser.add_argument("--networks", type=int, default=NETWORKS, help=f"of each architecture; default: {NETWORKS}")
+    parser.add_argument("--networks", type=int, default=FEWEST_NETWORKS, help="trained on each set")
     parser.add_argument("--epochs", type=int, default=0, help="for a trial; default: the protocol's")
     given, root = parser.parse_args(arguments), find_root()
     path = os.path.relpath(given.set, root) if Path(given.set).exists() else given.set
