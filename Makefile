@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 DEVICE ?= cpu
-JUDGE  := usage: make judge SET=file DATA=cifar10 [PROTOCOL=dc] [IPC=10]
+JUDGE  := usage: make judge SET=file DATA=cifar10 [PROTOCOL=dc] [IPC=10] [STORED='normalised=literature']
 # Stages run `python`: the environment's must come first on PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
@@ -39,9 +39,9 @@ best: data       ## the best sets the project keeps (results/best), about five a
 claims: data     ## the study of DREAM's claims at a reduced budget, about an hour on two cores
 	$(BIN)/dvc repro studies/dvc.yaml:claims
 
-judge: $(if $(and $(SET),$(DATA)),setup)   ## how good is a set, ours or yours? make judge SET=file DATA=cifar10 [PROTOCOL=dc] [IPC=10]
+judge: $(if $(and $(SET),$(DATA)),setup)   ## how good is a set, ours or yours: SET=file DATA=cifar10 …, `make judge` says more; report in reports/judged
 	$(if $(and $(SET),$(DATA)),,$(error $(JUDGE)))
-	$(BIN)/python -m pipeline.studies.judge "$(SET)" --data "$(DATA)" --protocol "$(PROTOCOL)" --ipc $(or $(IPC),0)
+	$(BIN)/python -m pipeline.studies.judge "$(SET)" --data "$(DATA)" --protocol "$(PROTOCOL)" --ipc $(or $(IPC),0) --stored "$(STORED)"
 
 test: setup      ## run the tests on two processes (needs no network: scikit-learn brings the digits)
 	$(BIN)/python -m pipeline.fetch_data digits

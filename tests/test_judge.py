@@ -11,6 +11,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+import torch
 from ruamel.yaml import YAML
 
 from dreamlib import evaluation
@@ -80,8 +81,14 @@ def real(root):
 
 @pytest.fixture
 def saved(root, real, monkeypatch):
-    """Save that set, with changes, and return the name of its file; the project is the working directory."""
+    """Save that set, with changes, and return the name of its file; the project is the working directory.
+
+    dc.pt beside it holds the set's images, normalised, as two experiments of DC's layout.
+    """
     monkeypatch.chdir(root)
+    images, labels = (real.canvases - 0.3053) / 0.3755, real.labels
+    experiments = [[images, labels], [images.flip(0), labels.flip(0)]]
+    torch.save({"data": experiments, "accs_all_exps": {"ConvNet": [0.5, 0.7, 0.6, 0.6]}}, "dc.pt")
 
     def save(name="mine", **changes):
         replace(real, **changes).save(root / f"{name}.safetensors")
@@ -91,13 +98,30 @@ def saved(root, real, monkeypatch):
 
 
 MISTAKES = [
-    ({}, ["missing.safetensors", "--data", "digits"], "no distilled set at .*missing.safetensors"),
+    ({}, ["missing.safetensors", "--data", "digits"], "no file or folder .*missing.safetensors; check the path"),
     ({}, ["mine.safetensors", "--data", "digitz"], "did you mean 'digits'"),
     ({}, ["mine.safetensors", "--data", "digits", "--protocol", "dcc"], "unknown evaluation protocol 'dcc'"),
     ({}, ["mine.safetensors", "--data", "digits", "--protocol", "dd"], "holds no such training; choose another"),
     ({}, ["mine.safetensors", "--data", "digits", "--ipc", "3"], "stores 2 images per class, not 3; set IPC=2"),
     ({}, ["mine.safetensors", "--data", "digits", "--networks", "0"], "give at least 1 network"),
     ({}, ["mine.safetensors", "--data", "mnist"], "is a set of digits, not of mnist; set DATA=digits"),
+    (
+        {},
+        ["mine.safetensors", "--data", "digits", "--stored", "normalised=none"],
+        "says how it is stored; leave STORED",
+    ),
+    (
+        {},
+        ["dc.pt", "--data", "digits", "--protocol", "dc"],
+        "how its images are normalised.*options as STORED=key=value",
+    ),
+    ({}, ["dc.pt", "--data", "digits", "--stored", "normalized=none"], "did you mean 'normalised'"),
+    (
+        {},
+        ["dc.pt", "--data", "digits", "--stored", "zca_epsilon=small"],
+        "zca_epsilon of a stored set cannot be 'small'",
+    ),
+    ({}, ["dc.pt", "--data", "digits", "--stored", "normalised=literature"], "several methods share the layout 'dc'"),
     ({"info": {}}, ["mine.safetensors", "--data", "mnist"], r"\(1, 8, 8\), and mnist's are \(1, 28, 28\)"),
     ({"info": {}}, ["mine.safetensors", "--data", "cifar100"], "has 10 classes, and cifar100 has 100"),
     ({"info": {"classes": list("1023456789")}}, ["mine.safetensors", "--data", "digits"], "in that order"),
@@ -158,3 +182,25 @@ def test_networks_trained_before_are_not_trained_again(saved, monkeypatch):
     assert len(once) == len(first) and once.seed.notna().all()
     # Of either kind of images the ConvNet's two views and the MLP, of k-means medoids one view: each a second time.
     assert not summary["own_is_not_idc"] and len(trained) == 2 * 3 + 1
+
+
+def test_every_experiment_of_a_file_is_judged_beside_real_images_in_its_units(saved, root):
+    saved()
+    judgement = Judgement.open("dc.pt", "digits", "dsa", stored="normalised=literature", networks=1, epochs=1)
+    assert [(method, seed) for method, seed, _ in judgement.compared] == [
+        (THIS, 0), (THIS, 1), (RANDOM, 0), (RANDOM, 1), (KMEANS, 0),
+    ]  # fmt: skip
+    train = load_split("digits", "train", root / "data", 0, 0)
+    normalised = ((train.images - 0.3053) / 0.3755).flatten(1)
+    for method, seed, real_images in judgement.compared[2:]:
+        near = torch.cdist(real_images.canvases.flatten(1), normalised).min(1)
+        assert near.values.max() < 1e-3 and torch.equal(train.labels[near.indices], real_images.labels), (method, seed)
+        assert len(set(near.indices.tolist())) == 20 and real_images.info["bounded"] is False
+    assert not torch.equal(judgement.compared[2][2].canvases, judgement.compared[3][2].canvases)
+    rows, summary = judgement.run()
+    assert judgement.name == "dc-dsa-1-epochs" and summary["experiments"] == 2
+    assert rows[rows.method == THIS].groupby("view").seed.nunique().eq(2).all()
+    assert list(judged.experiment_table(rows, summary).index) == [0, 1]
+    makers = judged.makers_note(summary)
+    assert makers == "The file itself states a test accuracy of 60.0 ± 8.2 % (ConvNet, 4 networks)."
+    assert {m: t.shape[0] for m, t in judgement.pictures_beside.items()} == {THIS: 10, RANDOM: 10, KMEANS: 10}

@@ -166,6 +166,15 @@ def protocol_note(protocol: EvaluationParams, settings: TrainSettings) -> str:
     )
 
 
+def makers_note(summary: Mapping[str, Any]) -> str:
+    """Return what the set's makers stored in the file as its accuracy, in a sentence; nothing if they did not."""
+    listed = [
+        f"{percent(each['mean'], each['std'])} % ({network}, {each['networks']} networks)"
+        for network, each in summary["makers"].items()
+    ]
+    return f"The file itself states a test accuracy of {', '.join(listed)}." if listed else ""
+
+
 def kept_note(summary: Mapping[str, Any]) -> str:
     """Return a sentence where no best set stands beside the judged one; else nothing."""
     return "" if KEPT in summary["sets"] else "results/best keeps no other set of the same storage for this data set."
@@ -208,7 +217,7 @@ def answer(rows: pd.DataFrame, summary: Mapping[str, Any]) -> str:
 def provenance(project: Project, summary: Mapping[str, Any]) -> str:
     """Return what the numbers come from, as a Markdown table: the file, data, protocol, device and versions."""
     rows = {
-        "made by": f"`make judge SET={summary['file']} DATA={summary['dataset']} PROTOCOL={summary['protocol']}`",
+        "made by": f"`make judge SET='{summary['file']}' DATA={summary['dataset']} PROTOCOL={summary['protocol']}`",
         "set": f"{summary['file']}, hash of its content `{summary['content']}`",
         **origin(project),
     }

@@ -11,9 +11,10 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import pandas as pd
@@ -28,20 +29,18 @@ from dreamlib.evaluation import apply_view, evaluate, train_settings
 from dreamlib.matching.unrolled import UNROLLED
 from dreamlib.networks import build
 from dreamlib.settings import EvaluationParams, NetworkParams, digest
-from dreamlib.synthetic.initial import check_budget, cluster_class, fill, random_rows
-from dreamlib.synthetic.synthetic_set import BEST, SyntheticSet
+from dreamlib.synthetic.synthetic_set import SyntheticSet
 from dreamlib.training.trainer import TrainSettings
 from pipeline import launch_notebook
 from pipeline.params import find_root
 from pipeline.project import Project
 from pipeline.report.judged import FEWEST_NETWORKS, KEPT, KMEANS, RANDOM, THIS, answer, scores
-from pipeline.report.provenance import code_hash
 from pipeline.stages.evaluation import content_hash, partial_results, seen_test_images
 from pipeline.studies.best_sets import is_idc
+from pipeline.studies.judged_beside import kept_set, medoid_set, random_set
 from pipeline.studies.judged_file import check_set, judging_project, open_sets, own_protocol
 
 OTHERS = ("mlp", "lenet")  # evaluated beside the ConvNet, where the images are large enough for them
-SAME_STORAGE = 0.02  # largest relative difference of stored floats between sets that are compared
 FOLDER = Path("results") / "judged"
 NOTEBOOK = Path("notebooks") / "07_judge.ipynb"
 
@@ -69,11 +68,18 @@ class Judgement:
 
     @classmethod
     def open(
-        cls, path: str, dataset: str, protocol: str = "", ipc: int = 0, networks: int = FEWEST_NETWORKS, epochs: int = 0
+        cls,
+        path: str,
+        dataset: str,
+        protocol: str = "",
+        ipc: int = 0,
+        stored: str = "",
+        networks: int = FEWEST_NETWORKS,
+        epochs: int = 0,
     ) -> "Judgement":
         """Open a file and check everything but the data, before any work.
 
-        path: the file, relative to the project; with ``ipc``, or the name of a data set, for our best set.
+        path, stored: see ``open_sets``.
         dataset: the data set that the file stands for.
         protocol: see ``own_protocol``.
         ipc: stored images per class that the set must have; 0 for any number.
@@ -83,7 +89,7 @@ class Judgement:
         """
         root = find_root()
         project = judging_project(root, dataset)
-        file, sets = open_sets(root, str(path), ipc)
+        file, sets = open_sets(root, str(path), dataset, ipc, stored)
         for number, synthetic in enumerate(sets):
             check_set(synthetic, project.info, ipc, f"{path}" + (f", experiment {number}," if number else ""))
         if networks < 1 or epochs < 0:
@@ -96,54 +102,18 @@ class Judgement:
         name = f"{stem}-{how.protocol}{trial}"
         return cls(project, os.path.relpath(file, root), name, tuple(sets), how, networks, epochs)
 
-    @property
-    def ipc(self) -> int:
-        """Real images per class that come closest to the storage of a set, at least 1."""
-        pixels = self.sets[0].num_classes * self.sets[0].canvases[0].numel()
-        return max(1, round(self.sets[0].stored_floats / pixels))
-
     @cached_property
     def compared(self) -> list[tuple[str, int, SyntheticSet]]:
         """Every set that networks are trained on: method, seed (number of the experiment or draw), set.
 
-        Random images are drawn once for each experiment. Real images are in the units of the sets.
+        Random images are drawn once for each experiment.
         """
-        train, seeds = self.project.split("train"), range(len(self.sets))
-        check_budget(train, self.project.info, self.ipc, 1)
+        first, seeds = self.sets[0], range(len(self.sets))
         entries = [(THIS, seed, self.sets[seed]) for seed in seeds]
-        entries += [(RANDOM, seed, self._real(train, random_rows(train, self.ipc, seed))) for seed in seeds]
-        entries.append((KMEANS, 0, self._real(train, self._medoids(train))))
-        kept = self._kept()
+        entries += [(RANDOM, seed, random_set(self.project, first, seed)) for seed in seeds]
+        entries.append((KMEANS, 0, medoid_set(self.project, first)))
+        kept = kept_set(self.project, first)
         return entries if kept is None else [*entries, (KEPT, 0, kept)]
-
-    def _real(self, train: LabeledImages, rows: Tensor) -> SyntheticSet:
-        """Return real images, rows (K, ipc) of ``train``, as a set in the units of the judged one."""
-        images, _ = self.project.seen_with(train.subset(rows.flatten()), self.sets[0])
-        units = ("whitening", "zca_epsilon", "bounded", "mean", "std")
-        about = {key: self.sets[0].info[key] for key in units if key in self.sets[0].info}
-        numbers = torch.arange(rows.numel()).view(rows.shape)
-        return replace(fill(images, numbers, self.ipc, 1, "single"), info=about)
-
-    def _medoids(self, train: LabeledImages) -> Tensor:
-        """Return the rows (K, ipc) nearest to k-means centres of an untrained ConvNet's features, kept in .dream/."""
-        project = self.project
-        key = digest(project.data_hash, self.ipc, project.used_params.compute, code_hash(project.root))
-        path = project.root / ".dream" / "judged" / f"medoids-{key}.json"
-        if not path.is_file():
-            placed, embedder = train.to(project.compute.device), project.embedder(0)
-            classes = range(train.num_classes)
-            chosen = [cluster_class(placed, c, self.ipc, 0, embedder).representatives for c in classes]
-            write_json(path, torch.stack(chosen).tolist())
-        return torch.tensor(read_json(path))
-
-    def _kept(self) -> SyntheticSet | None:
-        """Return the set of results/best of the same storage, unless there is none or it is the judged one."""
-        floats, judged = self.sets[0].stored_floats, content_hash(self.sets[0])
-        for path in sorted((self.project.root / BEST).glob(f"{self.project.params.dataset}-ipc*.safetensors")):
-            kept = SyntheticSet.open(path)
-            if abs(kept.stored_floats - floats) <= SAME_STORAGE * floats and content_hash(kept) != judged:
-                return kept
-        return None
 
     @property
     def pictures(self) -> Tensor:
@@ -252,7 +222,19 @@ class Judgement:
             "networks": self.networks,
             "experiments": len(self.sets),
             "sets": sets,
+            "makers": self._makers(),
             "scores": {name: None if math.isnan(value) else value for name, value in values.items()},
+        }
+
+    def _makers(self) -> dict[str, dict[str, float]]:
+        """Return mean, std and number of the accuracies that the set's makers stored in the file, by network."""
+        stored: dict[str, list[float]] = {}
+        for synthetic in self.sets:
+            for network, accuracies in synthetic.info.get("stored_accuracies", {}).items():
+                stored.setdefault(network, []).extend(accuracies)
+        return {
+            network: {"mean": fmean(each), "std": stdev(each) if len(each) > 1 else 0.0, "networks": len(each)}
+            for network, each in stored.items()
         }
 
 
@@ -276,11 +258,18 @@ def main(arguments: list[str] | None = None) -> int:
         "--protocol", default="", help="the protocol that it is published under; default: see the notebook"
     )
     parser.add_argument("--ipc", type=int, default=0, help="the stored images per class that it must have")
+    parser.add_argument("--stored", default="", help="what another code's file does not say: 'normalised=literature'")
     parser.add_argument("--networks", type=int, default=FEWEST_NETWORKS, help="trained on each set")
     parser.add_argument("--epochs", type=int, default=0, help="for a trial; default: the protocol's")
     given, root = parser.parse_args(arguments), find_root()
     path = os.path.relpath(given.set, root) if Path(given.set).exists() else given.set
-    asked = {"protocol": given.protocol, "ipc": given.ipc, "networks": given.networks, "epochs": given.epochs}
+    asked = {
+        "protocol": given.protocol,
+        "ipc": given.ipc,
+        "stored": given.stored,
+        "networks": given.networks,
+        "epochs": given.epochs,
+    }
     try:
         judgement = Judgement.open(path, given.data, **asked)
         p = judgement.project.params

@@ -1,6 +1,11 @@
 """A set that is to be judged: the file opened, what it stands for checked, and the protocol it is published under."""
 
+from inspect import signature
 from pathlib import Path
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+from ruamel.yaml import YAML, YAMLError
 
 from dreamlib import data as datasets
 from dreamlib._engine.files import read_json
@@ -8,11 +13,15 @@ from dreamlib.data.types import DatasetInfo
 from dreamlib.errors import ParameterError, unknown
 from dreamlib.matching.unrolled import UNROLLED
 from dreamlib.settings import OF_EVERY_PROTOCOL, PROTOCOLS, EvaluationParams
+from dreamlib.synthetic.foreign import import_set
+from dreamlib.synthetic.foreign_files import MTT, PACKED
 from dreamlib.synthetic.synthetic_set import BEST, SyntheticSet, best_path
 from pipeline.params import Budget, DataParams, Params, read_params
 from pipeline.project import Project
 
 METHOD = "random"  # a name that parameters need; no method runs
+# The protocol of layouts of files that one family of methods has.
+LAYOUTS = {**dict.fromkeys(MTT, "mtt"), **dict.fromkeys(PACKED, "idc"), "dsa": "dsa", "dm": "dm"}
 
 
 def judging_project(root: Path, dataset: str) -> Project:
@@ -31,15 +40,49 @@ def judging_project(root: Path, dataset: str) -> Project:
     return Project(root, params)
 
 
-def open_sets(root: Path, path: str, ipc: int) -> tuple[Path, list[SyntheticSet]]:
-    """Return the file and the sets in it, one for each experiment; with ``ipc``, ``path`` may name a data set.
+def open_sets(root: Path, path: str, dataset: str, ipc: int, stored: str) -> tuple[Path, list[SyntheticSet]]:
+    """Return the file and the sets in it, one for each experiment.
 
-    Raise FileNotFoundError or ValueError for a file that cannot be read.
+    path: a file or folder, ours or other people's, relative to ``root``; with ``ipc``, or the name of a data set, for
+        its best set in results/best.
+    stored: what another code's file does not say, as ``key=value`` with the options of ``dreamlib.import_set``.
+
+    Raise as ``import_set`` and ``import_options`` do.
     """
-    file = root / path
+    file, options = root / path, import_options(stored)
     if ipc and not file.exists():
         file = best_path(path, ipc)
-    return file, [SyntheticSet.open(file)]
+    try:
+        sets = import_set(file, data=dataset, **options)
+    except ValueError as error:
+        raise ParameterError(f"{error}{'' if stored else ' (give options as STORED=key=value)'}") from error
+    sets = sets if isinstance(sets, list) else [sets]
+    if options and "format" in sets[0].info:
+        raise ParameterError(f"{path} is a set of this library, which says how it is stored; leave STORED out")
+    return file, sets
+
+
+def import_options(text: str) -> dict[str, Any]:
+    """Return ``key=value`` pairs, values as in YAML, as options of ``dreamlib.import_set``.
+
+    Raise UnknownNameError or ParameterError, naming the option.
+
+    >>> import_options("normalised=zca zca_epsilon=0.1")
+    {'normalised': 'zca', 'zca_epsilon': 0.1}
+    """
+    hints, options = get_type_hints(import_set), {}
+    known = [name for name in signature(import_set).parameters if name not in ("path", "data")]
+    for pair in text.split():
+        key, sign, value = pair.partition("=")
+        if not sign:
+            raise ParameterError(f"'{pair}' is not of the form key=value, such as normalised=literature")
+        if key not in known:
+            raise unknown("option of a stored set", key, known)
+        try:
+            options[key] = TypeAdapter(hints[key]).validate_python(YAML(typ="safe", pure=True).load(value))
+        except (ValidationError, YAMLError) as error:
+            raise ParameterError(f"option {key} of a stored set cannot be {value!r}; see docs/sets.md") from error
+    return options
 
 
 def check_set(synthetic: SyntheticSet, info: DatasetInfo, ipc: int, where: str) -> None:
@@ -70,16 +113,17 @@ def check_set(synthetic: SyntheticSet, info: DatasetInfo, ipc: int, where: str) 
 def own_protocol(root: Path, file: Path, synthetic: SyntheticSet, given: str) -> EvaluationParams:
     """Return the protocol that a set is published under.
 
-    It is the ``given`` one, else that of the study which made a set of results/best, else the one its file names, else
-    IDC's. Raise UnknownNameError for an unknown name, ParameterError for a set that cannot be replayed.
+    It is the ``given`` one, else that of the study which made a set of results/best, else that of the layout of another
+    code's file, else IDC's. Raise UnknownNameError for an unknown name; ParameterError for a file whose layout several
+    methods share, and for a set that cannot be replayed.
     """
-    name = given or synthetic.info.get("protocol", "idc")
-    if name not in PROTOCOLS:
-        raise unknown("evaluation protocol", name, sorted(PROTOCOLS))
-    how = EvaluationParams(protocol=name)
+    if given and given not in PROTOCOLS:
+        raise unknown("evaluation protocol", given, sorted(PROTOCOLS))
     if not given and file.parent == root / BEST:
         record = read_json(file.with_suffix(".json"))
         how = read_params(root, record["study"]).evaluation(record["method"], synthetic.ipc)
+    else:
+        how = EvaluationParams(protocol=given or _protocol_of_layout(synthetic, file.name))
     if how.replay and UNROLLED not in synthetic.info:
         raise ParameterError(
             f"protocol '{how.protocol}' replays the training that a set was unrolled through, and {file.name} holds no "
@@ -87,3 +131,16 @@ def own_protocol(root: Path, file: Path, synthetic: SyntheticSet, given: str) ->
         )
     execution = EvaluationParams(parallel_networks=2)
     return how.model_copy(update={key: getattr(execution, key) for key in OF_EVERY_PROTOCOL})
+
+
+def _protocol_of_layout(synthetic: SyntheticSet, name: str) -> str:
+    if "source" not in synthetic.info:
+        return "idc"
+    layout = synthetic.info["source"]["format"]
+    protocol = LAYOUTS.get(layout)
+    if protocol is None:
+        raise ParameterError(
+            f"{name} does not say which protocol its set is published under (several methods share the layout "
+            f"'{layout}'); set PROTOCOL to one of {', '.join(sorted(PROTOCOLS))}"
+        )
+    return protocol
