@@ -29,7 +29,7 @@ def normalised(value: float) -> float:
     """Return a weighted difference of accuracies, from -1 to 1, as a score from 0 to 1: (e^v − e^-1) / (e − e^-1).
 
     >>> normalised(-1.0), round(normalised(0.0), 4), normalised(1.0)
-    (0.0, 0.269, 1.0)
+    (0.0, 0.2689, 1.0)
     """
     return (math.exp(value) - math.exp(-1)) / (math.e - math.exp(-1))
 
@@ -42,7 +42,7 @@ def label_robust_score(improvement: float, recovery: float, weight: float = 0.5)
     weight: w of α = w·IOR − (1 − w)·HLR.
 
     >>> round(label_robust_score(0.2, 0.4), 4)  # α = −0.1
-    0.2284
+    0.2285
     """
     return normalised(weight * improvement - (1 - weight) * recovery)
 
