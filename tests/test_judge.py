@@ -192,3 +192,10 @@ def test_every_experiment_of_a_file_is_judged_beside_real_images_in_its_units(sa
     makers = judged.makers_note(summary)
     assert makers == "The file itself states a test accuracy of 60.0 ± 8.2 % (ConvNet, 4 networks)."
     assert {m: t.shape[0] for m, t in judgement.pictures_beside.items()} == {THIS: 10, RANDOM: 10, KMEANS: 10}
+
+
+def test_classes_of_unequal_size_are_pictured_in_their_own_rows(saved, real):
+    few = saved("uneven", canvases=real.canvases[1:], labels=real.labels[1:])
+    pictures = Judgement.open(few, "digits").pictures
+    assert torch.equal(pictures[0], real.canvases[1]) and pictures[1].unique().tolist() == [1.0]
+    assert torch.equal(pictures[2:], real.canvases[2:])

@@ -22,6 +22,7 @@ COLORS = {
     "idc": "#0072B2",
     "idc_same_batch": "#0072B2",
     "dream": "#D55E00",
+    "this set": "#009E73",
 }
 _SPARE = ("#009E73", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
 

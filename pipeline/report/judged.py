@@ -215,10 +215,12 @@ def answer(rows: pd.DataFrame, summary: Mapping[str, Any]) -> str:
 
 
 def provenance(project: Project, summary: Mapping[str, Any]) -> str:
-    """Return what the numbers come from, as a Markdown table: the file, data, protocol, device and versions."""
+    """Return what the numbers come from, as a Markdown table: the file, data, device and versions."""
+    source = summary["source"]
+    foreign = f", file of layout {source['format']} with SHA-256 `{source['sha256'][:16]}`" if source else ""
     rows = {
-        "made by": f"`make judge SET='{summary['file']}' DATA={summary['dataset']} PROTOCOL={summary['protocol']}`",
-        "set": f"{summary['file']}, hash of its content `{summary['content']}`",
+        "made by": f"`{summary['command']}`",
+        "set": f"{summary['file']}, hash of its content `{summary['content']}`{foreign}",
         **origin(project),
     }
     return markdown(("", ""), rows.items())

@@ -8,6 +8,7 @@ import argparse
 import math
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -56,6 +57,7 @@ class Judgement:
     protocol: the sets' own protocol.
     networks: networks trained on each set.
     epochs: of their training; 0 for the protocols' own.
+    command: the command that asks for it.
     """
 
     project: Project
@@ -65,6 +67,7 @@ class Judgement:
     protocol: EvaluationParams
     networks: int
     epochs: int
+    command: str
 
     @classmethod
     def open(
@@ -100,7 +103,9 @@ class Judgement:
         trial = f"-{epochs}-epochs" if epochs else ""
         stem = re.sub(r"[^\w.-]", "_", file.stem if file.is_file() else file.name)
         name = f"{stem}-{how.protocol}{trial}"
-        return cls(project, os.path.relpath(file, root), name, tuple(sets), how, networks, epochs)
+        given = {"SET": path, "DATA": dataset, "PROTOCOL": protocol, "IPC": ipc, "STORED": stored}
+        command = "make judge " + " ".join(f"{key}={shlex.quote(str(value))}" for key, value in given.items() if value)
+        return cls(project, os.path.relpath(file, root), name, tuple(sets), how, networks, epochs, command)
 
     @cached_property
     def compared(self) -> list[tuple[str, int, SyntheticSet]]:
@@ -117,8 +122,14 @@ class Judgement:
 
     @property
     def pictures(self) -> Tensor:
-        """The canvases of the first experiment as pictures (N, C, H, W) in [0, 1]."""
-        return self.project.pictures(self.sets[0])
+        """The first ten pictures of each class of the first experiment, (K·n, C, H, W) in [0, 1].
+
+        n is that of the largest class, at most ten; classes with fewer are filled up with white.
+        """
+        first, pictures = self.sets[0], self.project.pictures(self.sets[0])
+        count = min(10, max(first.class_sizes))
+        white = pictures.new_ones(count, *pictures.shape[1:])
+        return torch.cat([torch.cat([each[:count], white[len(each) :]]) for each in pictures.split(first.class_sizes)])
 
     @property
     def pictures_beside(self) -> dict[str, Tensor]:
@@ -212,7 +223,9 @@ class Judgement:
         return {
             "name": self.name,
             "file": self.file,
+            "command": self.command,
             "content": digest([content_hash(each) for each in self.sets]),
+            "source": self.sets[0].info.get("source", {}),
             "dataset": self.project.params.dataset,
             "data_hash": self.project.data_hash,
             "protocol": protocol.protocol,
