@@ -16,12 +16,15 @@ from ruamel.yaml import YAML
 
 from dreamlib import evaluation
 from dreamlib.data import create, load_split
+from dreamlib.settings import OF_EVERY_PROTOCOL
 from dreamlib.synthetic.initial import fill, random_rows
-from pipeline.params import find_root
+from dreamlib.synthetic.synthetic_set import SyntheticSet
+from pipeline.params import find_root, read_params
 from pipeline.report import judged
 from pipeline.report.judged import KEPT, KMEANS, RANDOM, THIS, augmentation_robust_score, label_robust_score
 from pipeline.studies import judge
 from pipeline.studies.judge import Judgement
+from pipeline.studies.judged_file import judging_project, own_protocol
 
 ROOT = find_root(Path(__file__).parent)
 
@@ -199,3 +202,32 @@ def test_classes_of_unequal_size_are_pictured_in_their_own_rows(saved, real):
     pictures = Judgement.open(few, "digits").pictures
     assert torch.equal(pictures[0], real.canvases[1]) and pictures[1].unique().tolist() == [1.0]
     assert torch.equal(pictures[2:], real.canvases[2:])
+
+
+@pytest.mark.parametrize(
+    ("dataset", "protocol", "factor", "expected"),
+    [
+        ("mnist", "dc", 1, {"epochs": 1001, "augmentation": "crop_scale_rotate", "augmentation_mode": "dc"}),
+        ("cifar10", "dc", 1, {"epochs": 301, "augmentation": "none"}),
+        ("mnist", "idc", 2, {"cutmix": 0.0}),
+        ("mnist", "idc", 1, {"cutmix": 0.5}),
+        ("cifar10", "mtt", 1, {"epochs": 1001, "learned_lr": True}),
+        ("cifar10", "ridge", 1, {"last_layer": "ridge"}),
+    ],
+)
+def test_a_protocol_is_that_of_the_released_code_on_the_data_set(dataset, protocol, factor, expected):
+    project = judging_project(ROOT, dataset)
+    synthetic = SyntheticSet(torch.zeros(10, 1, 28, 28), torch.arange(10), 10, factor)
+    how = own_protocol(project, Path("mine.safetensors"), synthetic, protocol)
+    assert {key: getattr(how, key) for key in expected} == expected and how.protocol == protocol
+    assert project.params.validation_per_class == 0 and how.parallel_networks == 2
+
+
+def test_our_best_sets_have_the_protocol_of_their_study(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    best = Judgement.open("fashion_mnist", "fashion_mnist", ipc=10)
+    recorded = read_params(ROOT, "best_ipc10").evaluation("ridge", 10)
+    assert best.protocol.model_dump(exclude=set(OF_EVERY_PROTOCOL)) == recorded.model_dump(
+        exclude=set(OF_EVERY_PROTOCOL)
+    )
+    assert best.name == "fashion_mnist-ipc10-ridge" and best.file == "results/best/fashion_mnist-ipc10.safetensors"

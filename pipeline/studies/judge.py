@@ -99,7 +99,7 @@ class Judgement:
             raise ParameterError(
                 f"networks = {networks}, epochs = {epochs}: give at least 1 network, and 0 epochs or more"
             )
-        how = own_protocol(root, file, sets[0], protocol)
+        how = own_protocol(project, file, sets[0], protocol)
         trial = f"-{epochs}-epochs" if epochs else ""
         stem = re.sub(r"[^\w.-]", "_", file.stem if file.is_file() else file.name)
         name = f"{stem}-{how.protocol}{trial}"

@@ -19,23 +19,26 @@ from dreamlib.synthetic.synthetic_set import BEST, SyntheticSet, best_path
 from pipeline.params import Budget, DataParams, Params, read_params
 from pipeline.project import Project
 
-METHOD = "random"  # a name that parameters need; no method runs
+PAPER = "paper"  # the budget whose settings are those of the released code
 # The protocol of layouts of files that one family of methods has.
 LAYOUTS = {**dict.fromkeys(MTT, "mtt"), **dict.fromkeys(PACKED, "idc"), "dsa": "dsa", "dm": "dm"}
 
 
 def judging_project(root: Path, dataset: str) -> Project:
-    """Return a project on ``dataset`` with the compute and data folder of params.yaml, and all training images.
+    """Return a project on all training images of ``dataset``, with the compute and the data folder of params.yaml.
 
-    The network is the protocols' ConvNet, whatever params.yaml names. Raise UnknownNameError for an unknown data set.
+    Of the rest, it has what methods.yaml says about the released evaluations. The network is the protocols' ConvNet.
+    Raise UnknownNameError for an unknown data set.
     """
     own = read_params(root)
     options = own.data.options if own.dataset == dataset else {}
     datasets.create(dataset, options)
+    released = own.budgets.get(PAPER, Budget()).by_dataset.items()
+    by_dataset = {name: block.model_copy(update={"validation_per_class": 0}) for name, block in released}
     params = Params(
-        dataset=dataset, ipc=[1], methods=[METHOD], seeds=[0], budget="judge", compute=own.compute,
-        data=DataParams(directory=own.data.directory, options=options), method={METHOD: {}},
-        budgets={"judge": Budget(validation_per_class=0)},
+        dataset=dataset, ipc=[1], methods=[*own.method][:1], seeds=[0], budget=PAPER, compute=own.compute,
+        data=DataParams(directory=own.data.directory, options=options), method=own.method,
+        budgets={PAPER: Budget(validation_per_class=0, by_dataset=by_dataset)},
     )  # fmt: skip
     return Project(root, params)
 
@@ -110,7 +113,7 @@ def check_set(synthetic: SyntheticSet, info: DatasetInfo, ipc: int, where: str) 
         raise ParameterError(f"{where} stores {synthetic.ipc} images per class, not {ipc}; set IPC={synthetic.ipc}")
 
 
-def own_protocol(root: Path, file: Path, synthetic: SyntheticSet, given: str) -> EvaluationParams:
+def own_protocol(project: Project, file: Path, synthetic: SyntheticSet, given: str) -> EvaluationParams:
     """Return the protocol that a set is published under.
 
     It is the ``given`` one, else that of the study which made a set of results/best, else that of the layout of another
@@ -119,11 +122,11 @@ def own_protocol(root: Path, file: Path, synthetic: SyntheticSet, given: str) ->
     """
     if given and given not in PROTOCOLS:
         raise unknown("evaluation protocol", given, sorted(PROTOCOLS))
-    if not given and file.parent == root / BEST:
+    if not given and file.parent == project.root / BEST:
         record = read_json(file.with_suffix(".json"))
-        how = read_params(root, record["study"]).evaluation(record["method"], synthetic.ipc)
+        how = read_params(project.root, record["study"]).evaluation(record["method"], synthetic.ipc)
     else:
-        how = EvaluationParams(protocol=given or _protocol_of_layout(synthetic, file.name))
+        how = _released(project.params, given or _protocol_of_layout(synthetic, file.name), synthetic)
     if how.replay and UNROLLED not in synthetic.info:
         raise ParameterError(
             f"protocol '{how.protocol}' replays the training that a set was unrolled through, and {file.name} holds no "
@@ -131,6 +134,16 @@ def own_protocol(root: Path, file: Path, synthetic: SyntheticSet, given: str) ->
         )
     execution = EvaluationParams(parallel_networks=2)
     return how.model_copy(update={key: getattr(execution, key) for key in OF_EVERY_PROTOCOL})
+
+
+def _released(params: Params, name: str, synthetic: SyntheticSet) -> EvaluationParams:
+    """Return a protocol as the released code has it for the data set: DC's, for one, augments MNIST."""
+    if name in params.method:
+        budget = params.budgets[PAPER].model_copy(update={"distillation": {"factor": synthetic.factor}})
+        how = params.model_copy(update={"budgets": {PAPER: budget}}).evaluation(name, synthetic.ipc)
+        if how.protocol == name:
+            return how
+    return EvaluationParams(protocol=name)
 
 
 def _protocol_of_layout(synthetic: SyntheticSet, name: str) -> str:
