@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 DEVICE ?= cpu
+JUDGE  := usage: make judge SET=file DATA=cifar10 [PROTOCOL=dc] [IPC=10] [STORED='normalised=literature']
 # Stages run `python`: the environment's must come first on PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
@@ -10,7 +11,7 @@ export OMP_WAIT_POLICY := PASSIVE
 # Compiled bytecode is kept: without it every stage spends seconds compiling the libraries it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup data repro methods best claims test bench bench-accuracy bench-reach check lint clean-notebooks lab report record relock
+.PHONY: help setup data repro methods best claims judge test bench bench-accuracy bench-reach check lint clean-notebooks lab report record relock
 
 help:            ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -37,6 +38,10 @@ best: data       ## the best sets the project keeps (results/best), about five a
 
 claims: data     ## the study of DREAM's claims at a reduced budget, about an hour on two cores
 	$(BIN)/dvc repro studies/dvc.yaml:claims
+
+judge: $(if $(and $(SET),$(DATA)),setup)   ## how good is a set, ours or yours: SET=file DATA=cifar10 …, `make judge` says more; report in reports/judged
+	$(if $(and $(SET),$(DATA)),,$(error $(JUDGE)))
+	$(BIN)/python -m pipeline.studies.judge "$(SET)" --data "$(DATA)" --protocol "$(PROTOCOL)" --ipc $(or $(IPC),0) --stored "$(STORED)"
 
 test: setup      ## run the tests on two processes (needs no network: scikit-learn brings the digits)
 	$(BIN)/python -m pipeline.fetch_data digits

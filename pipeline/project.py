@@ -13,7 +13,7 @@ from dreamlib._engine.compiled_network import CompiledNetwork
 from dreamlib._engine.compute import Compute
 from dreamlib._engine.seeding import derive, generator
 from dreamlib.data.types import DatasetInfo, LabeledImages
-from dreamlib.data.whitening import ZCA, whitened_info
+from dreamlib.data.whitening import EPSILON, ZCA, whitened_info
 from dreamlib.errors import ParameterError
 from dreamlib.networks import build
 from dreamlib.sampling.real_batches import Embed
@@ -144,7 +144,17 @@ class Project:
     @cached_property
     def zca(self) -> ZCA:
         """The whitening of the training images; validation and test images play no part in it."""
-        return ZCA.fit(self.split("train").images)
+        return self.zca_with(EPSILON)
+
+    @cached_property
+    def _whitenings(self) -> dict[float, ZCA]:
+        return {}
+
+    def zca_with(self, epsilon: float) -> ZCA:
+        """The same with another epsilon."""
+        if epsilon not in self._whitenings:
+            self._whitenings[epsilon] = ZCA.fit(self.split("train").images, epsilon)
+        return self._whitenings[epsilon]
 
     def seen(self, data: LabeledImages, how: DistillParams) -> tuple[LabeledImages, DatasetInfo]:
         """Return real images as a method sees them, and what is then known of them.
@@ -154,19 +164,19 @@ class Project:
         info = self.info
         if how.statistics == "dc" and info.dc_statistics:
             info = replace(info, mean=info.dc_statistics[0], std=info.dc_statistics[1])
-        return self._transformed(data, info, how.whitening, how.bounded)
+        return self._transformed(data, info, how.whitening, how.bounded, EPSILON)
 
     def seen_with(self, data: LabeledImages, synthetic: SyntheticSet) -> tuple[LabeledImages, DatasetInfo]:
         """Return real images in the units of a set's canvases: under its statistics, its whitening, its bounds."""
         about = synthetic.info
         info = replace(self.info, mean=tuple(about["mean"]), std=tuple(about["std"])) if "mean" in about else self.info
-        return self._transformed(data, info, synthetic.whitening, synthetic.bounded)
+        return self._transformed(data, info, synthetic.whitening, synthetic.bounded, synthetic.zca_epsilon)
 
     def _transformed(
-        self, data: LabeledImages, info: DatasetInfo, whitening: str, bounded: bool
+        self, data: LabeledImages, info: DatasetInfo, whitening: str, bounded: bool, epsilon: float
     ) -> tuple[LabeledImages, DatasetInfo]:
         if whitening != "none":
-            return replace(data, images=self.zca.apply(data.images)), whitened_info(info)
+            return replace(data, images=self.zca_with(epsilon).apply(data.images)), whitened_info(info, epsilon)
         if bounded:
             return data, info
         return replace(data, images=info.normalise(data.images)), info.unbounded()
@@ -177,7 +187,9 @@ class Project:
         Whitening and normalisation are undone; what then lies outside [0, 1] is clipped, for show only.
         """
         shown = synthetic.pictures() if images is None else images
-        return (self.zca.undo(shown) if synthetic.whitening != "none" else synthetic.as_pixels(shown)).clamp(0, 1)
+        if synthetic.whitening != "none":
+            return self.zca_with(synthetic.zca_epsilon).undo(shown).clamp(0, 1)
+        return synthetic.as_pixels(shown).clamp(0, 1)
 
     def require(self, method: str | None, ipc: int, seed: int) -> None:
         """Refuse a coordinate that params.yaml does not list; raises ParameterError naming what it lists."""

@@ -139,7 +139,7 @@ def test_operations_of_a_two_layer_network_by_hand(toy_info):
 
 
 def test_stored_bytes_are_four_a_float_and_one_a_published_pixel(toy_data):
-    made = SyntheticSet(torch.zeros(3, 1, 8, 8), torch.arange(3), 3, soft_labels=torch.zeros(3, 3))
+    made = SyntheticSet(torch.zeros(3, 1, 8, 8), torch.arange(3), 3, soft_labels=torch.eye(3))
     assert stored_bytes(made) == 4 * (3 * 64 + 9)
     assert stored_bytes(toy_data(per_class=12)) == 36 * 64
 

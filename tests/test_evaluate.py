@@ -208,7 +208,7 @@ def test_a_set_of_the_rule_bound_is_evaluated_as_single(soft, synthetic, toy_inf
     monkeypatch.setattr(evaluation, "fit", lambda _, images, labels, *given, **named: calls.append((images, labels)))
     evaluate(bound, toy_data(), toy_info(), EvaluationParams(repeats=1), NETWORK, Compute(), seed=0, split="v")
     ((images, labels),) = calls
-    assert bound.decoded_per_class == 124 and bound.rule == "bound"
+    assert bound.decoded_sizes == (124, 124, 124) and bound.rule == "bound"
     assert torch.equal(images, (bound if soft else replace(bound, rule="single")).decode()[0])
     assert len(images) == len(labels) == 3 * (124 if soft else 360)
 

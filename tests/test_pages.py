@@ -93,6 +93,13 @@ def test_pages_of_settings_that_are_not_listed_stand_apart(project):
     assert "no longer lists" not in write_report(project).read_text()
 
 
+def test_pages_of_judged_sets_have_a_section_of_their_own(project):
+    (project / "reports" / "judged").mkdir()
+    nbformat.write(executed("How good?", "Good."), project / "reports" / "judged" / "mine-dc.ipynb")
+    index = write_report(project).read_text()
+    assert index.index("Judged sets") < index.index('href="judged/mine-dc.html"') < index.index("no longer lists")
+
+
 def test_every_link_of_every_page_leads_somewhere(project):
     (project / "results" / "summary.csv").write_text(SUMMARY)
     out = write_report(project).parent

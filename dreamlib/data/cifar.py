@@ -12,12 +12,14 @@ import numpy as np
 from dreamlib._engine.torchvision_import import torchvision
 from dreamlib.data.base import DATASETS, PublishedDataset, from_bytes
 from dreamlib.data.fetch import DataError, Mirror, PublishedFile, Source
-from dreamlib.data.types import DatasetInfo, LabeledImages
+from dreamlib.data.types import DatasetInfo, LabeledImages, Statistics
 
 # Per-channel statistics of the distillation literature. IDC and DREAM use those of CIFAR-10 for both data sets; DC and
 # its successors use other ones for CIFAR-100.
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 DC_CIFAR100 = (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)
+# Over all pixels of the training images. CIFAR-100's are DC's, up to rounding.
+PIXELS_CIFAR10 = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 CIFAR10_NAMES = "airplane automobile bird cat deer dog frog horse ship truck"
 CIFAR100_NAMES = """
@@ -39,12 +41,14 @@ class Cifar10(PublishedDataset):
     name: ClassVar[str] = "cifar10"
     classes: ClassVar[tuple[str, ...]] = tuple(CIFAR10_NAMES.split())
     reader: ClassVar[type[torchvision.datasets.CIFAR10]] = torchvision.datasets.CIFAR10
-    dc_statistics: ClassVar[tuple[tuple[float, ...], tuple[float, ...]] | None] = None
+    dc_statistics: ClassVar[Statistics | None] = None
+    pixel_statistics: ClassVar[Statistics] = PIXELS_CIFAR10
 
     @property
     def info(self) -> DatasetInfo:
         """A mirrored photograph keeps its class, so ``flip`` is True."""
-        return DatasetInfo(self.name, self.classes, 3, 32, MEAN, STD, flip=True, dc_statistics=self.dc_statistics)
+        also = {"dc_statistics": self.dc_statistics, "pixel_statistics": self.pixel_statistics}
+        return DatasetInfo(self.name, self.classes, 3, 32, MEAN, STD, flip=True, **also)
 
     def files(self) -> tuple[PublishedFile, ...]:
         """Return the single archive."""
@@ -84,4 +88,5 @@ class Cifar100(Cifar10):
     name: ClassVar[str] = "cifar100"
     classes: ClassVar[tuple[str, ...]] = tuple(CIFAR100_NAMES.split())
     reader: ClassVar[type[torchvision.datasets.CIFAR10]] = torchvision.datasets.CIFAR100
-    dc_statistics: ClassVar[tuple[tuple[float, ...], tuple[float, ...]] | None] = DC_CIFAR100
+    dc_statistics: ClassVar[Statistics | None] = DC_CIFAR100
+    pixel_statistics: ClassVar[Statistics] = DC_CIFAR100

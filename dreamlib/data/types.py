@@ -6,6 +6,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # (mean, std), a number per channel
+
 
 def _constants(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return numbers as a tensor, cached because each copy to a GPU would wait for it."""
@@ -78,6 +80,9 @@ class DatasetInfo:
     whitening: 'none' or 'zca', applied to the images before (see ``dreamlib.data.whitening``).
     bounded: whether pixels lie in [0, 1]; normalised or whitened ones do not.
     dc_statistics: (mean, std) of DC and its successors, if they differ.
+    pixel_statistics: (mean, std) over all pixels of a channel, if they differ.
+    zca_epsilon: of the whitening, None without one.
+    normalised_by: (mean, std) that images without bounds were normalised by; None if they were not, or nobody knows.
     """
 
     name: str
@@ -89,7 +94,10 @@ class DatasetInfo:
     flip: bool = True
     whitening: str = "none"
     bounded: bool = True
-    dc_statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    dc_statistics: Statistics | None = None
+    pixel_statistics: Statistics | None = None
+    zca_epsilon: float | None = None
+    normalised_by: Statistics | None = None
 
     @property
     def num_classes(self) -> int:
@@ -98,7 +106,8 @@ class DatasetInfo:
 
     def unbounded(self) -> "DatasetInfo":
         """Return the description of the images after ``normalise``: mean 0, std 1, not bounded."""
-        return replace(self, mean=(0.0,) * self.channels, std=(1.0,) * self.channels, bounded=False)
+        neutral = {"mean": (0.0,) * self.channels, "std": (1.0,) * self.channels}
+        return replace(self, **neutral, bounded=False, normalised_by=(self.mean, self.std))
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return (images − mean) / std for images (N, C, H, W); differentiable.

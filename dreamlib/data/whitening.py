@@ -1,4 +1,8 @@
-"""ZCA whitening, which decorrelates pixels and equalises their variances, as MTT does to its images."""
+"""ZCA whitening, which decorrelates pixels and equalises their variances, as MTT does to its images.
+
+MTT, FTD and DATM whiten by kornia's ``ZCAWhitening(eps=0.1)``, which also divides the covariance by N − 1 and adds
+epsilon to the variances.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -74,11 +78,11 @@ class ZCA:
         return torch.cat(chunks).view(images.shape)
 
 
-def whitened_info(info: DatasetInfo) -> DatasetInfo:
-    """Return the description of a data set's whitened images: mean 0, std 1, not bounded.
+def whitened_info(info: DatasetInfo, epsilon: float = EPSILON) -> DatasetInfo:
+    """Return the description of a data set's images whitened with ``epsilon``: mean 0, std 1, not bounded.
 
     >>> info = DatasetInfo("toy", ("a", "b"), 1, 2, mean=(0.5,), std=(0.25,))
     >>> whitened_info(info).normalise(torch.ones(1, 1, 1, 1)).item(), whitened_info(info).bounded
     (1.0, False)
     """
-    return replace(info.unbounded(), whitening="zca")
+    return replace(info.unbounded(), whitening="zca", zca_epsilon=epsilon, normalised_by=None)

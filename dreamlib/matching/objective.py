@@ -101,10 +101,10 @@ class MatchState:
 
     def synthetic_rows(self) -> Tensor:
         """Return the rows, among all decoded images, of ``synthetic_images`` of ``classes``; on the device."""
-        count, rows = self.synthetic.decoded_per_class, []
+        sizes, rows = self.synthetic.decoded_sizes, []
         for label in self.classes:
-            part = self._part(label, count)
-            rows.append((torch.arange(count) if part is None else part) + count * label)
+            part = self._part(label, sizes[label])
+            rows.append((torch.arange(sizes[label]) if part is None else part) + sum(sizes[:label]))
         return self.send(torch.cat(rows))
 
     def decode_drawn(self, canvases: Tensor, rows: Tensor, table: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:

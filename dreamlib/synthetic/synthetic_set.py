@@ -13,27 +13,55 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dreamlib._engine.files import find_above, write_atomically
+from dreamlib.data.whitening import EPSILON
 from dreamlib.synthetic import frequency
+from dreamlib.synthetic.checks import (
+    check_bounds,
+    check_probabilities,
+    check_shapes,
+    check_soft_shape,
+    check_values,
+    class_sizes,
+)
 from dreamlib.synthetic.decode import decode, formation, tile
 
 FORMAT = "dreamlib-set-1"
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What a set has read from its labels, which ``replace`` hands on while the set keeps these tensors."""
+
+    labels: Tensor
+    soft_labels: Tensor | None
+    class_sizes: tuple[int, ...]
 
 
 @dataclass
 class SyntheticSet:
     """Stored canvases with labels: what a distillation changes and what a user takes away.
 
-    canvases: (K·ipc, C, H, W), ordered by class. Pixels in [0, 1] if ``bounded``, else normalised or whitened pixels;
-        under the rule 'dct', unbounded DCT coefficients (FreD).
-    labels: (K·ipc,) int64, the class of each canvas.
+    canvases: (N, C, H, W). Pixels in [0, 1] if ``bounded``, else normalised or whitened pixels; under the rule 'dct',
+        unbounded DCT coefficients (FreD).
+    labels: (N,) integers, the class of each canvas. Classes may have unequal numbers of canvases, or none.
     num_classes: K.
     factor, rule: how a canvas is decoded; see ``dreamlib.synthetic.decode.formation``.
-    soft_labels: (K·ipc·f², K) probabilities, one row per decoded image, or None if the method learns none.
+    soft_labels: (M, K) probabilities, one row per decoded image, those of a canvas one after the other; M = N·f² under
+        the rules 'single' and 'dct'. None if the method learns none.
     extras: learned scalars by name, such as a step size.
-    info: metadata, written to the file.
+    info: metadata, written to the file. Known keys say in which units canvases are: 'bounded'; 'mean' and 'std';
+        'whitening' and 'zca_epsilon'; 'clamped', False for pixels that may lie a little outside [0, 1].
     frequencies: (k,) positions in H·W of the stored coefficients, for the rule 'dct' only.
 
-    Raise ValueError if ``frequencies`` and the rule disagree.
+    A set is kept in the order of its classes: canvases that come in another order are sorted, each with its rows of
+    soft labels, and keep their order within a class. Raise ValueError, with the remedy, for shapes or values that do
+    not fit (see ``dreamlib.synthetic.checks``). ``dataclasses.replace`` does not read the values of new canvases, so
+    that a loop does not wait for a GPU; ``save``, ``open`` and ``evaluate`` do.
+
+    >>> made = SyntheticSet(torch.tensor([0.75, 0.25, 0.5]).view(3, 1, 1, 1), torch.tensor([2, 0, 2]), num_classes=3)
+    >>> images, labels = made.decode()
+    >>> images.flatten().tolist(), labels.tolist(), made.class_sizes
+    ([0.25, 0.75, 0.5], [0, 2, 2], (1, 0, 2))
     """
 
     canvases: Tensor
@@ -46,19 +74,63 @@ class SyntheticSet:
     info: dict[str, Any] = field(default_factory=dict)
     frequencies: Tensor | None = None
 
+    _known: "_Known | None" = field(default=None, repr=False, compare=False, kw_only=True)
+
     def __post_init__(self) -> None:
-        if (self.rule == "dct") != (self.frequencies is not None):
-            raise ValueError(f"frequencies belong to the rule 'dct' and to no other rule; the rule is '{self.rule}'")
+        check_shapes(self)
+        known = self._known
+        if known is None or known.labels is not self.labels or len(known.class_sizes) != self.num_classes:
+            self.labels = self.labels.long()
+            sizes = class_sizes(self.labels, self.num_classes)
+            self._known = _Known(self.labels, self.soft_labels, sizes)
+            self._check_soft_labels()
+            self._sort_by_class()
+            check_values(self)
+        else:
+            self._check_soft_labels()
+            if known.soft_labels is not self.soft_labels:
+                self._known = replace(known, soft_labels=self.soft_labels)
+                if self.soft_labels is not None:
+                    check_probabilities(self.soft_labels)
+
+    def _check_soft_labels(self) -> None:
+        if self.soft_labels is not None:
+            check_soft_shape(self.soft_labels, sum(self.decoded_sizes), self.num_classes)
+
+    def _sort_by_class(self) -> None:
+        """Bring canvases, labels and rows of soft labels into the order of the classes, unless they are in it."""
+        order = self.labels.argsort(stable=True)
+        if torch.equal(order, torch.arange(len(order), device=order.device)):
+            return
+        soft_labels = self.soft_labels
+        if soft_labels is not None:
+            counts = torch.empty_like(order)  # (N,) rows of soft labels of each canvas, before the sorting
+            counts[order] = order.new_tensor(self.factors).square()
+            parts = soft_labels.split(counts.tolist())
+            soft_labels = torch.cat([parts[row] for row in order.tolist()])
+        self.canvases, self.labels, self.soft_labels = self.canvases[order], self.labels[order], soft_labels
+        self._known = _Known(self.labels, soft_labels, self.class_sizes)
 
     @property
-    def ipc(self) -> int:
-        """Stored images per class."""
-        return len(self.canvases) // self.num_classes
+    def class_sizes(self) -> tuple[int, ...]:
+        """Number of canvases of each class."""
+        return self._known.class_sizes
+
+    @property
+    def ipc(self) -> float:
+        """Stored images per class: a whole number unless classes have unequal numbers, else their mean."""
+        mean = len(self.canvases) / self.num_classes
+        return int(mean) if mean.is_integer() else mean
 
     @property
     def whitening(self) -> str:
         """'none' or 'zca': the whitening of the stored images, which real images used beside them need as well."""
         return self.info.get("whitening", "none")
+
+    @property
+    def zca_epsilon(self) -> float:
+        """Epsilon of the ZCA whitening of a whitened set."""
+        return self.info.get("zca_epsilon", EPSILON)
 
     @property
     def bounded(self) -> bool:
@@ -74,13 +146,18 @@ class SyntheticSet:
 
     @property
     def factors(self) -> tuple[int, ...]:
-        """The factor of each canvas of one class."""
-        return formation(self.ipc, self.factor, self.rule)
+        """The factor of each canvas."""
+        return tuple(factor for label in range(self.num_classes) for factor in self.class_factors(label))
+
+    def class_factors(self, label: int) -> tuple[int, ...]:
+        """Return the factor of each canvas of one class."""
+        return formation(self.class_sizes[label], self.factor, self.rule)
 
     @property
-    def decoded_per_class(self) -> int:
-        """Number of images that the canvases of one class decode to."""
-        return sum(factor**2 for factor in self.factors)
+    def decoded_sizes(self) -> tuple[int, ...]:
+        """Number of images that the canvases of each class decode to."""
+        by_size = {size: sum(f**2 for f in formation(size, self.factor, self.rule)) for size in set(self.class_sizes)}
+        return tuple(by_size[size] for size in self.class_sizes)
 
     @property
     def stored_floats(self) -> int:
@@ -107,34 +184,37 @@ class SyntheticSet:
 
     def rows_of_class(self, label: int) -> slice:
         """Return the rows of one class's canvases."""
-        return slice(label * self.ipc, (label + 1) * self.ipc)
+        first = sum(self.class_sizes[:label])
+        return slice(first, first + self.class_sizes[label])
 
     def decode_class(self, label: int) -> Tensor:
         """Return one class's training images (n, C, H, W), differentiable with respect to the canvases."""
         canvases = self.canvases[self.rows_of_class(label)]
         if self.frequencies is not None:
             return frequency.unpack(canvases, self.frequencies, self.factor)
-        factors, parts, start = self.factors, [], 0
+        factors, parts, start = self.class_factors(label), [canvases[:0]], 0
         for f in sorted(set(factors), reverse=True):  # formation() lists large factors first
             count = factors.count(f)
             parts.append(decode(canvases[start : start + count], f))
             start += count
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return parts[-1] if len(parts) <= 2 else torch.cat(parts)
 
     def decode(self) -> tuple[Tensor, Tensor]:
         """Return all training images (M, C, H, W) and class numbers (M,), class by class.
 
-        M = K·ipc·f² under the rules 'single' and 'dct'.
+        M = N·f² under the rules 'single' and 'dct'.
         """
-        classes = torch.arange(self.num_classes, device=self.canvases.device)
-        return self.decode_images(), classes.repeat_interleave(self.decoded_per_class)
+        if self.rule != "bound":
+            return self.decode_images(), self.labels.repeat_interleave(self.factor**2)
+        classes = [self.labels.new_full((size,), label) for label, size in enumerate(self.decoded_sizes)]
+        return self.decode_images(), torch.cat(classes)
 
     def decode_images(self) -> Tensor:
         """Return the images of ``decode``, differentiable with respect to the canvases."""
         return torch.cat([self.decode_class(label) for label in range(self.num_classes)])
 
     def pictures(self) -> Tensor:
-        """Return the canvases for display, (K·ipc, C, H, W); under the rule 'dct', the decoded images tiled.
+        """Return the canvases for display, (N, C, H, W); under the rule 'dct', the decoded images tiled.
 
         Tiled pictures are larger than H×W where the factor does not divide the side.
         """
@@ -154,7 +234,12 @@ class SyntheticSet:
         }
 
     def save(self, path: str | Path) -> str:
-        """Write one safetensors file atomically and return its SHA-256; equal sets give equal bytes."""
+        """Write one safetensors file atomically and return its SHA-256; equal sets give equal bytes.
+
+        Raise ValueError, and write nothing, for values that do not fit (see ``dreamlib.synthetic.checks``).
+        """
+        check_values(self)
+        check_bounds(self)
         tensors = {"canvases": self.canvases.detach().float(), "labels": self.labels}
         if self.soft_labels is not None:
             tensors["soft_labels"] = self.soft_labels.detach().float()
@@ -187,7 +272,9 @@ class SyntheticSet:
                 raise ValueError(f"its format is {info['format']}")
             required = (tensors["canvases"], tensors["labels"], info["num_classes"], info["factor"], info["decode"])
             extras = {name.removeprefix("extra."): t for name, t in tensors.items() if name.startswith("extra.")}
-            return cls(*required, tensors.get("soft_labels"), extras, info, tensors.get("frequencies"))
+            opened = cls(*required, tensors.get("soft_labels"), extras, info, tensors.get("frequencies"))
+            check_bounds(opened)
+            return opened
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path} is not a complete distilled set of format {FORMAT} ({error}); restore it with `git checkout` "
@@ -196,13 +283,16 @@ class SyntheticSet:
 
     def to(self, device: torch.device | str) -> "SyntheticSet":
         """Return the set on another device."""
+        labels = self.labels.to(device)
+        soft_labels = None if self.soft_labels is None else self.soft_labels.to(device)
         return replace(
             self,
             canvases=self.canvases.to(device),
-            labels=self.labels.to(device),
-            soft_labels=None if self.soft_labels is None else self.soft_labels.to(device),
+            labels=labels,
+            soft_labels=soft_labels,
             extras={name: t.to(device) for name, t in self.extras.items()},
             frequencies=None if self.frequencies is None else self.frequencies.to(device),
+            _known=_Known(labels, soft_labels, self.class_sizes),
         )
 
 

@@ -142,15 +142,22 @@ def provenance(project: Project, stage: str, info: dict[str, Any] | None = None)
     It holds no time, commit or hash of code, so that the committed text changes only with a result: dvc.lock has the
     hash of the code, results/record.json the times.
     """
-    p = project.used_params
+    p, shared = project.used_params, origin(project)
     study = f" and the study `{project.study}`" if project.study else ""
     rows = {
         "stage": f"`{stage}`",
-        "data": f"{p.dataset}, hash `{project.data_hash[:16]}`, {data_version(project)}",
+        "data": shared.pop("data"),
         "parameters": (
             f"params.yaml{study}, budget `{p.budget}`, hash `{(info or {}).get('parameter_hash') or digest(p)}`"
         ),
+    }
+    return markdown(("", ""), (rows | shared).items())
+
+
+def origin(project: Project) -> dict[str, str]:
+    """Return the data, device and versions that numbers come from, as rows of a table."""
+    return {
+        "data": f"{project.params.dataset}, hash `{project.data_hash[:16]}`, {data_version(project)}",
         "device": ", ".join(f"{k} {v}" for k, v in project.compute.describe().items() if k != "python"),
         "versions": ", ".join(f"{name} {version(name)}" for name in ("torchvision", "numpy", "scikit-learn", "dvc")),
     }
-    return markdown(("", ""), rows.items())

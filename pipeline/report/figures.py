@@ -22,6 +22,7 @@ COLORS = {
     "idc": "#0072B2",
     "idc_same_batch": "#0072B2",
     "dream": "#D55E00",
+    "this set": "#009E73",
 }
 _SPARE = ("#009E73", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
 
@@ -179,19 +180,19 @@ def lines(
     return finished(figure)
 
 
-def bars(table: pd.DataFrame, title: str = "") -> Figure:
-    """Draw test accuracy (%) with its standard deviation, the methods side by side, a group for each ipc."""
-    methods, ipcs = list(dict.fromkeys(table.method)), list(dict.fromkeys(table.ipc))
-    figure, axis = plt.subplots(figsize=(1.8 + 0.6 * len(methods) * len(ipcs), 4.0))
+def bars(table: pd.DataFrame, title: str = "", by: str = "ipc") -> Figure:
+    """Draw test accuracy (%) with its standard deviation, the methods side by side, a group for each ``by``."""
+    methods, groups = list(dict.fromkeys(table.method)), list(dict.fromkeys(table[by]))
+    figure, axis = plt.subplots(figsize=(1.8 + 0.6 * len(methods) * len(groups), 4.0))
     width = 0.8 / len(methods)
     for index, method in enumerate(methods):
-        part = table[table.method == method].set_index("ipc").reindex(ipcs)
-        places = [group + (index - (len(methods) - 1) / 2) * width for group in range(len(ipcs))]
+        part = table[table.method == method].set_index(by).reindex(groups)
+        places = [group + (index - (len(methods) - 1) / 2) * width for group in range(len(groups))]
         drawn = axis.bar(
             places, 100 * part.accuracy, width, yerr=100 * part["std"], capsize=3, label=method, color=color(method)
         )
         axis.bar_label(drawn, [f"{100 * accuracy:.1f}" for accuracy in part.accuracy], fontsize=8, padding=2)
-    axis.set_xticks(range(len(ipcs)), [f"ipc {ipc}" for ipc in ipcs])
+    axis.set_xticks(range(len(groups)), [f"{by} {group}" for group in groups])
     axis.set(ylabel="test accuracy (%)", title=title)
     axis.set_ylim(0, 105)
     axis.legend(ncols=len(methods), loc="upper center", bbox_to_anchor=(0.5, -0.08))

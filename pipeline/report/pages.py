@@ -21,6 +21,7 @@ SECTIONS = {
     "04_figures": "Results: all settings side by side",
     "05_methods": "Study: every family of methods in the same time",
     "06_claims": "Study: which of DREAM's claims hold at a small budget",
+    "judged": "Judged sets: how good each of them is",
 }
 UNLISTED = "Settings that params.yaml no longer lists"
 INTRODUCTION = """<h1>DREAM: the report</h1>
@@ -119,7 +120,7 @@ def render(path: Path, reports: Path, listed: Sequence[str]) -> Page:
     section = relative.stem if runs_once else relative.parts[0]
     return Page(
         path=relative,
-        section=section if runs_once or relative.stem in listed else UNLISTED,
+        section=section if runs_once or section == "judged" or relative.stem in listed else UNLISTED,
         title=title,
         body=body,
         answer=first_output(notebook, "text/markdown"),

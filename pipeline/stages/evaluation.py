@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dreamlib._engine import ranks
 from dreamlib._engine.files import read_json, write_atomically, write_json
+from dreamlib.data.types import DatasetInfo, LabeledImages
 from dreamlib.evaluation import Evaluation, PartialResults, apply_view, curve, evaluate, test_split
 from dreamlib.settings import EvaluationParams, NetworkParams, digest
 from dreamlib.synthetic.synthetic_set import SyntheticSet
@@ -40,10 +41,7 @@ def run_evaluation(
     if project.delegated("evaluation", setting, f"--networks={json.dumps([n.model_dump() for n in networks])}"):
         return read_evaluation(project, setting)
     synthetic, snapshots = read_set(project, setting), _wanted_snapshots(project, setting, protocol)
-    test, info = project.seen_with(
-        test_split(project.params.dataset, project.root / project.params.data.directory, project.params.data.options),
-        synthetic,
-    )
+    test, info = seen_test_images(project, synthetic)
     wanted = [(network, "protocol") for network in networks] + [(networks[0], view) for view in protocol.views]
     evaluations, views, partials = [], [], []
     for network, view in wanted:
@@ -51,7 +49,7 @@ def run_evaluation(
         if view == "hard_labels" and synthetic.soft_labels is None and not protocol.label_smoothing:
             evaluations.append(evaluations[0])  # the labels are hard already
         else:
-            partials.append(_partial(project, setting, seen, view_protocol, network))
+            partials.append(partial_results(project, setting.name, seen, view_protocol, network, setting.seed))
             done = evaluate(
                 seen, test, info, view_protocol, (network.name, network.options), project.compute, seed=setting.seed,
                 split="test", label=f"{setting.name}, {network.name}, {view}", partial=partials[-1],
@@ -80,17 +78,31 @@ def read_evaluation(project: Project, setting: Setting) -> tuple[Evaluation, pd.
     return Evaluation(tuple(metrics["accuracies"]), metrics["split"], metrics["epochs"], as_trained), points
 
 
-def _partial(
-    project: Project, setting: Setting, synthetic: SyntheticSet, protocol: EvaluationParams, network: NetworkParams
-) -> PartialResults:
-    """Return the store of an unfinished evaluation's results, named after everything that shapes them."""
-    stored = [synthetic.canvases, *synthetic.extras.values()]
+def seen_test_images(project: Project, synthetic: SyntheticSet) -> tuple[LabeledImages, DatasetInfo]:
+    """Return the test images in the units of a set's canvases, and their description (see ``Project.seen_with``)."""
+    p = project.params
+    return project.seen_with(test_split(p.dataset, project.root / p.data.directory, p.data.options), synthetic)
+
+
+def content_hash(synthetic: SyntheticSet) -> str:
+    """Return a hash of all that a network trained on a set can depend on: its tensors and its metadata."""
+    stored = [synthetic.canvases, synthetic.labels, *synthetic.extras.values()]
     stored += [] if synthetic.soft_labels is None else [synthetic.soft_labels]
-    contents = [hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest() for tensor in stored], synthetic.info
+    contents = [hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest() for tensor in stored]
+    return digest(contents, synthetic.info)
+
+
+def partial_results(
+    project: Project, name: str, synthetic: SyntheticSet, protocol: EvaluationParams, network: NetworkParams, seed: int
+) -> PartialResults:
+    """Return the store of an unfinished evaluation's results, named after everything that shapes them.
+
+    name: begins the file's name. The other arguments are those of ``dreamlib.evaluate``.
+    """
     compute = project.used_params.compute
-    code = code_hash(project.root)
-    key = digest(contents, protocol, network, setting.seed, project.data_hash, compute, code)
-    name = f"{setting.name}-{key}" + (f"-{ranks.rank()}" if ranks.world() > 1 else "")
+    contents, code = content_hash(synthetic), code_hash(project.root)
+    key = digest(contents, protocol, network, seed, project.data_hash, compute, code)
+    name = f"{name}-{key}" + (f"-{ranks.rank()}" if ranks.world() > 1 else "")
     return PartialResults(project.root / ".dream" / "evaluations" / f"{name}.json")
 
 

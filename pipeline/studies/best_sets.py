@@ -42,7 +42,7 @@ def gather(project: Project, ipc: int) -> dict[str, Any]:
     rows = rows[(rows.ipc == ipc) & (rows.split == "test") & rows.matched]
     own, by_idc = rows[rows.view == "protocol"], rows[rows.view == "idc"]
     protocol, first = p.evaluation(p.methods[0], ipc), own.to_dict("records")[0]
-    if by_idc.empty and _is_idc(protocol):
+    if by_idc.empty and is_idc(protocol):
         by_idc = own
     setting = Setting(p.methods[0], ipc, p.seeds[0])
     path = project.root / BEST / f"{p.dataset}-ipc{ipc}.safetensors"
@@ -68,7 +68,7 @@ def gather(project: Project, ipc: int) -> dict[str, Any]:
     return numbers
 
 
-def _is_idc(protocol: EvaluationParams) -> bool:
+def is_idc(protocol: EvaluationParams) -> bool:
     """Return whether a protocol is IDC's with all its defaults."""
     shared = set(OF_EVERY_PROTOCOL)
     return protocol.model_dump(exclude=shared) == EvaluationParams().model_dump(exclude=shared)

@@ -1,0 +1,215 @@
+"""Files of other people's distilled sets: what each layout holds, read without running code that a file may contain."""
+
+import pickle
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+# What else than tensors and Python's own containers a torch file may hold: numpy's numbers and numeric arrays, under
+# the module names of numpy 1 and 2. An array of objects is not among them.
+_MAKERS = {"scalar": np.float64(0).__reduce__()[0], "_reconstruct": np.zeros(1).__reduce__()[0]}
+_RENAMED = [(f, f"numpy.{core}.multiarray.{name}") for name, f in _MAKERS.items() for core in ("core", "_core")]
+ALLOWED = [np.ndarray, np.dtype, *{type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}, *_RENAMED]
+
+IMAGE_KEYS = ("images", "image", "data", "x", "x_train")
+LABEL_KEYS = ("labels", "label", "targets", "target", "y", "y_train")
+SOFT_KEYS = ("soft_labels",)  # preferred to class numbers, where a file has both
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
+
+
+@dataclass(frozen=True)
+class StoredSet:
+    """One distilled set as its file holds it.
+
+    images: (N, …), in whatever units.
+    labels: (N,) class numbers or (N, K) of whatever kind.
+    step_size: learned with the set; None if the file has none.
+    accuracies: fractions by name of the network, as its makers measured them; empty if the file has none.
+    names: names of the classes that ``labels`` number; empty if the file has none.
+    """
+
+    images: Tensor
+    labels: Tensor
+    step_size: float | None = None
+    accuracies: dict[str, list[float]] | None = None
+    names: tuple[str, ...] = ()
+
+
+def read_torch(path: Path) -> Any:
+    """Return the content of a torch file, of the zip format or the older one, on the CPU.
+
+    Nothing in the file is run: it may hold tensors, numbers, strings, lists and dictionaries, and numpy's numbers and
+    numeric arrays. Raise ValueError, with the name of what it calls for, for any other content.
+    """
+    try:
+        with torch.serialization.safe_globals(ALLOWED):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        name = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it calls for {name[1]}" if name else str(error).splitlines()[0]
+        raise ValueError(
+            f"{path} holds more than tensors, numbers and their containers: {reason}; nothing of it was run. Save the "
+            "images and labels as plain tensors, or as arrays with numpy.savez"
+        ) from error
+    except Exception as error:  # a damaged file fails anywhere in the unpickler
+        raise ValueError(f"{path} is damaged or no torch file ({error!r:.200})") from error
+
+
+def read_arrays(path: Path) -> dict[str, Tensor]:
+    """Return the arrays of an npz or safetensors file, or of ``images.npy`` and the ``labels.npy`` beside it.
+
+    Raise ValueError for arrays of objects, which would need code to be run, and for damaged files.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        if path.suffix == ".npy":
+            other = path.with_name(path.name.replace("images", "labels").replace("x_", "y_"))
+            if other == path or not other.is_file():
+                raise ValueError(
+                    f"the labels are missing: expected images*.npy with labels*.npy beside it, not {other}"
+                )
+            return {name: _tensor(np.load(file)) for name, file in (("images", path), ("labels", other))}
+        with np.load(path) as arrays:
+            return {name: _tensor(arrays[name]) for name in arrays.files if arrays[name].dtype.kind in "fiub"}
+    except (SafetensorError, OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path} is damaged or holds no plain arrays ({error})") from error
+
+
+def _tensor(value: Any) -> Tensor:
+    """Return a tensor, array, list of numbers or of tensors as a tensor without gradient."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, (list, tuple)) and value and isinstance(value[0], Tensor):
+        return torch.stack([part.detach() for part in value])
+    return torch.as_tensor(np.array(value))
+
+
+def _pair(content: Any, path: Path) -> tuple[Tensor, Tensor]:
+    """Return images and labels of a pair, or of a dictionary that names them."""
+    if isinstance(content, dict):
+        by_name = {str(key).lower(): value for key, value in content.items()}
+        keys = [
+            next((name for name in names if name in by_name), None) for names in (IMAGE_KEYS, SOFT_KEYS + LABEL_KEYS)
+        ]
+        if None in keys:
+            raise ValueError(f"{path} holds {sorted(by_name)}; name the arrays images and labels")
+        content = [by_name[key] for key in keys]
+    if not isinstance(content, (list, tuple)) or len(content) != 2:
+        raise ValueError(f"{path} holds no pair of images and labels; got {type(content).__name__}")
+    return _tensor(content[0]), _tensor(content[1])
+
+
+def dc_sets(path: Path) -> list[StoredSet]:
+    """Return the experiments of a file of DC, DSA or DM: {'data': [[images, labels], …], 'accs_all_exps': …}."""
+    content = read_torch(path)
+    if not _is_dc(content):
+        raise ValueError(f"{path} is no file of DC: expected a dictionary with the list 'data' of [images, labels]")
+    pairs, accuracies = content["data"], content.get("accs_all_exps") or {}
+    sets = []
+    for index, pair in enumerate(pairs):
+        shares = {
+            name: [float(value) for value in values][index * len(values) // len(pairs) :][: len(values) // len(pairs)]
+            for name, values in accuracies.items()
+            if len(values)
+        }
+        sets.append(StoredSet(*_pair(pair, path), accuracies=shares))
+    return sets
+
+
+def _is_dc(content: Any) -> bool:
+    return isinstance(content, dict) and isinstance(content.get("data"), list) and bool(content["data"])
+
+
+def mtt_sets(path: Path) -> list[StoredSet]:
+    """Return the set of MTT, FTD or DATM: images*.pt, and beside it labels*.pt of the same ending and lr*.pt.
+
+    path: the file of images, or a folder with a single one.
+    """
+    if path.is_dir():
+        found = sorted(file for file in path.glob("*images*.pt") if "images_zca" not in file.name)
+        if len(found) != 1:
+            names = ", ".join(file.name for file in found) or "none"
+            raise ValueError(f"{path} must hold one file images*.pt; found: {names}. Give the path of one of them")
+        path = found[0]
+    name = path.name.replace("images_zca", "images")  # MTT's name for images whose whitening is undone
+    labels = path.with_name(name.replace("images", "labels"))
+    if "images" not in name or not labels.is_file():
+        raise ValueError(f"{path} needs its labels beside it, in {labels.name.replace(name, 'labels*.pt')}")
+    rates = [path.with_name(rate) for rate in (name.replace("images", "lr"), "lr.pt")]
+    rate = next((float(_tensor(read_torch(file))) for file in rates if file.is_file()), None)
+    return [StoredSet(_tensor(read_torch(path)), _tensor(read_torch(labels)), step_size=rate)]
+
+
+def pair_sets(path: Path) -> list[StoredSet]:
+    """Return the set of images and labels in one file: a pair or a dictionary of tensors, or arrays."""
+    return [StoredSet(*_pair(read_torch(path) if path.suffix in TORCH else read_arrays(path), path))]
+
+
+TORCH = (".pt", ".pth", ".pth.tar", ".tar", ".pkl")
+
+
+def folder_sets(path: Path) -> list[StoredSet]:
+    """Return the set of pictures in ``path/<class>/``, 8 bits a channel; names of classes in the order of the labels."""
+    folders = sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    if all(folder.name.isdecimal() for folder in folders):
+        folders.sort(key=lambda folder: int(folder.name))
+    images, labels = [], []
+    for label, folder in enumerate(folders):
+        for file in sorted(file for file in folder.iterdir() if file.suffix.lower() in PICTURES):
+            images.append(_picture(file))
+            labels.append(label)
+    if not images:
+        raise ValueError(f"{path} holds no pictures in <class>/*.png")
+    if len(shapes := {tuple(image.shape) for image in images}) > 1:
+        raise ValueError(f"the pictures in {path} must have one size and be all grey or all coloured; found {shapes}")
+    return [StoredSet(torch.stack(images), torch.tensor(labels), names=tuple(folder.name for folder in folders))]
+
+
+def _picture(path: Path) -> Tensor:
+    """Return a picture as bytes (C, H, W)."""
+    with Image.open(path) as picture:
+        if picture.mode not in ("1", "L", "P", "RGB"):
+            raise ValueError(f"{path} is a picture of mode {picture.mode}; save it as 8-bit grey or RGB, without alpha")
+        pixels = np.array(picture.convert("RGB" if picture.mode in ("P", "RGB") else "L"))
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
+
+
+MTT = ("mtt", "ftd", "datm", "fred")
+PACKED = ("idc", "dream")  # formats of pixels in [0, 1], several images on a canvas
+READERS: dict[str, Callable[[Path], list[StoredSet]]] = {
+    **dict.fromkeys(("dc", "dsa", "dm"), dc_sets),
+    **dict.fromkeys(MTT, mtt_sets),
+    **dict.fromkeys((*PACKED, "rfad", "kip", "arrays"), pair_sets),
+    "folder": folder_sets,
+}
+
+
+def detected_format(path: Path) -> str:
+    """Return the format of a file or folder; raise ValueError, naming the option, where it is not evident."""
+    if path.is_dir():
+        return "mtt" if list(path.glob("*images*.pt")) else "folder"
+    if path.suffix in (".npz", ".npy", ".safetensors"):
+        return "arrays"
+    if path.suffix not in TORCH:
+        raise ValueError(f"{path} has no known ending; give format, one of {', '.join(READERS)}")
+    content = read_torch(path)
+    if _is_dc(content):
+        return "dc"
+    if isinstance(content, Tensor):
+        return "mtt"
+    if isinstance(content, dict):
+        return "arrays"
+    raise ValueError(
+        f"{path} holds a list, as IDC's files and others do: give format='idc' (pixels that are not normalised, packed "
+        "by a factor), or format='arrays' (any other images with labels)"
+    )

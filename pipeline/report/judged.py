@@ -1,0 +1,226 @@
+"""What the judgement of a set shows: two robust scores, tables and sentences, all from one long table of accuracies.
+
+The table has a row for each trained network: method, seed (of the experiment or draw), network, matched, view,
+protocol, epochs, accuracy. The methods are ``THIS`` set, ``RANDOM`` real images, ``KMEANS`` medoids and, where there is
+one, the set ``KEPT`` as the best of its storage. The summary is results/judged/<name>/judgement.json.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from dreamlib.settings import EvaluationParams
+from dreamlib.training.trainer import TrainSettings
+from pipeline.project import Project
+from pipeline.report.cells import origin
+from pipeline.report.statistics import spread
+from pipeline.report.tables import markdown, percent
+
+THIS, RANDOM, KMEANS, KEPT = "this set", "random", "kmeans", "our best set"
+FEWEST_NETWORKS = 5  # of each architecture that a judgement rests on
+ABSENT = "–"
+# Test accuracy of the ConvNet-3 on all training images (Zhao et al., ICLR 2021), for hard label recovery.
+WHOLE_DATA = {"fashion_mnist": 0.935, "cifar10": 0.848}
+
+
+def normalised(value: float) -> float:
+    """Return a weighted difference of accuracies, from -1 to 1, as a score from 0 to 1: (e^v − e^-1) / (e − e^-1).
+
+    >>> normalised(-1.0), round(normalised(0.0), 4), normalised(1.0)
+    (0.0, 0.2689, 1.0)
+    """
+    return (math.exp(value) - math.exp(-1)) / (math.e - math.exp(-1))
+
+
+def label_robust_score(improvement: float, recovery: float, weight: float = 0.5) -> float:
+    """Return DD-Ranking's label-robust score of IOR and HLR (Li et al., arXiv 2505.13300), from 0 to 1.
+
+    improvement: IOR, the set's accuracy minus that of random real images, both by the set's own protocol.
+    recovery: HLR, the accuracy on all real images minus the set's with hard labels; smaller is better.
+    weight: w of α = w·IOR − (1 − w)·HLR.
+
+    >>> round(label_robust_score(0.2, 0.4), 4)  # α = −0.1
+    0.2285
+    """
+    return normalised(weight * improvement - (1 - weight) * recovery)
+
+
+def augmentation_robust_score(with_augmentation: float, without: float, weight: float = 0.5) -> float:
+    """Return DD-Ranking's augmentation-robust score (Li et al., arXiv 2505.13300), from 0 to 1.
+
+    with_augmentation, without: the set's accuracy minus that of random real images, with and without augmentation.
+    weight: γ of β = γ·with + (1 − γ)·without.
+
+    >>> round(augmentation_robust_score(0.3, 0.1), 4)  # β = 0.2
+    0.3631
+    """
+    return normalised(weight * with_augmentation + (1 - weight) * without)
+
+
+def mean_accuracy(rows: pd.DataFrame, method: str, view: str) -> float:
+    """Return the mean accuracy of the matched network; nan where it was not measured."""
+    return float(rows.accuracy[rows.matched & (rows.method == method) & (rows.view == view)].mean())
+
+
+def scores(rows: pd.DataFrame, dataset: str) -> dict[str, float]:
+    """Return ior, hlr, lrs and ars as fractions; nan where an accuracy behind one is missing.
+
+    dataset: name, which chooses the accuracy on all real images (``WHOLE_DATA``).
+    """
+    lead = {view: mean_accuracy(rows, THIS, view) - mean_accuracy(rows, RANDOM, view) for view in ("protocol", "plain")}
+    recovery = WHOLE_DATA.get(dataset, math.nan) - mean_accuracy(rows, THIS, "hard_labels")
+    return {
+        "ior": lead["protocol"],
+        "hlr": recovery,
+        "lrs": label_robust_score(lead["protocol"], recovery),
+        "ars": augmentation_robust_score(lead["protocol"], lead["plain"]),
+    }
+
+
+def _labels(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Return view → the name of its protocol in tables; the set's own is left out where it is IDC's."""
+    epochs, own = summary["epochs"], summary["protocol"]
+    names = {"protocol": f"own ({own}), {epochs['protocol']} epochs", "idc": f"idc, {epochs['idc']} epochs"}
+    return names if summary["own_is_not_idc"] else {"idc": names["idc"]}
+
+
+def accuracies(rows: pd.DataFrame, summary: Mapping[str, Any], by: str = "method") -> pd.DataFrame:
+    """Return accuracy and std of the matched network for each ``by`` and protocol, as columns of a long table."""
+    names = _labels(summary)
+    chosen = rows[rows.matched & rows.view.isin(names)]
+    table = spread(chosen, [by, "view"]).reset_index()
+    return table.assign(protocol=table.view.map(names))
+
+
+def _wide(table: pd.DataFrame, by: str) -> pd.DataFrame:
+    """Return a long table of means and stds as text, ``by`` (rows) × protocol."""
+    shown = table.assign(shown=[percent(*pair) for pair in zip(table.accuracy, table["std"], strict=True)])
+    wide = shown.pivot(index=by, columns="protocol", values="shown").reindex(shown[by].unique())
+    return wide[list(dict.fromkeys(shown.protocol))].rename_axis(columns=None)
+
+
+def accuracy_table(rows: pd.DataFrame, summary: Mapping[str, Any]) -> pd.DataFrame:
+    """Return test accuracy (%) of every set under each protocol, and what the set stores."""
+    table = _wide(accuracies(rows, summary), "method")
+    stored = pd.DataFrame(summary["sets"]).T.loc[table.index]
+    table["networks × sets"] = [
+        f"{summary['networks']} × {rows.seed[rows.method == method].nunique()}" for method in table.index
+    ]
+    table["labels"], table["factor"] = stored.labels, stored.factor
+    for name in ("training_images", "stored_floats", "bytes"):
+        table[name.replace("_", " ")] = stored[name].map("{:,}".format)
+    return table.fillna(ABSENT)
+
+
+def experiment_table(rows: pd.DataFrame, summary: Mapping[str, Any]) -> pd.DataFrame:
+    """Return test accuracy (%) of each experiment of the file, mean ± std over its networks."""
+    return _wide(accuracies(rows[rows.method == THIS], summary, "seed"), "seed").rename_axis("experiment")
+
+
+def view_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return test accuracy (%) with and without augmentation and with hard labels, beside random real images."""
+    meanings = {
+        "protocol": "own protocol",
+        "plain": "without augmentation and CutMix",
+        "hard_labels": "hard labels, no label smoothing",
+    }
+    table, shown = spread(rows[rows.matched], ["method", "view"]), {}
+    for view, meaning in meanings.items():
+        of = {m: percent(*table.loc[(m, view)]) if (m, view) in table.index else ABSENT for m in (THIS, RANDOM)}
+        lead = 100 * (mean_accuracy(rows, THIS, view) - mean_accuracy(rows, RANDOM, view))
+        shown[meaning] = of | {"lead (points)": ABSENT if math.isnan(lead) else f"{lead:+.1f}"}
+    return pd.DataFrame(shown).T.rename_axis("view")
+
+
+def network_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return test accuracy (%) by the own protocol, networks (rows) × the set and random real images."""
+    rows = rows[(rows.view == "protocol") & rows.method.isin((THIS, RANDOM))]
+    table = spread(rows, ["network", "method"])
+    shown = table.assign(shown=[percent(*pair) for pair in table.values])["shown"].unstack()
+    return shown.loc[rows.network.unique(), rows.method.unique()].fillna(ABSENT).rename_axis(columns=None)
+
+
+def score_table(summary: Mapping[str, Any]) -> pd.DataFrame:
+    """Return the scores (%) with their formulas."""
+    formulas = {
+        "ior": ("improvement over random (IOR)", "own(set) − own(random)"),
+        "hlr": ("hard label recovery (HLR)", "all real images − hard(set)"),
+        "lrs": ("label-robust score (LRS)", "S((IOR − HLR) / 2)"),
+        "ars": ("augmentation-robust score (ARS)", "S((IOR + plain(set) − plain(random)) / 2)"),
+    }
+    values = summary["scores"]
+    shown = {name: ABSENT if values[key] is None else f"{100 * values[key]:.1f}" for key, (name, _) in formulas.items()}
+    table = pd.DataFrame({"value (%)": shown, "formula": {name: text for name, text in formulas.values()}})
+    return table.rename_axis("score")
+
+
+def protocol_note(protocol: EvaluationParams, settings: TrainSettings) -> str:
+    """Return how a network trains under the own protocol, in a sentence of Markdown."""
+    if protocol.replay:
+        return "The own protocol replays the training that the set was unrolled through."
+    return (
+        f"The own protocol is `{protocol.protocol}`: {protocol.epochs} epochs in batches of {settings.batch}, learning "
+        f"rate {settings.lr:.4g}, augmentation `{protocol.augmentation}`, CutMix {settings.cutmix:g}."
+    )
+
+
+def makers_note(summary: Mapping[str, Any]) -> str:
+    """Return what the set's makers stored in the file as its accuracy, in a sentence; nothing if they did not."""
+    listed = [
+        f"{percent(each['mean'], each['std'])} % ({network}, {each['networks']} networks)"
+        for network, each in summary["makers"].items()
+    ]
+    return f"The file itself states a test accuracy of {', '.join(listed)}." if listed else ""
+
+
+def kept_note(summary: Mapping[str, Any]) -> str:
+    """Return a sentence where no best set stands beside the judged one; else nothing."""
+    return "" if KEPT in summary["sets"] else "results/best keeps no other set of the same storage for this data set."
+
+
+def trial(summary: Mapping[str, Any]) -> str:
+    """Return a warning where networks or epochs are fewer than a judgement needs; empty for a full one."""
+    reasons = []
+    if summary["epochs"] != summary["protocol_epochs"]:
+        asked = summary["protocol_epochs"]
+        reasons.append(f"**not the protocols' epochs** ({asked['protocol']} by its own, {asked['idc']} by IDC's)")
+    if (networks := summary["networks"]) < FEWEST_NETWORKS:
+        reasons.append(f"{networks} network{'s' * (networks > 1)} in place of {FEWEST_NETWORKS} or more")
+    return f"**A trial**: {' and '.join(reasons)}. " if reasons else ""
+
+
+def answer(rows: pd.DataFrame, summary: Mapping[str, Any]) -> str:
+    """Return how good the set is, in a sentence of Markdown for each protocol, after a warning if it was only tried."""
+    epochs, networks, experiments = summary["epochs"], summary["networks"], summary["experiments"]
+    names = {
+        "protocol": f"its own protocol ({summary['protocol']}, {epochs['protocol']} epochs)",
+        "idc": f"IDC's protocol ({epochs['idc']} epochs)",
+    }
+    table, sentences = accuracies(rows, summary), []
+    for view, part in table.groupby("view", sort=False):
+        shown = {row.method: percent(row.accuracy, row.std) for row in part.itertuples()}
+        beside = ", ".join(f"{method} {text}" for method, text in shown.items() if method != THIS)
+        result = f"{shown[THIS]} %{' test accuracy on ' + summary['dataset'] if not sentences else ''}"
+        subject = "It" if sentences else summary["name"]
+        sentences.append(f"**{subject} reaches {result} by {names[view]}**{', beside ' + beside if beside else ''}.")
+    over = f"{networks} network{'s' * (networks > 1)}"
+    over += f" on each of {experiments} experiments" if experiments > 1 else ""
+    stored = summary["sets"][THIS]
+    return (
+        f"{trial(summary)}{' '.join(sentences)} The set stores {stored['stored_floats']:,} floats ({stored['labels']} "
+        f"labels), those beside it about as many; mean ± standard deviation over {over}, after the last epoch."
+    )
+
+
+def provenance(project: Project, summary: Mapping[str, Any]) -> str:
+    """Return what the numbers come from, as a Markdown table: the file, data, device and versions."""
+    source = summary["source"]
+    foreign = f", file of layout {source['format']} with SHA-256 `{source['sha256'][:16]}`" if source else ""
+    rows = {
+        "made by": f"`{summary['command']}`",
+        "set": f"{summary['file']}, hash of its content `{summary['content']}`{foreign}",
+        **origin(project),
+    }
+    return markdown(("", ""), rows.items())

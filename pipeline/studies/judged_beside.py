@@ -1,0 +1,66 @@
+"""What a set is judged beside: random real images, k-means medoids and our best set, all of about its storage."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from dreamlib._engine.files import read_json, write_json
+from dreamlib.settings import digest
+from dreamlib.synthetic.initial import check_budget, cluster_class, fill, random_rows
+from dreamlib.synthetic.synthetic_set import BEST, SyntheticSet
+from pipeline.project import Project
+from pipeline.report.provenance import code_hash
+from pipeline.stages.evaluation import content_hash
+
+SAME_STORAGE = 0.02  # largest relative difference of stored floats
+
+
+def real_per_class(judged: SyntheticSet) -> int:
+    """Return how many real images per class come closest to a set's stored floats, at least 1.
+
+    >>> real_per_class(SyntheticSet(torch.zeros(20, 1, 4, 4), torch.arange(20) // 2, 10, factor=2))
+    2
+    """
+    return max(1, round(judged.stored_floats / (judged.num_classes * judged.canvases[0].numel())))
+
+
+def random_set(project: Project, judged: SyntheticSet, seed: int) -> SyntheticSet:
+    """Return random real training images in the storage and the units of ``judged``."""
+    train, count = project.split("train"), real_per_class(judged)
+    check_budget(train, project.info, count, 1)
+    return _in_units_of(judged, project, random_rows(train, count, seed))
+
+
+def medoid_set(project: Project, judged: SyntheticSet) -> SyntheticSet:
+    """Return the real images nearest to k-means centres, in the storage and the units of ``judged``.
+
+    The centres are those of an untrained network's features. The chosen rows are kept in .dream/judged.
+    """
+    train, count = project.split("train"), real_per_class(judged)
+    check_budget(train, project.info, count, 1)
+    key = digest(project.data_hash, count, project.used_params.compute, code_hash(project.root))
+    path = project.root / ".dream" / "judged" / f"medoids-{key}.json"
+    if not path.is_file():
+        placed, embedder = train.to(project.compute.device), project.embedder(0)
+        chosen = [cluster_class(placed, c, count, 0, embedder).representatives for c in range(train.num_classes)]
+        write_json(path, torch.stack(chosen).tolist())
+    return _in_units_of(judged, project, torch.tensor(read_json(path)))
+
+
+def _in_units_of(judged: SyntheticSet, project: Project, rows: Tensor) -> SyntheticSet:
+    """Return real training images, rows (K, n), as a set whose images are normalised or whitened like ``judged``'s."""
+    images, _ = project.seen_with(project.split("train").subset(rows.flatten()), judged)
+    units = ("bounded", "mean", "std", "whitening", "zca_epsilon")
+    about = {key: judged.info[key] for key in units if key in judged.info}
+    return replace(fill(images, torch.arange(rows.numel()).view(rows.shape), rows.shape[1], 1, "single"), info=about)
+
+
+def kept_set(project: Project, judged: SyntheticSet) -> SyntheticSet | None:
+    """Return the set of results/best of the same data and storage, unless there is none or it is ``judged`` itself."""
+    floats, own = judged.stored_floats, content_hash(judged)
+    for path in sorted((project.root / BEST).glob(f"{project.params.dataset}-ipc*.safetensors")):
+        kept = SyntheticSet.open(path)
+        if abs(kept.stored_floats - floats) <= SAME_STORAGE * floats and content_hash(kept) != own:
+            return kept
+    return None
