@@ -207,17 +207,22 @@ def test_classes_side_by_side_are_those_one_by_one(
 
 @pytest.fixture
 def spread_over(monkeypatch):
-    """On how many threads classes have been matched at most at the same time, as a function to call."""
-    lock, inside, most = threading.Lock(), 0, 0
+    """On how many threads classes have been matched at most at the same time, as a function to call.
+
+    The first class that another may join, which is none of iteration 0, where tasks run one by one, waits for it.
+    """
+    met, inside, most, waiting = threading.Condition(), 0, 0, True
     drawn = MatchState.draw
 
     def watched(self, label):
-        nonlocal inside, most
-        with lock:
+        nonlocal inside, most, waiting
+        with met:
             inside += 1
             most = max(most, inside)
-        time.sleep(0.002)
-        with lock:
+            met.notify_all()
+            if waiting and self.iteration and len(self.classes) == 1:
+                met.wait_for(lambda: most > 1, timeout=10)
+                waiting = False
             inside -= 1
         return drawn(self, label)
 
