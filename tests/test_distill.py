@@ -16,7 +16,6 @@ import torch
 from dreamlib._engine import ranks, strategies
 from dreamlib._engine import threads as engine_threads
 from dreamlib._engine.checkpoint import Checkpoint
-from dreamlib._engine.compiled_network import compiler_found
 from dreamlib._engine.compute import Compute
 from dreamlib._engine.losses import DistillationDivergedError
 from dreamlib.data.types import DatasetInfo, LabeledImages
@@ -154,7 +153,7 @@ def test_interrupted_and_resumed_is_bit_identical(tmp_path, variant, stop):
     assert same(result, uninterrupted(variant))
 
 
-@pytest.mark.skipif(not compiler_found(), reason="no C++ compiler on this machine: torch.compile cannot")
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
 def test_the_fast_path_repeats_and_resumes_to_the_bit(tmp_path):
     """Compiled, half precision, a pool of images clustered."""
@@ -297,7 +296,7 @@ def test_the_first_time_nothing_runs_side_by_side(monkeypatch, threads_restored)
     assert used[:4] == [(3, 1), (4, 1), (5, 2), (6, 2)]
 
 
-@pytest.mark.skipif(not compiler_found(), reason="no C++ compiler on this machine: torch.compile cannot")
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
 def test_the_fast_path_is_the_same_side_by_side(threads_restored):
     found = []
