@@ -54,9 +54,7 @@ def blocked(tmp_path):
         (HEADERLESS, "C++ compile error: main.cpp:1:10: fatal error: omp.h: No such file or directory"),
     ],
 )
-def test_a_compiler_that_fails_is_one_warning_and_the_uncompiled_path(
-    untried, tiny, tmp_path, caplog, program, told
-):
+def test_a_compiler_that_fails_is_one_warning_and_the_uncompiled_path(untried, tiny, tmp_path, caplog, program, told):
     from torch._inductor import config
 
     compiler, asked = tmp_path / "g++", Compute(compile=True)
@@ -73,9 +71,7 @@ def test_a_compiler_that_fails_is_one_warning_and_the_uncompiled_path(
     assert networks[0].features({}, torch.zeros(2, 1, 8, 8)).shape[0] == 2
 
 
-def test_a_folder_that_cannot_be_written_is_one_warning_and_a_temporary_folder(
-    untried, blocked, monkeypatch, caplog
-):
+def test_a_folder_that_cannot_be_written_is_one_warning_and_a_temporary_folder(untried, blocked, monkeypatch, caplog):
     monkeypatch.setenv(CACHE_VARIABLE, str(blocked))
     assert not compilation_works(CPU)
     assert f"cannot write {blocked}: Not a directory" in caplog.text and "make the folder writable" in caplog.text
