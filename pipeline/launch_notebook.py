@@ -110,14 +110,16 @@ def _shown_progress() -> Iterator[None]:
 
 
 def prepare_kernel(root: Path) -> None:
-    """Set the environment of the kernels: an IPython profile, a cache of compiled code and the allocator's thresholds.
+    """Set the environment of the kernels: folders for IPython, matplotlib and compiled code; allocator thresholds.
 
-    The profile keeps a user's IPython start-up files out of the stages. Profile and cache lie in .dream/.
+    The folders lie in .dream/: a user's own IPython start-up files and styles stay out of the stages, and no home
+    directory is needed.
     """
     profile = root / ".dream" / "ipython" / "profile_default"
     config = b"c = get_config()  # noqa: F821\nc.IPKernelApp.log_level = 'CRITICAL'\n"
     write_atomically(profile / "ipython_kernel_config.py", config)
     os.environ["IPYTHONDIR"] = str(profile.parent)
+    os.environ["MPLCONFIGDIR"] = str(root / ".dream" / "matplotlib")
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(root / ".dream" / "compiled"))
     # By default, glibc returns the large buffers of each step to the system and faults them in again: a third of the
     # time.
