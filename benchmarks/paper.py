@@ -28,7 +28,7 @@ from dreamlib.distill import Distiller, snapshot_iterations
 from dreamlib.evaluation import evaluate, test_split
 from dreamlib.settings import DistillParams, digest
 from dreamlib.synthetic.synthetic_set import SyntheticSet
-from pipeline.launch_notebook import exit_status
+from pipeline.failures import exit_status
 from pipeline.params import Params, read_params
 from pipeline.project import Project
 

@@ -29,7 +29,8 @@ from dreamlib.distill import Distiller
 from dreamlib.evaluation import evaluate, test_split
 from dreamlib.settings import DistillParams, digest
 from dreamlib.synthetic.synthetic_set import SyntheticSet
-from pipeline.launch_notebook import exit_status, restart_prepared
+from pipeline.failures import exit_status
+from pipeline.launch_notebook import restart_prepared
 from pipeline.project import Project
 
 STUDY = "reach"

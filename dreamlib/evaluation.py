@@ -1,5 +1,6 @@
 """The accuracy of a distilled set: train new networks on it and test them. The only module that reads test images."""
 
+import logging
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,11 +29,14 @@ from dreamlib.training.features import accuracy, fit_last_layer, predict
 from dreamlib.training.schedules import SCHEDULES
 from dreamlib.training.trainer import TrainSettings, compiled_network, fit
 
+_log = logging.getLogger("dreamlib")
+
 
 class PartialResults:
     """Accuracies of the networks trained so far, so that an interrupted evaluation can resume.
 
-    path: JSON file of the results, read if it exists and rewritten by ``add``; None keeps them in memory.
+    path: JSON file of the results, read if it exists and rewritten by ``add``; None keeps them in memory. A damaged
+        file is not used, with a warning.
 
     >>> partial = PartialResults()
     >>> partial.add(0, [0.8])
@@ -42,7 +46,11 @@ class PartialResults:
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
-        self._accuracies: dict[str, list[float]] = read_json(path) if path and path.is_file() else {}
+        self._accuracies: dict[str, list[float]] = {}
+        try:
+            self._accuracies = read_json(path) if path and path.is_file() else {}
+        except ValueError:
+            _log.warning("results %s are damaged and are not used: training all networks again", path)
 
     def __contains__(self, index: int) -> bool:
         return str(index) in self._accuracies

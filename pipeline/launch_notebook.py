@@ -6,12 +6,13 @@ removes from the executed copy whatever differs from run to run.
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from typing import Any
 sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
 import nbformat  # noqa: E402
+from filelock import FileLock, Timeout  # noqa: E402
 
-from dreamlib._engine.files import write_atomically  # noqa: E402
+from dreamlib._engine.files import require_writable, write_atomically  # noqa: E402
 from dreamlib._engine.progress import PROGRESS_FILE  # noqa: E402
 from dreamlib.errors import ParameterError, unknown  # noqa: E402
+from pipeline.failures import exit_status, interrupted, one_line  # noqa: E402
 from pipeline.params import find_root, read_params  # noqa: E402
 from pipeline.report.notebooks import reset_cells  # noqa: E402
 
@@ -107,14 +110,16 @@ def _shown_progress() -> Iterator[None]:
 
 
 def prepare_kernel(root: Path) -> None:
-    """Set the environment of the kernels: an IPython profile, a cache of compiled code and the allocator's thresholds.
+    """Set the environment of the kernels: folders for IPython, matplotlib and compiled code; allocator thresholds.
 
-    The profile keeps a user's IPython start-up files out of the stages. Profile and cache lie in .dream/.
+    The folders lie in .dream/: a user's own IPython start-up files and styles stay out of the stages, and no home
+    directory is needed.
     """
     profile = root / ".dream" / "ipython" / "profile_default"
     config = b"c = get_config()  # noqa: F821\nc.IPKernelApp.log_level = 'CRITICAL'\n"
     write_atomically(profile / "ipython_kernel_config.py", config)
     os.environ["IPYTHONDIR"] = str(profile.parent)
+    os.environ["MPLCONFIGDIR"] = str(root / ".dream" / "matplotlib")
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(root / ".dream" / "compiled"))
     # By default, glibc returns the large buffers of each step to the system and faults them in again: a third of the
     # time.
@@ -132,24 +137,6 @@ def restart_prepared(module: str) -> None:
         os.execv(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]])
 
 
-def exit_status(work: Callable[[], object]) -> int:
-    """Run a command; return 0, or print one line to standard error and return 1 if it raises an expected error."""
-    try:
-        work()
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return interrupted()
-    return 0
-
-
-def interrupted() -> int:
-    """Print how to continue after Ctrl-C; return the shell's exit status for it."""
-    print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
-    return 130
-
-
 def failed_copy(root: Path, output: Path) -> Path:
     """Return the path of a failed notebook's copy."""
     return root / ".dream" / "failed" / output.name
@@ -160,31 +147,49 @@ def _write_normalised(executed: Path, target: Path) -> None:
     write_atomically(target, text.encode())
 
 
+@contextmanager
+def _alone(lock: Path, output: Path) -> Iterator[None]:
+    """Hold a lock while ``output`` is made; the system releases it when this process ends, whatever ends it."""
+    try:
+        with FileLock(lock, timeout=0):
+            yield
+    except Timeout:
+        raise RuntimeError(f"another process is making {output}: wait until it ends, or end it") from None
+
+
 def run(notebook: Path, output: Path, parameters: dict[str, Any]) -> None:
     """Execute ``notebook`` with ``parameters`` and write its normalised copy to ``output``.
 
-    Raise ParameterError or UnknownNameError before anything runs, and PapermillExecutionError if the notebook fails:
-    ``output`` is then not written, and a copy with the traceback is in .dream/failed/.
+    What the kernel writes to standard error goes to this process's. If this process is killed, the kernel notices
+    within a second and ends.
+
+    Raise ParameterError, UnknownNameError or OSError before anything runs, RuntimeError if another process makes the
+    same output, and PapermillExecutionError if the notebook fails: ``output`` is then not written, and a copy with the
+    traceback is in .dream/failed/.
     """
     import papermill
 
     root = find_root()
     refuse_unknown(nbformat.read(notebook, as_version=4), parameters, notebook.name)
-    executed = root / ".dream" / "running" / f"{output.stem}.ipynb"
-    executed.parent.mkdir(parents=True, exist_ok=True)
+    executed = root / ".dream" / "running" / f"{output.parent.name}-{output.name}"
+    failed = failed_copy(root, output)
+    require_writable(executed.parent, failed.parent, output.parent)
     prepare_kernel(root)
-    try:
-        with _shown_progress():
-            papermill.execute_notebook(
-                str(notebook), str(executed), parameters, kernel_name="python3", cwd=str(root),
-                progress_bar=False, log_output=False,
-            )  # fmt: skip
-        _write_normalised(executed, output)
-    except papermill.PapermillExecutionError:
-        _write_normalised(executed, failed_copy(root, output))
-        raise
-    finally:
-        executed.unlink(missing_ok=True)
+    with _alone(executed.with_suffix(".lock"), output):
+        failed.unlink(missing_ok=True)
+        try:
+            with _shown_progress():
+                papermill.execute_notebook(
+                    str(notebook), str(executed), parameters, kernel_name="python3", cwd=str(root),
+                    progress_bar=False, log_output=False, stderr_file=sys.stderr,
+                )  # fmt: skip
+            _write_normalised(executed, output)
+        except papermill.PapermillExecutionError:
+            with suppress(OSError):  # a full disk must not hide what happened
+                _write_normalised(executed, failed)
+            raise
+        finally:
+            executed.unlink(missing_ok=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -198,22 +203,23 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     from papermill.exceptions import PapermillExecutionError
 
-    try:
+    def work() -> None:
         read_params()
         run(options.notebook, options.output, parse(options.parameters))
+
+    try:
+        return exit_status(work)
     except PapermillExecutionError as error:
         if error.ename == "KeyboardInterrupt":  # the kernel received it first
             return interrupted()
-        traceback = failed_copy(find_root(), options.output)
-        print(f"error: {options.notebook}: {error.ename}: {error.evalue} (traceback: {traceback})", file=sys.stderr)
+        root = find_root()
+        failed = failed_copy(root, options.output)
+        where = f" (traceback: {failed})" if failed.is_file() else ""
+        line = one_line(error.ename, error.evalue, root)
+        print(f"error: {options.notebook}: {error.ename}: {line}{where}", file=sys.stderr)
         return 1
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return interrupted()
-    return 0
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # end the kernel too, as Ctrl-C does
     sys.exit(main())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks import table as speed
 from dreamlib._engine.files import write_atomically
-from pipeline.launch_notebook import exit_status
+from pipeline.failures import exit_status
 from pipeline.params import find_root, read_params
 from pipeline.project import Project
 from pipeline.report import parameters_page, record, results_page

@@ -11,6 +11,7 @@ from dreamlib import data as datasets
 from dreamlib._engine import ranks
 from dreamlib._engine.compiled_network import CompiledNetwork
 from dreamlib._engine.compute import Compute
+from dreamlib._engine.files import require_writable
 from dreamlib._engine.seeding import derive, generator
 from dreamlib.data.types import DatasetInfo, LabeledImages
 from dreamlib.data.whitening import EPSILON, ZCA, whitened_info
@@ -121,6 +122,10 @@ class Project:
         """One file of one setting: results/<kind>/<name><suffix>; a study keeps a folder for each method."""
         folder = self.results / setting.method if self.study else self.results
         return folder / kind / f"{setting.name}{suffix}"
+
+    def require_writable(self, *files: Path) -> None:
+        """Refuse a run that could not write its files at its end, or its checkpoints; raises OSError."""
+        require_writable(*(file.parent for file in files), self.root / ".dream")
 
     @property
     def network(self) -> tuple[str, dict[str, Any]]:

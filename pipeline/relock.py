@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.launch_notebook import exit_status
+from pipeline.failures import exit_status
 from pipeline.params import find_root
 
 STUDY = "relock"

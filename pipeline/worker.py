@@ -6,7 +6,9 @@ writes its files.
 
 import argparse
 import json
+import os
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,17 @@ from pipeline.params import read_params
 from pipeline.project import Project, Setting
 from pipeline.stages.distillation import run_distillation
 from pipeline.stages.evaluation import run_evaluation
+
+
+def end_with_starter() -> None:
+    """Make this process end at once when the one that started the workers is gone, which closes its standard input."""
+
+    def wait() -> None:
+        os.read(0, 1)
+        os._exit(1)
+
+    if ranks.FAILURE_FILE in os.environ:  # else torchrun was started by hand, with another standard input
+        threading.Thread(target=wait, daemon=True).start()
 
 
 def work(project: Project, setting: Setting, stage: str, networks: list[dict[str, Any]] | None) -> None:
@@ -38,6 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--networks", type=json.loads, help="for evaluation: a JSON list of {name, options}")
     given = parser.parse_args(arguments)
     setting = Setting(given.method, given.ipc, given.seed)
+    end_with_starter()
     try:
         with ranks.joined(read_params(given.root, given.study).compute.device):
             work(Project.open(given.root, given.study), setting, given.stage, given.networks)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from dreamlib._engine.compilation import compilation_works
 from dreamlib._engine.compute import Compute
 from dreamlib.data import create, load_split
 from dreamlib.data.types import DatasetInfo, LabeledImages
@@ -39,6 +40,17 @@ def threads_of_a_new_thread():
         return found[0]
 
     return ask
+
+
+@pytest.fixture(scope="session")
+def compiler():
+    """Skips the test where torch.compile does not work."""
+    from torch._inductor import config  # here, because the import takes seconds
+
+    # In this process: starting torch's pool of compiling processes takes longer than compiling.
+    with config.patch(compile_threads=1):
+        if not compilation_works(torch.device("cpu")):
+            pytest.skip("torch.compile does not work on this machine")
 
 
 @pytest.fixture

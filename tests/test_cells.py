@@ -1,9 +1,11 @@
 """Tables and sentences of the notebooks: what makes a method, and how the version of the data is fixed."""
 
+import re
 from pathlib import Path
 
 import pytest
 
+from dreamlib.data import DATASETS
 from pipeline.params import find_root, read_params
 from pipeline.project import Project
 from pipeline.report.cells import data_version, folded, method_settings, study_costs
@@ -34,21 +36,38 @@ def test_folded_settings_can_be_opened():
     assert text.startswith("<details><summary>The rest</summary><table") and text.endswith("</details>")
 
 
-@pytest.mark.parametrize(
-    ("dataset", "pin", "expected"),
-    [
-        ("fashion_mnist", "data/fashion_mnist", "pinned by data.dvc"),
-        ("digits", "data/fashion_mnist", "published files with known MD5s, from installed scikit-learn"),
-        ("folder", "data/fashion_mnist", "not pinned"),
-    ],
-)
-def test_the_version_of_the_data_is_told_as_it_is_fixed(tmp_path, dataset, pin, expected):
-    (tmp_path / "data.dvc").write_text(f"outs:\n- path: {pin}\n")
-    params = read_params(ROOT).model_copy(update={"dataset": dataset})
-    if dataset == "folder":
-        options = {"path": str(tmp_path), "size": 8, "channels": 1}
-        params = params.model_copy(update={"data": params.data.model_copy(update={"options": options})})
-    assert data_version(Project(tmp_path, params)).startswith(expected)
+def project_with(root, dataset, folder=None):
+    """A project on a data set; ``folder`` has the images of the data set 'folder'."""
+    params = read_params(ROOT)
+    options = {"path": str(folder), "size": 8, "channels": 1} if dataset == "folder" else {}
+    data = params.data.model_copy(update={"options": options})
+    return Project(root, params.model_copy(update={"dataset": dataset, "data": data}))
+
+
+@pytest.mark.parametrize("dataset", DATASETS.names())
+def test_every_data_sets_version_is_where_it_is_said_to_be(tmp_path, dataset):
+    """As this repository pins it: a .dvc file says so only of the folders that it lists itself."""
+    files = [file for file in ROOT.glob("*.dvc") if file.is_file()]
+    pinned = [file.name for file in files if re.search(rf"path: data/{dataset}$", file.read_text(), re.MULTILINE)]
+    told = data_version(project_with(ROOT, dataset, tmp_path))
+    if pinned:
+        assert told == f"pinned by {pinned[0]}"
+    elif dataset == "folder":
+        assert told == "not pinned: dvc.lock records data/folder as the stage found it"
+    else:
+        assert told.startswith("published files with known MD5s, from ")
+    assert (dataset == "fashion_mnist") == (pinned == ["data.dvc"])
+
+
+@pytest.mark.parametrize("place", ["more.dvc", "data/digits.dvc"])
+def test_a_data_set_may_have_a_dvc_file_of_its_own(tmp_path, place):
+    (tmp_path / "data").mkdir()
+    (tmp_path / ".dvc").mkdir()  # DVC's own folder, no such file
+    (tmp_path / "data.dvc").write_text("outs:\n- path: data/fashion_mnist\n")
+    (tmp_path / place).write_text(f"outs:\n- md5: 0\n  path: {'data/' if place == 'more.dvc' else ''}digits\n")
+    assert data_version(project_with(tmp_path, "digits")) == f"pinned by {place}"
+    assert data_version(project_with(tmp_path, "fashion_mnist")) == "pinned by data.dvc"
+    assert data_version(project_with(tmp_path, "mnist")).startswith("published files with known MD5s")
 
 
 def test_a_study_without_a_record_has_no_cost():

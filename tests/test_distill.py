@@ -16,7 +16,6 @@ import torch
 from dreamlib._engine import ranks, strategies
 from dreamlib._engine import threads as engine_threads
 from dreamlib._engine.checkpoint import Checkpoint
-from dreamlib._engine.compiled_network import compiler_found
 from dreamlib._engine.compute import Compute
 from dreamlib._engine.losses import DistillationDivergedError
 from dreamlib.data.types import DatasetInfo, LabeledImages
@@ -154,7 +153,7 @@ def test_interrupted_and_resumed_is_bit_identical(tmp_path, variant, stop):
     assert same(result, uninterrupted(variant))
 
 
-@pytest.mark.skipif(not compiler_found(), reason="no C++ compiler on this machine: torch.compile cannot")
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
 def test_the_fast_path_repeats_and_resumes_to_the_bit(tmp_path):
     """Compiled, half precision, a pool of images clustered."""
@@ -207,17 +206,22 @@ def test_classes_side_by_side_are_those_one_by_one(
 
 @pytest.fixture
 def spread_over(monkeypatch):
-    """On how many threads classes have been matched at most at the same time, as a function to call."""
-    lock, inside, most = threading.Lock(), 0, 0
+    """On how many threads classes have been matched at most at the same time, as a function to call.
+
+    The first class that another may join, which is none of iteration 0, where tasks run one by one, waits for it.
+    """
+    met, inside, most, waiting = threading.Condition(), 0, 0, True
     drawn = MatchState.draw
 
     def watched(self, label):
-        nonlocal inside, most
-        with lock:
+        nonlocal inside, most, waiting
+        with met:
             inside += 1
             most = max(most, inside)
-        time.sleep(0.002)
-        with lock:
+            met.notify_all()
+            if waiting and self.iteration and len(self.classes) == 1:
+                met.wait_for(lambda: most > 1, timeout=10)
+                waiting = False
             inside -= 1
         return drawn(self, label)
 
@@ -292,7 +296,7 @@ def test_the_first_time_nothing_runs_side_by_side(monkeypatch, threads_restored)
     assert used[:4] == [(3, 1), (4, 1), (5, 2), (6, 2)]
 
 
-@pytest.mark.skipif(not compiler_found(), reason="no C++ compiler on this machine: torch.compile cannot")
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
 def test_the_fast_path_is_the_same_side_by_side(threads_restored):
     found = []

@@ -263,7 +263,7 @@ def test_one_trace_serves_all_networks_and_batches_of_a_thread_count(
     synthetic, toy_info, toy_data, monkeypatch, traces, threads_restored
 ):
     """With CutMix and without it, side by side, from one trace each."""
-    monkeypatch.setattr("dreamlib._engine.compiled_network.compiler_found", lambda: True)
+    monkeypatch.setattr("dreamlib._engine.compiled_network.compilation_works", lambda device: True)
     info, against, results, made = toy_info(), toy_data(per_class=40), [], []
     torch.set_num_threads(2)
     for parallel_networks in (1, 2):

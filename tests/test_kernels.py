@@ -7,15 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dreamlib._engine.compiled_network import CompiledNetwork, compiler_found, weights_of
+from dreamlib._engine.compiled_network import CompiledNetwork, weights_of
 from dreamlib._engine.compute import Compute
 from dreamlib._engine.release_python_lock import release_python_lock
 from dreamlib.matching.distribution import squared
 from dreamlib.matching.gradient import absolute, matched_weights, row_cosine
 
-needs_compiler = pytest.mark.skipif(
-    not compiler_found(), reason="no C++ compiler on this machine: torch.compile cannot"
-)
+needs_compiler = pytest.mark.usefixtures("compiler")
 # torch.compile imports parts of torch that torch itself deprecates.
 torchs_own_warning = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
 DISTANCES = [squared, absolute, row_cosine]
@@ -213,17 +211,3 @@ def test_networks_that_do_not_ask_for_it_are_not_compiled(toy_info):
 
     network = build("mlp", toy_info(), torch.Generator().manual_seed(0))
     assert not CompiledNetwork(network, Compute(compile=True)).compile
-
-
-def test_without_a_compiler_it_runs_uncompiled_and_says_so(tiny, monkeypatch, caplog):
-    from dreamlib._engine import compiled_network as kernels
-
-    monkeypatch.setattr(kernels.shutil, "which", lambda _: None)
-    compiler_found.cache_clear()
-    try:
-        assert not CompiledNetwork(tiny(), Compute(compile=True)).compile
-        CompiledNetwork(tiny(), Compute(compile=True))
-    finally:
-        compiler_found.cache_clear()
-    assert [record.message for record in caplog.records].count(caplog.records[0].message) == 1
-    assert "no C++ compiler" in caplog.text

@@ -113,7 +113,8 @@ def script_part(tree):
 def test_nothing_global_is_set_and_nothing_ends_the_process(name):
     tree = TREES[name]
     allowed = script_part(tree)
-    assert {function for function, _ in calls(tree)} & GLOBAL == set()
+    with_its_starter = {"os._exit"} if name == "pipeline.worker" else set()
+    assert {function for function, _ in calls(tree)} & GLOBAL == with_its_starter
     assert [c.lineno for f, c in calls(tree) if f == "sys.exit" and id(c) not in allowed] == []
 
 

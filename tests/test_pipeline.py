@@ -32,7 +32,7 @@ ROOT = find_root(Path(__file__).parent)
 STAGES = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"]
 STUDIES = YAML(typ="safe", pure=True).load(ROOT / "studies" / "dvc.yaml")["stages"]
 # Packages that draw, report or launch: they cannot change a number.
-PRESENTATION = ("pipeline.report", "pipeline.launch_notebook", "pipeline.worker")
+PRESENTATION = ("pipeline.report", "pipeline.launch_notebook", "pipeline.worker", "pipeline.failures")
 NOTEBOOK_STAGES = {name: f"pipeline.stages.{name}" for name in ("clustering", "distillation", "evaluation")}
 
 

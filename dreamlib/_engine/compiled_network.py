@@ -4,11 +4,7 @@ Weights are arguments, so one compiled function serves every fresh network of a 
 """
 
 import copy
-import logging
-import os
-import shutil
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
@@ -16,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, grad_and_value
 from torch.nn import functional as F
 
+from dreamlib._engine.compilation import compilation_works
 from dreamlib._engine.compute import Compute
 from dreamlib._engine.cuda_graphs import CudaGraphed, side_streams
 from dreamlib._engine.network import network_traits
@@ -24,16 +21,6 @@ from dreamlib._engine.release_python_lock import release_python_lock
 Weights = dict[str, Tensor]
 SHAPES = 64  # limit of batch shapes that a function is compiled for; torch runs further ones uncompiled
 RECORDED_PIXELS = 2**22  # limit of numbers in a recorded batch, about 1,300 colour images of 32 × 32
-_log = logging.getLogger("dreamlib")
-
-
-@cache
-def compiler_found() -> bool:
-    """Return whether torch.compile can work on this machine's CPU; log one warning when it cannot."""
-    available = any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
-    if not available:
-        _log.warning("no C++ compiler found: running uncompiled, about three times slower (install g++ or clang++)")
-    return available
 
 
 def weights_of(network: nn.Module) -> Weights:
@@ -46,13 +33,13 @@ class CompiledNetwork:
 
     template: gives the structure; its own weights are never used.
     compute: with ``compute.compile``, networks whose ``compiles`` is true (``dreamlib._engine.network``) are compiled
-        by ``torch.compile``, once per batch shape; otherwise the same functions run uncompiled. Results differ by
-        rounding only.
+        by ``torch.compile``, once per batch shape; otherwise, and where ``compilation_works`` is false, the same
+        functions run uncompiled. Results differ by rounding only.
     """
 
     def __init__(self, template: nn.Module, compute: Compute) -> None:
         self.compute = compute
-        self.compile = compute.compile and network_traits(template).compiles and compiler_found()
+        self.compile = compute.compile and network_traits(template).compiles and compilation_works(compute.device)
         # Two copies, because a compiled function is tied to the mode it was traced in.
         self._train = copy.deepcopy(template).train().requires_grad_(False)
         self._eval = _Features(copy.deepcopy(template).eval().requires_grad_(False))

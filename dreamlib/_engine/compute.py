@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dreamlib._engine.compilation import compilation_failed, unwritable_cache
 from dreamlib.settings import DEVICE
 
 _log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class Compute:
         float32. Raises ValueError for a device that this machine lacks or that is not auto, cpu, cuda or cuda:<number>.
         """
         keep_freed_memory()
+        unwritable_cache()
         if threads:
             torch.set_num_threads(threads)
         if not re.fullmatch(DEVICE, device):
@@ -86,7 +88,7 @@ class Compute:
         return {
             "device": f"{self.device.type} ({name})",
             "precision": self.precision,
-            "compiled": self.compile,
+            "compiled": self.compile and not compilation_failed(self.device),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "python": platform.python_version(),

@@ -2,23 +2,57 @@
 
 import json
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+PROBE_BYTES = 2**16  # a full disk may still hold an empty file
+
 
 def write_atomically(path: str | Path, payload: bytes) -> None:
-    """Write bytes so that a reader sees the old file or the new one, never a part; survives a kill at any moment."""
+    """Write bytes so that a reader sees the old file or the new one, never a part; survives a kill at any moment.
+
+    Raise OSError, with the remedy, if the disk is full or the folder cannot be written; the old file is then unchanged.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(scratch, "wb") as file:
+                file.write(payload)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(scratch, path)
+        finally:
+            with suppress(OSError):  # of a folder that is no longer there
+                scratch.unlink(missing_ok=True)
+
+
+def require_writable(*folders: Path) -> None:
+    """Raise OSError, with the remedy, unless a file can be written in each folder; missing folders are made.
+
+    To be called before long work whose result goes there.
+    """
+    for folder in folders:
+        with _explained(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as probe:
+                probe.write(bytes(PROBE_BYTES))
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
     try:
-        with open(scratch, "wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(
+            f"cannot write {path}: {reason}; what was there is unchanged. Free space on the disk or make the folder "
+            "writable, and run the same command again"
+        ) from error
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -154,7 +154,8 @@ def report_failure(message: str) -> None:
 def run_workers(workers: int, arguments: Sequence[str], root: Path, threads: int = 0) -> None:
     """Run ``python -m pipeline.worker *arguments`` in ``workers`` processes under torchrun, in folder ``root``.
 
-    Their standard error is passed on line by line. Raises WorkerError with the message of the first failure.
+    Their standard error is passed on line by line. Their standard input stays open as long as this process lives.
+    Raises WorkerError with the message of the first failure.
     """
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
     # Workers must import the code that this process runs.
@@ -166,7 +167,8 @@ def run_workers(workers: int, arguments: Sequence[str], root: Path, threads: int
         last = ""
         with subprocess.Popen(
             [*torchrun, "-m", "pipeline.worker", *arguments],
-            cwd=root, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
+            cwd=root, env=env, text=True, errors="replace",
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         ) as process:  # fmt: skip
             assert process.stderr is not None
             try:

@@ -1,6 +1,8 @@
 """Small tables and sentences that the notebooks show: settings, losses, costs, provenance."""
 
+import os
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -125,15 +127,17 @@ def study_costs(record: dict[str, Any]) -> str:
 
 
 def data_version(project: Project) -> str:
-    """Return how the version of the data is fixed: by data.dvc, by the MD5s of published files, or not at all."""
-    p, path = project.params, project.root / "data.dvc"
-    outs = YAML(typ="safe", pure=True).load(path)["outs"] if path.is_file() else []
-    if f"{p.data.directory}/{p.dataset}" in [out["path"] for out in outs]:
-        return "pinned by data.dvc"
+    """Return what fixes the version of the data: a .dvc file, the MD5s of published files, or dvc.lock alone."""
+    p, root = project.params, project.root
+    place = root / p.data.directory / p.dataset
+    for file in sorted(file for folder in (root, place.parent) for file in folder.glob("*.dvc") if file.is_file()):
+        outs = YAML(typ="safe", pure=True).load(file).get("outs", [])
+        if place.resolve() in [(file.parent / out["path"]).resolve() for out in outs]:
+            return f"pinned by {Path(os.path.relpath(file, root)).as_posix()}"
     dataset = create(p.dataset, p.data.options)
     if isinstance(dataset, PublishedDataset):
         return f"published files with known MD5s, from {dataset.sources()[0].title}"
-    return "not pinned: the files may change, and only this hash shows it"
+    return f"not pinned: dvc.lock records {p.data.directory}/{p.dataset} as the stage found it"
 
 
 def provenance(project: Project, stage: str, info: dict[str, Any] | None = None) -> str:

@@ -1,5 +1,6 @@
 """Figures of the report, from a table or from images; no arithmetic worth a test."""
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from dreamlib._engine.files import write_atomically
 from dreamlib._engine.torchvision_import import torchvision
 
 # Okabe and Ito's colours, which readers with any colour vision can tell apart.
@@ -128,8 +130,9 @@ def write_contact_sheet(canvases: Tensor, num_classes: int, path: Path, scale: i
     grid = torchvision.utils.make_grid(canvases.detach().clamp(0, 1).cpu(), nrow=columns, padding=1, pad_value=1.0)
     pixels = (grid * 255).round().byte().permute(1, 2, 0).numpy()
     picture = Image.fromarray(pixels)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(path)
+    content = io.BytesIO()
+    picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(content, "png")
+    write_atomically(path, content.getvalue())
 
 
 def scatter(points: np.ndarray, marks: Mapping[str, np.ndarray], clusters: np.ndarray, title: str) -> Figure:

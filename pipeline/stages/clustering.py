@@ -57,6 +57,7 @@ def run_clustering(project: Project, ipc: int, seed: int) -> ClusteringResult:
     for each method that clusters in its own way) and the coverage table beside it as .csv, its means as .json.
     """
     project.require(None, ipc, seed)
+    project.require_writable(clusters_path(project, ipc, seed))
     began, how, embedder = time.perf_counter(), project.params.clustering(), project.embedder(seed)
     data = project.split("train").to(project.compute.device)
     classes = range(data.num_classes)

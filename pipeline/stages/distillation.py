@@ -102,6 +102,7 @@ def run_distillation(project: Project, setting: Setting) -> DistillResult:
     shared among that many processes; the first of them writes.
     """
     project.require(setting.method, setting.ipc, setting.seed)
+    project.require_writable(*(project.file(kind, setting, "") for kind in ("sets", "snapshots", "distillation")))
     if project.delegated("distillation", setting):
         return read_result(project, setting)
     how = project.params.distillation(setting.method, setting.ipc)

@@ -36,6 +36,7 @@ def run_evaluation(
     ``compute.workers`` above 1 that many processes share the networks to train.
     """
     project.require(setting.method, setting.ipc, setting.seed)
+    project.require_writable(*(project.file(kind, setting, "") for kind in ("evaluation", "curves")))
     protocol, began = project.params.evaluation(setting.method, setting.ipc), time.perf_counter()
     networks = list(networks or evaluated_networks(project, protocol))
     if project.delegated("evaluation", setting, f"--networks={json.dumps([n.model_dump() for n in networks])}"):

@@ -1,5 +1,6 @@
 """Trajectories for trajectory matching, made once for all settings: ``python -m pipeline.stages.experts``."""
 
+import sys
 from pathlib import Path
 
 import torch
@@ -8,6 +9,7 @@ from dreamlib._engine.seeding import generator
 from dreamlib.matching.experts import ExpertSettings, expert_folder, train_experts
 from dreamlib.sampling.real_batches import class_pool
 from dreamlib.settings import DistillParams
+from pipeline.failures import exit_status
 from pipeline.project import Project
 from pipeline.report.provenance import code_hash
 
@@ -18,6 +20,7 @@ def run_experts(project: Project, seed: int = 0) -> list[Path]:
     Experts of whitened images, where a listed method asks for them, lie in results/experts/zca. Raises ValueError for
     fewer than one expert or epoch.
     """
+    project.require_writable(project.results / "experts" / "")
     how, made = project.params.experts(), []
     settings, data = ExpertSettings(**how.model_dump(exclude={"images"})), project.split("train")
     rows = [class_pool(data, c, how.images, generator(seed, "expert-images", c)) for c in range(data.num_classes)]
@@ -39,5 +42,4 @@ def inputs_of_followers(project: Project) -> list[DistillParams]:
 
 
 if __name__ == "__main__":
-    for path in run_experts(Project.open()):
-        print(path)
+    sys.exit(exit_status(lambda: print(*run_experts(Project.open()), sep="\n")))

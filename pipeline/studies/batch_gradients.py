@@ -26,7 +26,8 @@ from dreamlib.settings import DistillParams
 from dreamlib.training.features import embed, predict
 from dreamlib.training.matched_network import network_settings
 from dreamlib.training.trainer import Trainer, compiled_network
-from pipeline.launch_notebook import exit_status, restart_prepared
+from pipeline.failures import exit_status
+from pipeline.launch_notebook import restart_prepared
 from pipeline.params import BatchesParams, read_claims
 from pipeline.project import Project
 from pipeline.report.results import CLAIMS_FOLDER, MEASURED_STUDY

@@ -15,7 +15,7 @@ import pandas as pd
 from dreamlib._engine.files import write_json
 from dreamlib.settings import OF_EVERY_PROTOCOL, EvaluationParams
 from dreamlib.synthetic.synthetic_set import BEST, SyntheticSet
-from pipeline.launch_notebook import exit_status
+from pipeline.failures import exit_status
 from pipeline.project import Project, Setting
 from pipeline.report import figures
 from pipeline.report.results import best_results, published_results, read_results

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 
 from dreamlib.errors import ParameterError
-from pipeline.launch_notebook import exit_status, restart_prepared
+from pipeline.failures import exit_status
+from pipeline.launch_notebook import restart_prepared
 from pipeline.project import Project, Setting
 from pipeline.stages.clustering import run_clustering
 from pipeline.stages.distillation import run_distillation

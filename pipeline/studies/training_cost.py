@@ -29,7 +29,8 @@ from dreamlib.training.augment import augmentation_for
 from dreamlib.training.features import accuracy, fit_last_layer, predict
 from dreamlib.training.schedules import SCHEDULES
 from dreamlib.training.trainer import Trainer, TrainSettings, compiled_network
-from pipeline.launch_notebook import exit_status, restart_prepared
+from pipeline.failures import exit_status
+from pipeline.launch_notebook import restart_prepared
 from pipeline.params import CostParams, read_claims
 from pipeline.project import Project, Setting
 from pipeline.report.results import CLAIMS_FOLDER, MEASURED_STUDY

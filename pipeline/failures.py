@@ -1,0 +1,71 @@
+"""How a command ends: its exit status, and one line on what went wrong, with the remedy."""
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+MEMORY_REMEDY = (
+    "lower real_batch, synthetic_batch or parallel_classes (distillation), pool (clustering), batch or "
+    "parallel_networks (evaluation) in params.yaml, or size in data.options of a folder"
+)
+# Where DVC puts the copy of a project that it runs a queued experiment in.
+EXPERIMENTS = (".dvc", "tmp", "exps")
+
+
+def exit_status(work: Callable[[], object]) -> int:
+    """Run a command; return 0, or print one line to standard error and return 1 if it raises an expected error."""
+    try:
+        work()
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        print(f"error: {one_line(type(error).__name__, str(error), Path.cwd())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return interrupted()
+    return 0
+
+
+def interrupted() -> int:
+    """Print how to continue after Ctrl-C; return the shell's exit status for it."""
+    print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+    return 130
+
+
+def one_line(kind: str, message: str, root: Path) -> str:
+    """Return an exception's message, or what it means and what to do where the message does not say.
+
+    kind: name of the exception's class.
+    message: its text.
+    root: the project that the command ran in.
+
+    >>> one_line("RuntimeError", "can't allocate memory: you tried to allocate 8589934592 bytes.", Path())
+    'out of memory: 8.0 GiB could not be allocated; lower real_batch, ...'
+    >>> one_line("DataError", "no folder my_images", Path())
+    'no folder my_images'
+    """
+    if kind == "DeadKernelError":
+        return f"the kernel was killed, which a system does when memory runs out; {MEMORY_REMEDY}"
+    if kind.endswith("MemoryError") or "allocate memory" in message or "out of memory" in message:
+        size = _size(message)
+        return f"out of memory: {size or 'an array'} could not be allocated; {MEMORY_REMEDY}"
+    if "No space left" in message and "Free space" not in message:
+        return f"{message}. Free space on the disk, and run the same command again"
+    if kind == "UnknownNameError" and _is_copy(root):
+        return (
+            f"{message}. This is DVC's copy of the project, which has only the files that git knows: if a new file "
+            "defines it, run `git add` on that file and queue the experiment again"
+        )
+    return message
+
+
+def _size(message: str) -> str:
+    """Return the size of the allocation that a message of torch or numpy names; empty if it names none."""
+    found = re.search(r"allocate ([\d.]+) (bytes|\wiB)", message)
+    if found is None:
+        return ""
+    return f"{int(found[1]) / 2**30:,.1f} GiB" if found[2] == "bytes" else found[0].removeprefix("allocate ")
+
+
+def _is_copy(root: Path) -> bool:
+    parts = root.resolve().parts
+    return any(parts[at : at + len(EXPERIMENTS)] == EXPERIMENTS for at in range(len(parts)))
