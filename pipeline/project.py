@@ -156,7 +156,7 @@ class Project:
             return replace(data, images=self.zca.apply(data.images)), whitened_info(info)
         if bounded:
             return data, info
-        return replace(data, images=info.normalise(data.images)), info.unbounded()
+        return data.normalised(info), info.unbounded()
 
     def pictures(self, synthetic: SyntheticSet, images: Tensor | None = None) -> Tensor:
         """Return a set's canvases (N, C, H, W), or images in the units of its canvases, as pictures in [0, 1].

@@ -60,7 +60,7 @@ def load_split(
     seed: int,
     options: Mapping[str, Any] | None = None,
 ) -> LabeledImages:
-    """Return one split of a data set: (N, C, H, W) float32 in [0, 1], in file order.
+    """Return one split of a data set, in file order; ``pixels()`` of it is (N, C, H, W) float32 in [0, 1].
 
     name, options: see ``create``.
     split: 'test' is the published test set, for evaluation only. 'validation' is held out of the published training

@@ -79,7 +79,7 @@ class Folder(Dataset):
         images = _read((path for files in layout.values() for path in files), self.size, self.channels)
         return from_bytes(images, labels, num_classes=len(layout))
 
-    def fetch(self, data_dir: str | Path) -> list[Path]:
+    def fetch(self, data_dir: str | Path, source: str | Path | None = None) -> list[Path]:
         """Check that the images are readable and return their paths; there is nothing to fetch.
 
         Write their MD5s to ``data_dir``/folder/images.md5, in the format of md5sum. The images may lie outside the
