@@ -85,7 +85,8 @@ class Project:
     @cached_property
     def info(self) -> DatasetInfo:
         """The data set's classes, shape and statistics."""
-        return datasets.info(self.params.dataset, self.params.data.options)
+        p = self.params
+        return datasets.info(p.dataset, p.data.options, self.root / p.data.directory)
 
     @cached_property
     def data_hash(self) -> str:

@@ -32,6 +32,10 @@ class Dataset(ABC):
     def info(self) -> DatasetInfo:
         """Classes, shape and normalisation."""
 
+    def info_in(self, data_dir: str | Path | None) -> DatasetInfo:
+        """Return ``info``; a data set that has to read its images for that may keep the result below ``data_dir``."""
+        return self.info
+
     @abstractmethod
     def load(self, split: str, data_dir: str | Path) -> LabeledImages:
         """Return the images of 'train' or 'test' in file order: (N, C, H, W), uint8 or float32 in [0, 1].
@@ -133,4 +137,5 @@ def from_bytes(images: np.ndarray | Tensor, labels: np.ndarray | Tensor | list[i
     >>> from_bytes(np.full((1, 1, 2, 2), 255, np.uint8), [3], num_classes=10).pixels().max().item()
     1.0
     """
-    return LabeledImages(torch.as_tensor(np.ascontiguousarray(images)), torch.as_tensor(labels, dtype=torch.int64), num_classes)
+    stored = torch.as_tensor(np.ascontiguousarray(images))
+    return LabeledImages(stored, torch.as_tensor(labels, dtype=torch.int64), num_classes)

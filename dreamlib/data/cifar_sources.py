@@ -61,13 +61,14 @@ def _digest(parts: Parts) -> str:
 
 def read_canonical(path: Path) -> Parts:
     """Return the arrays of a canonical file; raise DataError for a damaged one."""
+    remedy = f"Delete it and run {command_for(path.parent)}"
     try:
         with safe_open(path, "numpy") as file:
             parts, digest = {part: file.get_tensor(part) for part in PARTS}, (file.metadata() or {}).get("sha256")
     except SafetensorError as error:
-        raise DataError(f"{path} is damaged ({error}). Delete it and run {command_for(path.parent)}") from error
+        raise DataError(f"{path} is damaged ({error}). {remedy}") from error
     if _digest(parts) != digest:
-        raise DataError(f"{path} is damaged: not the bytes that were written. Delete it and run {command_for(path.parent)}")
+        raise DataError(f"{path} is damaged: its bytes are not those that were written. {remedy}")
     return parts
 
 
@@ -101,7 +102,8 @@ class CanonicalFiles(ABC):
                     f"its {split} {part} are not the published ones: {len(parts['labels'])} images, SHA-256 {found}, "
                     f"it should be {published}"
                 )
-        target.write_bytes(save(parts, {"sha256": _digest(parts)}))  # not save_file, whose files only their owner can read
+        # Not by save_file, whose files only their owner can read.
+        target.write_bytes(save(parts, {"sha256": _digest(parts)}))
         return target
 
 

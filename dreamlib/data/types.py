@@ -1,7 +1,6 @@
 """Labelled images and the description of their data set: the two records that all modules use."""
 
 import math
-
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -38,15 +37,15 @@ def as_float(images: Tensor) -> Tensor:
 
 
 def allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-    """Return an uninitialised tensor (N, C, H, W) for images; raise DataError, with its size, if memory is too small."""
+    """Return an uninitialised tensor (N, C, H, W); raise DataError, with its size, where memory is too small."""
     try:
         return torch.empty(shape, dtype=dtype, device=device)
     except RuntimeError as error:  # torch has no narrower one for a CPU
         count, channels, height, width = shape
+        gib = math.prod(shape) * dtype.itemsize / 2**30
         raise DataError(
-            f"{count:,} images of {channels}×{height}×{width} need {math.prod(shape) * dtype.itemsize / 2**30:,.1f} GiB of "
-            f"memory as {str(dtype).removeprefix('torch.')}: choose a smaller size (an option of data set 'folder') or "
-            "fewer images"
+            f"{count:,} images of {channels}×{height}×{width} need {gib:,.1f} GiB of memory as "
+            f"{str(dtype).removeprefix('torch.')}: choose a smaller size (option of data set folder) or fewer images"
         ) from error
 
 
