@@ -63,7 +63,7 @@ def dream(
     tiles, count = [], ipc * factor**2
     for c, rows in enumerate(members):
         rng = generator(seed, "init-kmeans", c, count)
-        tiles.append(tile(data.images[rows[representatives(net, images[rows], count, rng, "k-means++", 50)]], factor))
+        tiles.append(tile(data.pixels(rows[representatives(net, images[rows], count, rng, "k-means++", 50)]), factor))
     canvases = torch.cat(tiles).requires_grad_()  # S: (K·ipc, C, H, W) pixels in [0, 1]
     image_optimizer, chosen = SGD([canvases], s.image_lr, s.image_momentum), dict[int, Tensor]()
 

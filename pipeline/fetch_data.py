@@ -1,4 +1,4 @@
-"""Fetch and verify data sets: ``python -m pipeline.fetch_data [NAME ...] [--data-dir data]``."""
+"""Fetch and verify data sets: ``python -m pipeline.fetch_data [NAME ...] [--data-dir data] [--from FOLDER]``."""
 
 import argparse
 import logging
@@ -25,11 +25,14 @@ LISTED = 10  # files of a data set; one of a user's own may have as many as imag
 
 def main(arguments: list[str] | None = None) -> int:
     """Fetch the named data sets, print each file with its MD5, and return the exit status: 1 if any failed, else 0."""
-    parser = argparse.ArgumentParser(prog="python -m dreamlib.data", description="Fetch and verify data sets.")
+    parser = argparse.ArgumentParser(prog="python -m pipeline.fetch_data", description="Fetch and verify data sets.")
     known = ", ".join(DATASETS.names())
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{known} (default: the one params.yaml names)")
     parser.add_argument("--data-dir", help="folder of all data sets (default: data.directory of params.yaml, or data)")
+    parser.add_argument("--from", dest="source", metavar="FOLDER", help="local folder to take the named data set from")
     chosen = parser.parse_args(arguments)
+    if chosen.source and len(chosen.names) != 1:
+        parser.error("--from needs the NAME of one data set")
     failed = False
     try:
         params = _params()
@@ -40,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name, options in _wanted(chosen.names, params):
         try:
             dataset = create(name, options)
-            paths = dataset.fetch(folder)
+            paths = dataset.fetch(folder, chosen.source)
             for path in paths[:LISTED]:
                 print(f"{md5_of(path)}  {path}")
             if len(paths) > LISTED:

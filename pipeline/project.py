@@ -92,7 +92,8 @@ class Project:
     @cached_property
     def info(self) -> DatasetInfo:
         """The data set's classes, shape and statistics."""
-        return datasets.info(self.params.dataset, self.params.data.options)
+        p = self.params
+        return datasets.info(p.dataset, p.data.options, self.root / p.data.directory)
 
     @property
     def class_counts(self) -> Tensor:
@@ -184,7 +185,7 @@ class Project:
             return replace(data, images=self.zca_with(epsilon).apply(data.images)), whitened_info(info, epsilon)
         if bounded:
             return data, info
-        return replace(data, images=info.normalise(data.images)), info.unbounded()
+        return data.normalised(info), info.unbounded()
 
     def pictures(self, synthetic: SyntheticSet, images: Tensor | None = None) -> Tensor:
         """Return a set's canvases (N, C, H, W), or images in the units of its canvases, as pictures in [0, 1].

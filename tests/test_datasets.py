@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from dreamlib._engine.torchvision_import import torchvision
-from dreamlib.data import DATASETS, DataError, create, info
+from dreamlib.data import DATASETS, DataError, cifar_sources, create, info
 from dreamlib.errors import UnknownNameError
 
 SPLITS = ("train", "test")
@@ -78,15 +78,33 @@ def python2_pickle(value):
     return stream.getvalue().replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
 
 
-def write_cifar(folder, monkeypatch, reader):
+def write_cifar(folder, monkeypatch, name):
+    """The canonical files, made from a tiny archive that lies outside the data folder."""
+    dataset, archives = create(name), folder.parent / "archives"
+    toys = write_cifar_archive(archives, monkeypatch, dataset.reader)
+    monkeypatch.setattr(type(dataset), "content", {})
+    monkeypatch.setattr(type(dataset), "md5s", {})
+    paths = dataset.fetch(folder.parent, archives)
+    if name == "cifar10":  # that of CIFAR-100 is not known in advance
+        monkeypatch.setattr(type(dataset), "md5s", {path.stem: md5(path.read_bytes()) for path in paths})
+    return {split: (images, labels) for split, (images, labels, _) in toys.items()}
+
+
+def write_cifar_archive(folder, monkeypatch, reader):
+    """A tiny archive in the published format; {split: (images, labels, file names)} by class, then file name."""
+    folder.mkdir()
     fine = "100" in reader.base_folder
     toys = toy_bytes(100 if fine else 10, 3, 32, {"train": 5, "test": 2})
     key = "fine_labels" if fine else "labels"
     contents = {}
     for split, listed in (("train", reader.train_list), ("test", reader.test_list)):
+        names = [f"kind_s_{number:06}.png" for number in np.random.default_rng(3).permutation(len(toys[split][1]))]
         for (name, _), rows in zip(listed, np.array_split(np.arange(len(toys[split][1])), len(listed)), strict=True):
             images, labels = (part[rows] for part in toys[split])
-            contents[name] = python2_pickle({"data": images.reshape(len(rows), -1), key: labels.tolist()})
+            batch = {"data": images.reshape(len(rows), -1), key: labels.tolist(), "filenames": [names[r] for r in rows]}
+            contents[name] = python2_pickle(batch)
+        order = np.lexsort((names, toys[split][1]))
+        toys[split] = *(part[order] for part in toys[split]), [names[row] for row in order]
     contents[reader.meta["filename"]] = pickle.dumps({reader.meta["key"]: ["any"]}, protocol=2)
     with tarfile.open(folder / reader.filename, "w:gz") as tar:
         for name, content in contents.items():
@@ -117,8 +135,8 @@ WRITERS = {
     "mnist": lambda folder, patch: write_idx(folder, patch, torchvision.datasets.MNIST),
     "fashion_mnist": lambda folder, patch: write_idx(folder, patch, torchvision.datasets.FashionMNIST),
     "svhn": write_svhn,
-    "cifar10": lambda folder, patch: write_cifar(folder, patch, torchvision.datasets.CIFAR10),
-    "cifar100": lambda folder, patch: write_cifar(folder, patch, torchvision.datasets.CIFAR100),
+    "cifar10": lambda folder, patch: write_cifar(folder, patch, "cifar10"),
+    "cifar100": lambda folder, patch: write_cifar(folder, patch, "cifar100"),
     "folder": lambda folder, patch: write_folder(folder),
 }
 
@@ -148,7 +166,8 @@ def test_the_reader_returns_what_the_files_hold_in_file_order(name, on_disk, tmp
     for split in SPLITS:
         images, labels = toys[split]
         read = dataset.load(split, tmp_path)
-        assert torch.equal(read.images, torch.tensor(images.astype(np.float32) / np.float32(255)))
+        assert torch.equal(read.images, torch.tensor(images)), "bytes until they are used"
+        assert torch.equal(read.pixels(), torch.tensor(images.astype(np.float32) / np.float32(255)))
         assert read.labels.tolist() == labels.tolist()
 
 
@@ -158,7 +177,7 @@ def test_fake_and_real_agree_in_shape_range_type_and_labels(name, on_disk, tmp_p
     known = dataset.info
     for split in SPLITS:
         real, fake = dataset.load(split, tmp_path), dataset.fake(split, 2, torch.Generator().manual_seed(0))
-        for images in (real.images, fake.images):
+        for images in (real.pixels(), fake.images):
             assert images.shape[1:] == (known.channels, known.size, known.size)
             assert images.dtype == torch.float32
             assert images.is_contiguous()
@@ -207,8 +226,9 @@ def test_reading_leaves_data_folder_and_global_generators_alone(name, on_disk, t
     assert torch.equal(before[0], torch.get_rng_state())
     assert before[1] == np.random.get_state()[1].tolist()  # noqa: NPY002
     assert before[2] == random.getstate()
+    found = [path for path in tmp_path.rglob("*") if ".decoded" not in path.parts]  # kept beside the data sets
     listing = [tmp_path / "folder" / "images.md5"] if name == "folder" else []  # what fetching adds for DVC
-    assert sorted(tmp_path.rglob("*")) == sorted([*files, *listing])
+    assert sorted(found) == sorted([*files, *listing])
 
 
 @pytest.mark.parametrize("name", sorted(WRITERS.keys() - {"folder"}))
@@ -217,8 +237,9 @@ def test_a_changed_or_missing_file_is_refused_with_the_remedy(name, on_disk, tmp
     file = dataset.paths(tmp_path)[-1]
     whole = file.read_bytes()
     file.write_bytes(whole[:-1])
-    with pytest.raises(DataError, match=rf"{file.name}.*{md5(whole[:-1])}.*{md5(whole)}.*Delete it and run") as refused:
-        dataset.load("train", tmp_path)
+    told = "is damaged" if name == "cifar100" else rf"{md5(whole[:-1])}.*{md5(whole)}"
+    with pytest.raises(DataError, match=rf"{file.name}.*{told}.*Delete it and run") as refused:
+        dataset.load("test", tmp_path)
     assert f"python -m pipeline.fetch_data {name} --data-dir {tmp_path}" in str(refused.value)
     file.unlink()
     with pytest.raises(DataError, match=rf"{file.name} is missing: run `") as refused:
@@ -244,15 +265,17 @@ def test_digits_statistics_and_fixed_split(on_disk, tmp_path):
 
 def test_cifar_is_read_without_the_warning_that_some_numpy_releases_give(on_disk, tmp_path, monkeypatch):
     dataset, _ = on_disk("cifar10")
-    load = pickle.load
+    load = cifar_sources._ArrayUnpickler.load
 
-    def warn_and_load(*args, **kwargs):
+    def warn_and_load(unpickler):
         text = "dtype(): align should be passed as Python or NumPy boolean but got `align=0`."
         warnings.warn(text, np.exceptions.VisibleDeprecationWarning, stacklevel=1)
-        return load(*args, **kwargs)
+        return load(unpickler)
 
-    monkeypatch.setattr(torchvision.datasets.cifar.pickle, "load", warn_and_load)
-    assert len(dataset.load("test", tmp_path)) == 20
+    monkeypatch.setattr(cifar_sources._ArrayUnpickler, "load", warn_and_load)
+    for path in dataset.paths(tmp_path):
+        path.unlink()
+    assert len(dataset.fetch(tmp_path, tmp_path / "archives")) == 2
 
 
 def test_normalisation_and_flips_are_those_of_the_literature():

@@ -30,7 +30,7 @@ def test_classes_are_the_sorted_folders_and_a_fixed_part_of_each_is_the_test_set
     train, test = dataset.load("train"), dataset.load("test")
     assert dataset.info.classes == ("apples", "pears")
     assert (train.labels.bincount().tolist(), test.labels.bincount().tolist()) == ([7, 7], [3, 3])
-    assert train.images[train.of_class(0)][:, 0].min() == 1  # apples are red
+    assert train.pixels(train.of_class(0))[:, 0].min() == 1  # apples are red
     halves = [{path for files in dataset.layout(split).values() for path in files} for split in ("train", "test")]
     assert not halves[0] & halves[1]
     assert halves[0] | halves[1] == set(dataset.paths("")) == {p for p in two_classes.rglob("*") if p.is_file()}
@@ -42,7 +42,7 @@ def test_classes_are_the_sorted_folders_and_a_fixed_part_of_each_is_the_test_set
 
 def test_statistics_are_those_of_the_training_part_and_follow_changes(two_classes):
     dataset = create("folder", {"path": str(two_classes), "size": 4})
-    images = dataset.load("train").images.double()
+    images = dataset.load("train").pixels().double()
     assert dataset.info.mean == pytest.approx(images.mean(dim=(0, 2, 3)).tolist())
     assert dataset.info.std[0] == pytest.approx(images[:, 0].std(correction=0).item())
     assert dataset.info.std[1:] == (1.0, 1.0)  # no green, no blue anywhere: left unscaled
@@ -69,7 +69,7 @@ def test_grey_sixteen_bit_transparent_turned_and_oblong_images_come_out_right(tm
     Image.fromarray(turned).save(root / "train" / "a" / "4 turned.png", exif=exif)
     for channels in (1, 3):
         dataset = create("folder", {"path": str(root), "size": 8, "channels": channels})
-        images = dataset.load("train").images
+        images = dataset.load("train").pixels()
         assert images.shape == (6, channels, 8, 8)
         assert images[1].unique().tolist() == pytest.approx([128 / 255])
         assert images[2].unique().tolist() == [1]

@@ -7,7 +7,7 @@ with ``@DATASETS.register(name)``.
 import hashlib
 import importlib
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +43,15 @@ def create(name: str, options: Mapping[str, Any] | None = None) -> Dataset:
     return configured(DATASETS[name], options or {}, f"data set '{name}'")
 
 
-def info(name: str, options: Mapping[str, Any] | None = None) -> DatasetInfo:
-    """Return classes, shape and normalisation of a data set; only 'folder' reads its files for that.
+def info(name: str, options: Mapping[str, Any] | None = None, data_dir: str | Path | None = None) -> DatasetInfo:
+    """Return classes, shape and normalisation of a data set.
+
+    Only 'folder' reads its files for that, and keeps what it decodes below ``data_dir``, the folder of all data sets.
 
     >>> info("fashion_mnist").num_classes, info("svhn").flip
     (10, False)
     """
-    return create(name, options).info
+    return create(name, options).info_in(data_dir)
 
 
 def load_split(
@@ -60,7 +62,7 @@ def load_split(
     seed: int,
     options: Mapping[str, Any] | None = None,
 ) -> LabeledImages:
-    """Return one split of a data set: (N, C, H, W) float32 in [0, 1], in file order.
+    """Return one split of a data set, in file order; ``pixels()`` of it is (N, C, H, W) float32 in [0, 1].
 
     name, options: see ``create``.
     split: 'test' is the published test set, for evaluation only. 'validation' is held out of the published training
@@ -91,24 +93,23 @@ def load_split(
         return dataset.load("test", data_dir)
     train = dataset.load("train", data_dir)
     held_out = torch.zeros(len(train), dtype=torch.bool)  # (N,)
-    held_out[validation_rows(train, validation_per_class, seed, dataset.info.classes)] = True
+    held_out[validation_rows(train, validation_per_class, seed, lambda: dataset.info_in(data_dir).classes)] = True
     return train.subset(torch.nonzero(held_out if split == "validation" else ~held_out).flatten())
 
 
-def validation_rows(train: LabeledImages, per_class: int, seed: int, names: Sequence[str] = ()) -> Tensor:
+def validation_rows(train: LabeledImages, per_class: int, seed: int, names: Callable[[], Sequence[str]]) -> Tensor:
     """Return the rows (K·``per_class``,) that are held out of the training data, class by class.
 
-    Raise ValueError, with the class's name from ``names``, if a class would keep no training image.
+    Raise ValueError, with the class's name from ``names()``, if a class would keep no training image.
     """
     rng = generator(seed, "validation-split")
     class_rows = [train.of_class(label) for label in range(train.num_classes)]
     smallest = min(range(train.num_classes), key=lambda label: len(class_rows[label]))
     count = len(class_rows[smallest])
     if per_class >= max(1, count):
-        name = f"'{names[smallest]}'" if names else smallest
         raise ValueError(
-            f"validation_per_class is {per_class}, but class {name} has only {count} training images and must keep "
-            f"one: lower it to at most {max(0, count - 1)} or add images"
+            f"validation_per_class is {per_class}, but class '{names()[smallest]}' has only {count} training images "
+            f"and must keep one: lower it to at most {max(0, count - 1)} or add images"
         )
     return torch.cat([rows[torch.randperm(len(rows), generator=rng)[:per_class]] for rows in class_rows])
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dreamlib._engine.registry import Registry
-from dreamlib.data.fetch import PublishedFile, Source, check_files, fetch_files
+from dreamlib.data.fetch import LocalFolder, PublishedFile, Source, check_files, fetch_files
 from dreamlib.data.types import DatasetInfo, LabeledImages
 from dreamlib.errors import unknown
 
@@ -32,17 +32,24 @@ class Dataset(ABC):
     def info(self) -> DatasetInfo:
         """Classes, shape and normalisation."""
 
+    def info_in(self, data_dir: str | Path | None) -> DatasetInfo:
+        """Return ``info``; a data set that has to read its images for that may keep the result below ``data_dir``."""
+        return self.info
+
     @abstractmethod
     def load(self, split: str, data_dir: str | Path) -> LabeledImages:
-        """Return the images of 'train' or 'test' in file order: (N, C, H, W) float32 in [0, 1].
+        """Return the images of 'train' or 'test' in file order: (N, C, H, W), uint8 or float32 in [0, 1].
 
         ``data_dir`` is the folder of all data sets. Raise DataError for missing or wrong files, UnknownNameError for
         another split; ``load_split`` holds 'validation' out of 'train'.
         """
 
     @abstractmethod
-    def fetch(self, data_dir: str | Path) -> list[Path]:
-        """Fetch missing files, verify all, and return their paths; raise DataError if that fails."""
+    def fetch(self, data_dir: str | Path, source: str | Path | None = None) -> list[Path]:
+        """Fetch missing files, verify all, and return their paths; raise DataError if that fails.
+
+        source: a local folder to take them from.
+        """
 
     @abstractmethod
     def paths(self, data_dir: str | Path) -> list[Path]:
@@ -53,7 +60,7 @@ class Dataset(ABC):
         return Path(data_dir) / self.name
 
     def fake(self, split: str, per_class: int, rng: torch.Generator) -> LabeledImages:
-        """Return artificial images of the real ones' shape, range and dtype, for tests and trials without data.
+        """Return artificial images of the real ones' shape and range, in float32, for tests and trials without data.
 
         There are K·``per_class`` images, the classes in turn. An image is a blob, whose position and tint depend on the
         class, randomly shifted and with noise: easy to learn but not trivial. Raise UnknownNameError for an unknown
@@ -104,9 +111,14 @@ class PublishedDataset(Dataset):
         self.paths(data_dir)
         return self.read(split, self.folder(data_dir))
 
-    def fetch(self, data_dir: str | Path) -> list[Path]:
+    def sources_at(self, path: Path) -> tuple[Source, ...]:
+        """Return the sources in a local folder: the published files under their own names."""
+        return (LocalFolder(str(path), path),)
+
+    def fetch(self, data_dir: str | Path, source: str | Path | None = None) -> list[Path]:
         """Fetch missing files and verify all; see ``fetch_files``."""
-        return fetch_files(self.folder(data_dir), self.files(), self.sources())
+        sources = self.sources() if source is None else self.sources_at(Path(source))
+        return fetch_files(self.folder(data_dir), self.files(), sources)
 
     def paths(self, data_dir: str | Path) -> list[Path]:
         """Return the published files, verified."""
@@ -120,10 +132,10 @@ def check_split(split: str) -> None:
 
 
 def from_bytes(images: np.ndarray | Tensor, labels: np.ndarray | Tensor | list[int], num_classes: int) -> LabeledImages:
-    """Return byte images (N, C, H, W) in 0..255 and labels (N,) as ``LabeledImages``: float32 in [0, 1], int64.
+    """Return byte images (N, C, H, W) in 0..255 and labels (N,) as ``LabeledImages``: uint8, int64.
 
-    >>> from_bytes(np.full((1, 1, 2, 2), 255, np.uint8), [3], num_classes=10).images.max().item()
+    >>> from_bytes(np.full((1, 1, 2, 2), 255, np.uint8), [3], num_classes=10).pixels().max().item()
     1.0
     """
-    pixels = torch.as_tensor(np.ascontiguousarray(images)).to(torch.float32).div_(255)
-    return LabeledImages(pixels, torch.as_tensor(labels, dtype=torch.int64), num_classes)
+    stored = torch.as_tensor(np.ascontiguousarray(images))
+    return LabeledImages(stored, torch.as_tensor(labels, dtype=torch.int64), num_classes)

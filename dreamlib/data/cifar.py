@@ -1,17 +1,13 @@
 """CIFAR-10 and CIFAR-100: 60,000 colour photographs each, 32×32 (Krizhevsky, 2009)."""
 
-import tarfile
-import tempfile
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
-
 from dreamlib._engine.torchvision_import import torchvision
 from dreamlib.data.base import DATASETS, PublishedDataset, from_bytes
-from dreamlib.data.fetch import DataError, Mirror, PublishedFile, Source
+from dreamlib.data.cifar_sources import Archive, PngFolder, read_canonical
+from dreamlib.data.fetch import DataError, LocalFolder, Mirror, PublishedFile, Source
 from dreamlib.data.types import DatasetInfo, LabeledImages, Statistics
 
 # Per-channel statistics of the distillation literature. IDC and DREAM use those of CIFAR-10 for both data sets; DC and
@@ -21,6 +17,20 @@ DC_CIFAR100 = (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)
 # Over all pixels of the training images. CIFAR-100's are DC's, up to rounding.
 PIXELS_CIFAR10 = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
+# SHA-256 of each part of the canonical form, see ``cifar_sources``, and MD5 of the files that hold it.
+CIFAR10_CONTENT = {
+    "train": {
+        "images": "71ccea9b14a0c13ad6646282a783a263b24560c58278329d935e21d9fca0fe33",
+        "labels": "a29f2a5ffc141bb1c9e1af453e9a5ef8c316b2f675f8cea1d849d220d33a14fb",
+        "file_names": "4accfee22a7842b7174e2275068f1993b0d23a19d04e3a84b2aaa0b31bd3efe9",
+    },
+    "test": {
+        "images": "9165c1d143a683d4922593d4f60185b58b31fe2bc38dd2db672c1aa23f9be049",
+        "labels": "a054c239a40ee7f2a5745e7e4bc11a51e9cb40c98134b602c1068e6a207487c6",
+        "file_names": "c39bc7de7aa1acb1779867fe6c67bcc64b723534f8c929d5750c22a24be02467",
+    },
+}
+CIFAR10_MD5S = {"train": "e56d77c4a44d3de16c5dd67fd5c2a994", "test": "887ce902aeb2e1f10f99c7cfe4517a1f"}
 CIFAR10_NAMES = "airplane automobile bird cat deer dog frog horse ship truck"
 CIFAR100_NAMES = """
 apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
@@ -43,6 +53,8 @@ class Cifar10(PublishedDataset):
     reader: ClassVar[type[torchvision.datasets.CIFAR10]] = torchvision.datasets.CIFAR10
     dc_statistics: ClassVar[Statistics | None] = None
     pixel_statistics: ClassVar[Statistics] = PIXELS_CIFAR10
+    content: ClassVar[dict[str, dict[str, str]]] = CIFAR10_CONTENT
+    md5s: ClassVar[dict[str, str]] = CIFAR10_MD5S
 
     @property
     def info(self) -> DatasetInfo:
@@ -51,33 +63,32 @@ class Cifar10(PublishedDataset):
         return DatasetInfo(self.name, self.classes, 3, 32, MEAN, STD, flip=True, **also)
 
     def files(self) -> tuple[PublishedFile, ...]:
-        """Return the single archive."""
-        return (PublishedFile(self.reader.filename, self.reader.tgz_md5),)
+        """Return the canonical files, one per split (see ``cifar_sources``)."""
+        return tuple(PublishedFile(f"{split}.safetensors", self.md5s.get(split, "")) for split in ("train", "test"))
 
     def sources(self) -> tuple[Source, ...]:
-        """Return the author's server."""
-        return (Mirror(self.reader.url.removesuffix(self.reader.filename)),)
+        """Return the archive on the author's server."""
+        return (self._archive(Mirror(self.reader.url.removesuffix(self.reader.filename))),)
+
+    def sources_at(self, path: Path) -> tuple[Source, ...]:
+        """Return a copy of the archive, or a folder that contains one, or else the images as a folder of PNG files."""
+        folder = path.parent if path.name == self.reader.filename else path
+        if (folder / self.reader.filename).is_file():
+            return (self._archive(LocalFolder(str(folder), folder)),)
+        if not self.content:
+            raise DataError(
+                f"{path} has no {self.reader.filename}: only the archive, whose MD5 is published, shows that the "
+                f"images are those of {self.name}; put it there"
+            )
+        return (PngFolder(self.reader, self.content, path=path, classes=self.classes),)
+
+    def _archive(self, origin: Source) -> Archive:
+        return Archive(self.reader, self.content, origin=origin)
 
     def read(self, split: str, folder: Path) -> LabeledImages:
-        """Return (N, 3, 32, 32), unpacked in a temporary folder because ``folder`` holds only published files."""
-        with tempfile.TemporaryDirectory() as root:
-            self._unpack(folder / self.reader.filename, Path(root))
-            with warnings.catch_warnings():
-                # Python 2 wrote these pickles with a dtype flag of 0, for which numpy 2.4.0 to 2.4.4 warn.
-                category = np.exceptions.VisibleDeprecationWarning
-                warnings.filterwarnings("ignore", message=".*align should be passed", category=category)
-                dataset = self.reader(root, train=split == "train", download=False)
-        return from_bytes(dataset.data.transpose(0, 3, 1, 2), dataset.targets, num_classes=len(self.classes))
-
-    def _unpack(self, archive: Path, root: Path) -> None:
-        names = [name for name, _ in self.reader.train_list + self.reader.test_list] + [self.reader.meta["filename"]]
-        (root / self.reader.base_folder).mkdir()
-        with tarfile.open(archive) as tar:
-            for name in names:
-                member = tar.extractfile(f"{self.reader.base_folder}/{name}")
-                if member is None:
-                    raise DataError(f"{archive} contains no file {self.reader.base_folder}/{name}")
-                (root / self.reader.base_folder / name).write_bytes(member.read())
+        """Return (N, 3, 32, 32), ordered by class and file name."""
+        parts = read_canonical(folder / f"{split}.safetensors")
+        return from_bytes(parts["images"], parts["labels"], num_classes=len(self.classes))
 
 
 @DATASETS.register("cifar100")
@@ -90,3 +101,5 @@ class Cifar100(Cifar10):
     reader: ClassVar[type[torchvision.datasets.CIFAR10]] = torchvision.datasets.CIFAR100
     dc_statistics: ClassVar[Statistics | None] = DC_CIFAR100
     pixel_statistics: ClassVar[Statistics] = DC_CIFAR100
+    content: ClassVar[dict[str, dict[str, str]]] = {}  # not known in advance: the archive's MD5 vouches for it
+    md5s: ClassVar[dict[str, str]] = {}

@@ -28,7 +28,7 @@ class SourceError(Exception):
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """The name of a published file and the MD5 of its bytes, in 32 hexadecimal digits."""
+    """The name of a published file and the MD5 of its bytes, in 32 hexadecimal digits; '' if its source checks it."""
 
     name: str
     md5: str
@@ -125,7 +125,7 @@ def check_files(folder: Path, files: Sequence[PublishedFile]) -> list[Path]:
         path = folder / file.name
         if not path.is_file():
             raise DataError(f"{path} is missing: run {command_for(folder)}")
-        if (md5 := md5_of(path)) != file.md5:
+        if file.md5 and (md5 := md5_of(path)) != file.md5:
             raise DataError(f"{_mismatch(path, file, md5)}. Delete it and run {command_for(folder)}")
     return [folder / file.name for file in files]
 
@@ -161,7 +161,7 @@ def fetch_files(folder: Path, files: Sequence[PublishedFile], sources: Sequence[
         tried = "".join(f"\n  - {reason}" for reason in reasons) or " none"
         raise DataError(
             f"could not fetch {', '.join(file.name for file in missing)} into {folder}. Sources tried:{tried}\n"
-            f"Run {command_for(folder)} where a source can be reached, or copy the published files into {folder}."
+            f"Run {command_for(folder)} where a source can be reached, or with --from a local folder that has the data."
         )
     return [folder / file.name for file in files]
 
@@ -173,7 +173,7 @@ def _fetch_from(source: Source, missing: Sequence[PublishedFile], folder: Path) 
     with tempfile.TemporaryDirectory(dir=folder.resolve().parent, prefix=".fetch-") as scratch:
         for file in missing:
             path = source.get(file, Path(scratch))
-            if (md5 := md5_of(path)) != file.md5:
+            if file.md5 and (md5 := md5_of(path)) != file.md5:
                 raise SourceError(_mismatch(Path(file.name), file, md5, path.stat().st_size))
             with path.open("rb") as stream:
                 os.fsync(stream.fileno())
@@ -182,7 +182,7 @@ def _fetch_from(source: Source, missing: Sequence[PublishedFile], folder: Path) 
 
 
 def _quarantine_if_wrong(path: Path, file: PublishedFile) -> None:
-    if not path.exists() or (md5 := md5_of(path)) == file.md5:
+    if not path.exists() or not file.md5 or (md5 := md5_of(path)) == file.md5:
         return
     message = _mismatch(path, file, md5)
     quarantine = path.parent.resolve().parent / ".quarantine"

@@ -3,25 +3,29 @@
 import functools
 import hashlib
 import struct
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import PIL
 import torch
 from PIL import Image
 from torch import Tensor
 
 from dreamlib._engine.files import find_above, write_atomically
 from dreamlib.data.base import DATASETS, Dataset, check_split, from_bytes
+from dreamlib.data.decoded import Stamps, Tensors, contents, kept, moments, stamps
 from dreamlib.data.fetch import DataError, md5_of
 from dreamlib.data.image_files import decode
 from dreamlib.data.image_folders import Layout, find_layout
-from dreamlib.data.types import DatasetInfo, LabeledImages
+from dreamlib.data.types import DatasetInfo, LabeledImages, allocate
+from dreamlib.settings import digest
 
 # Exceptions that Pillow's decoders raise for damaged files.
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 LISTED = 10  # unreadable files named in a message, at most
+DECODING = 1  # to be raised with every change of the pixels that a file is decoded to
 
 
 @DATASETS.register("folder")
@@ -34,6 +38,9 @@ class Folder(Dataset):
     channels: 1 (grey) or 3 (colour).
     test_fraction: fraction of each class that is the test set if there are no folders train and test. Images are chosen
         by a hash of the file name, so that adding images changes the split of few others.
+    mean, std: statistics per channel that normalise the pixels, which lie in [0, 1]; by default those of the training
+        images.
+    like: a data set whose mean and std to take instead, for example cifar10.
 
     ``image_folders`` says which layouts are read besides, ``image_files`` how a file becomes pixels. Raise ValueError
     for an invalid option.
@@ -43,6 +50,9 @@ class Folder(Dataset):
     size: int = 32
     channels: int = 3
     test_fraction: float = 0.2
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    like: str = ""
     name: ClassVar[str] = "folder"
 
     def __post_init__(self) -> None:
@@ -54,20 +64,53 @@ class Folder(Dataset):
             raise ValueError(f"size is {self.size}; it must be at least 1 pixel")
         if not 0 < self.test_fraction < 1:
             raise ValueError(f"test_fraction is {self.test_fraction}; it must lie between 0 and 1, both exclusive")
+        self._check_statistics()
+
+    def _check_statistics(self) -> None:
+        """Raise ValueError for statistics that do not suit the images."""
+        if self.like:
+            if self.mean or self.std:
+                raise ValueError(f"like: {self.like} stands for mean and std of that data set; do not give both")
+            if DATASETS[self.like] is Folder:
+                raise ValueError("like: folder names no statistics; choose a published data set, or give mean and std")
+            if (channels := DATASETS[self.like]().info.channels) != self.channels:
+                raise ValueError(f"like: {self.like} has {channels} channels, not {self.channels}; give mean and std")
+        elif self.mean or self.std:
+            if not len(self.mean) == len(self.std) == self.channels:
+                raise ValueError(
+                    f"mean {list(self.mean)} and std {list(self.std)} need one number per channel: {self.channels}"
+                )
+            if not all(0 <= mean <= 1 for mean in self.mean) or not all(0 < std <= 1 for std in self.std):
+                raise ValueError(
+                    f"mean {list(self.mean)} and std {list(self.std)} are those of pixels in [0, 1]: mean from 0 to 1, "
+                    "std above 0 and at most 1; divide those of pixels up to 255 by 255"
+                )
 
     @property
     def info(self) -> DatasetInfo:
-        """Classes are the sorted folder names; mean and std are computed from the training images, once per process.
+        """See ``info_in``, without a place for decoded images."""
+        return self.info_in(None)
 
-        ``flip`` is True, which suits photographs but not writing. Raise DataError as ``load`` does.
+    def info_in(self, data_dir: str | Path | None) -> DatasetInfo:
+        """Return the sorted folder names as classes, with the given mean and std or those of the training images.
+
+        ``flip`` is True, which suits photographs but not writing. ``data_dir`` and errors are those of ``load``.
         """
         layout = self.layout("train")
-        stamps = tuple((path, path.stat().st_mtime_ns) for files in layout.values() for path in files)
-        mean, std = _statistics(stamps, self.size, self.channels)
+        if self.like:
+            other = DATASETS[self.like]().info
+            mean, std = other.mean, other.std
+        elif self.mean:
+            mean, std = self.mean, self.std
+        else:
+            mean, std = _statistics(stamps(_flat(layout)), self.size, self.channels, self._kept_in("train", data_dir))
         return DatasetInfo(self.name, tuple(layout), self.channels, self.size, mean=mean, std=std, flip=True)
 
-    def load(self, split: str, data_dir: str | Path = "data") -> LabeledImages:
-        """Return (N, channels, size, size), ordered by class and file name; ``data_dir`` is not used.
+    def load(self, split: str, data_dir: str | Path | None = None) -> LabeledImages:
+        """Return (N, channels, size, size), ordered by class and file name.
+
+        data_dir: the folder of all data sets. Its folder .decoded keeps the decoded images for the next process; they
+            are decoded again when the files or the options change. None keeps nothing.
 
         Raise DataError for a missing or empty folder, fewer than two classes, a class without images, different classes
         in train/ and test/, and for unreadable files, all in one message.
@@ -75,10 +118,16 @@ class Folder(Dataset):
         check_split(split)
         layout = self.layout(split)
         labels = [label for label, files in enumerate(layout.values()) for _ in files]
-        images = _read((path for files in layout.values() for path in files), self.size, self.channels)
+        files, kept_in = stamps(_flat(layout)), self._kept_in(split, data_dir)
+        images = _decoded(files, ("images",), self.size, self.channels, kept_in)["images"]
         return from_bytes(images, labels, num_classes=len(layout))
 
-    def fetch(self, data_dir: str | Path) -> list[Path]:
+    def _kept_in(self, split: str, data_dir: str | Path | None) -> Path | None:
+        """Return the file of a split's decoded images: one for each folder, size and number of channels."""
+        name = f"{self.name}-{split}-{digest(self.folder(), self.size, self.channels)}.safetensors"
+        return None if data_dir is None else Path(data_dir) / ".decoded" / name
+
+    def fetch(self, data_dir: str | Path, source: str | Path | None = None) -> list[Path]:
         """Check that the images are readable and return their paths; there is nothing to fetch.
 
         Write their MD5s to ``data_dir``/folder/images.md5, in the format of md5sum. The images may lie outside the
@@ -93,7 +142,7 @@ class Folder(Dataset):
 
     def paths(self, data_dir: str | Path) -> list[Path]:
         """Return all image files, those for training first."""
-        return [path for split in ("train", "test") for files in self.layout(split).values() for path in files]
+        return [path for split in ("train", "test") for path in _flat(self.layout(split))]
 
     def folder(self, data_dir: str | Path = "data") -> Path:
         """Return the folder that ``path`` names; raise DataError if there is none."""
@@ -123,29 +172,46 @@ class Folder(Dataset):
         return tuple(path for path in files if (path in test_files) == (split == "test"))
 
 
-def _read(paths: Iterable[Path], size: int, channels: int) -> Tensor:
+def _flat(layout: Layout) -> list[Path]:
+    return [path for files in layout.values() for path in files]
+
+
+def _read(paths: Sequence[Path], size: int, channels: int) -> Tensor:
     """Return (N, channels, size, size) bytes; raise one DataError for all unreadable files."""
-    images: list[Tensor] = []
+    images = allocate((len(paths), channels, size, size), torch.uint8)
     unreadable: list[str] = []
-    for path in paths:
+    for row, path in enumerate(paths):
         try:
-            images.append(decode(path, size, channels))
+            images[row] = decode(path, size, channels)
         except UNREADABLE as error:
             unreadable.append(f"\n  - {path}: {error}")
     if unreadable:
         count, listed = len(unreadable), "".join(unreadable[:LISTED])
         more = f"\n  ... and {count - LISTED} more" if count > LISTED else ""
         raise DataError(f"{count} files are not readable images; repair or remove them:{listed}{more}")
-    return torch.stack(images)
+    return images
+
+
+def _decoded(files: Stamps, wanted: Sequence[str], size: int, channels: int, kept_in: Path | None) -> Tensors:
+    """Return what is ``wanted`` of the files: 'images' (N, C, H, W), and their 'mean' and 'std' (C,)."""
+
+    def decode_all() -> Tensors:
+        paths = [path for path, *_ in files]
+        images = _read(paths, size, channels)
+        if stamps(paths) != files:
+            raise DataError(f"images below {paths[0].parent.parent} changed while they were read: run again")
+        mean, std = moments(images)
+        return {"images": images, "mean": mean, "std": std}
+
+    if kept_in is None:
+        return decode_all()
+    return kept(kept_in, digest(DECODING, PIL.__version__, size, channels, contents(files)), wanted, decode_all)
 
 
 @functools.lru_cache(maxsize=4)
 def _statistics(
-    stamps: tuple[tuple[Path, int], ...], size: int, channels: int
+    files: Stamps, size: int, channels: int, kept_in: Path | None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and std per channel; the time stamps are part of the cache's key, so changed files are read again."""
-    pixels = _read((path for path, _ in stamps), size, channels).to(torch.float64).div_(255)  # (N, C, H, W)
-    mean, std = pixels.mean(dim=(0, 2, 3)), pixels.std(dim=(0, 2, 3), correction=0)
-    # A constant channel is not scaled: dividing by 0 would give NaN.
-    std[std == 0] = 1.0
-    return tuple(mean.tolist()), tuple(std.tolist())
+    """Return mean and std per channel; the stamps are part of the memory's key, so changed files are read again."""
+    found = _decoded(files, ("mean", "std"), size, channels, kept_in)
+    return tuple(found["mean"].tolist()), tuple(found["std"].tolist())

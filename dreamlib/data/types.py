@@ -1,12 +1,16 @@
 """Labelled images and the description of their data set: the two records that all modules use."""
 
+import math
 from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
 from torch import Tensor
 
+from dreamlib.data.fetch import DataError
+
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # (mean, std), a number per channel
+CHUNK = 256  # images converted at a time where all are; bounds memory
 
 
 def _constants(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -21,15 +25,41 @@ def _cached_tensor(values: tuple[float, ...], dtype: torch.dtype, device: torch.
     return torch.tensor(values, dtype=dtype, device=device)
 
 
+def as_float(images: Tensor) -> Tensor:
+    """Return images of bytes as float32 in [0, 1], x / 255, and images of floating point as they are.
+
+    >>> as_float(torch.tensor([0, 255], dtype=torch.uint8)).tolist()
+    [0.0, 1.0]
+    """
+    if images.dtype != torch.uint8:
+        return images
+    # By a tensor on the device: a GPU multiplies by 1/255 where the divisor is a number, which rounds differently.
+    return images.to(torch.float32).div_(_constants((255.0,), torch.float32, images.device))
+
+
+def allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+    """Return an uninitialised tensor (N, C, H, W); raise DataError, with its size, where memory is too small."""
+    try:
+        return torch.empty(shape, dtype=dtype, device=device)
+    except RuntimeError as error:  # torch has no narrower one for a CPU
+        count, channels, height, width = shape
+        gib = math.prod(shape) * dtype.itemsize / 2**30
+        raise DataError(
+            f"{count:,} images of {channels}×{height}×{width} need {gib:,.1f} GiB of memory as "
+            f"{str(dtype).removeprefix('torch.')}: choose a smaller size (option of data set folder) or fewer images"
+        ) from error
+
+
 @dataclass(frozen=True)
 class LabeledImages:
     """Real images with their classes.
 
-    images: (N, C, H, W) float32, pixels in [0, 1], or normalised or whitened for methods that need that.
+    images: (N, C, H, W). uint8 as stored in the data set's files, a quarter of the memory, which ``pixels`` returns as
+        float32 in [0, 1]; or floating point: pixels in [0, 1], or normalised or whitened for methods that need that.
     labels: (N,) int64 in [0, K).
     num_classes: K.
 
-    Raise ValueError if the lengths differ or a label is out of range.
+    Raise ValueError if the lengths differ, a label is out of range or the images are of another type.
 
     >>> data = LabeledImages(torch.zeros(4, 1, 2, 2), torch.tensor([0, 1, 1, 0]), num_classes=2)
     >>> data.of_class(1).tolist(), len(data)
@@ -46,6 +76,8 @@ class LabeledImages:
                 f"images must be (N, C, H, W) with one label each; got images {tuple(self.images.shape)} "
                 f"and labels {tuple(self.labels.shape)}"
             )
+        if self.images.dtype != torch.uint8 and not self.images.is_floating_point():
+            raise ValueError(f"images must be uint8 (0 to 255) or floating point (0 to 1); got {self.images.dtype}")
         if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < self.num_classes:
             raise ValueError(
                 f"labels must lie in [0, {self.num_classes}); got {int(self.labels.min())}..{int(self.labels.max())}"
@@ -53,6 +85,15 @@ class LabeledImages:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def pixels(self, rows: Tensor | slice = slice(None)) -> Tensor:
+        """Return the images of the given rows, by default all, in floating point: (n, C, H, W).
+
+        >>> data = LabeledImages(torch.full((3, 1, 2, 2), 51, dtype=torch.uint8), torch.tensor([0, 1, 1]), 2)
+        >>> data.pixels(data.of_class(1)).unique().tolist()
+        [0.2...]
+        """
+        return as_float(self.images[rows])
 
     def of_class(self, label: int) -> Tensor:
         """Return the rows (n,) of one class, ascending."""
@@ -65,6 +106,14 @@ class LabeledImages:
     def to(self, device: torch.device | str) -> "LabeledImages":
         """Return the same images on another device."""
         return LabeledImages(self.images.to(device), self.labels.to(device), self.num_classes)
+
+    def normalised(self, info: "DatasetInfo") -> "LabeledImages":
+        """Return the images after ``info.normalise``, in floating point; raise DataError if memory is too small."""
+        dtype = torch.float32 if self.images.dtype == torch.uint8 else self.images.dtype
+        images = allocate(tuple(self.images.shape), dtype, self.images.device)
+        for target, chunk in zip(images.split(CHUNK), self.images.split(CHUNK), strict=True):
+            target.copy_(info.normalise(chunk))
+        return replace(self, images=images)
 
 
 @dataclass(frozen=True)
@@ -110,12 +159,13 @@ class DatasetInfo:
         return replace(self, **neutral, bounded=False, normalised_by=(self.mean, self.std))
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Return (images − mean) / std for images (N, C, H, W); differentiable.
+        """Return (images − mean) / std for images (N, C, H, W), bytes or floating point; differentiable.
 
         >>> info = DatasetInfo("toy", ("a", "b"), 1, 2, mean=(0.5,), std=(0.25,))
         >>> info.normalise(torch.ones(1, 1, 1, 1)).item()
         2.0
         """
+        images = as_float(images)
         mean, std = (
             _constants(tuple(values), images.dtype, images.device).view(1, self.channels, 1, 1)
             for values in (self.mean, self.std)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dreamlib.data.types import DatasetInfo
+from dreamlib.data.types import DatasetInfo, as_float
 
 EPSILON = 0.1  # MTT's value, for pixels in [0, 1]
 CHUNK = 4096  # images converted to float64 at a time; bounds memory
@@ -51,17 +51,17 @@ class ZCA:
                 f"epsilon = {epsilon} must be above 0, for example {EPSILON}: constant pixels are divided by it"
             )
         chunks = images.flatten(1).split(CHUNK)
-        mean = torch.stack([chunk.double().sum(0) for chunk in chunks]).sum(0) / len(images)  # (D,)
+        mean = torch.stack([as_float(chunk).double().sum(0) for chunk in chunks]).sum(0) / len(images)  # (D,)
         covariance = mean.new_zeros(len(mean), len(mean))  # (D, D)
         for chunk in chunks:
-            centred = chunk.double() - mean
+            centred = as_float(chunk).double() - mean
             covariance += centred.T @ centred
         variances, directions = torch.linalg.eigh(covariance / (len(images) - 1))
         scale = (variances.clamp_min(0) + epsilon).sqrt()  # rounding may yield variances like −1e-17
         return cls(mean, (directions / scale) @ directions.T, (directions * scale) @ directions.T)
 
     def apply(self, images: Tensor) -> Tensor:
-        """Return whitened images (N, C, H, W), unbounded, of the given images' dtype and device."""
+        """Return whitened images (N, C, H, W), unbounded: of the given images' dtype, or float32 for bytes."""
         return self._mapped(images, lambda x: (x - self.mean.to(x.device)) @ self.matrix.to(x.device))
 
     def undo(self, images: Tensor) -> Tensor:
@@ -74,7 +74,8 @@ class ZCA:
             raise ValueError(
                 f"the whitening is of {len(self.mean)} pixels; the images {tuple(images.shape)} have {pixels}"
             )
-        chunks = [function(chunk.double()).to(images.dtype) for chunk in images.flatten(1).split(CHUNK)]
+        dtype = torch.float32 if images.dtype == torch.uint8 else images.dtype
+        chunks = [function(as_float(chunk).double()).to(dtype) for chunk in images.flatten(1).split(CHUNK)]
         return torch.cat(chunks).view(images.shape)
 
 

@@ -17,7 +17,7 @@ from dreamlib._engine.compute import Compute
 from dreamlib._engine.files import write_atomically
 from dreamlib._engine.progress import progress
 from dreamlib._engine.seeding import derive, generator
-from dreamlib.data.types import DatasetInfo, LabeledImages
+from dreamlib.data.types import CHUNK, DatasetInfo, LabeledImages, as_float
 from dreamlib.networks import build
 from dreamlib.settings import digest
 from dreamlib.training.augment import augmentation_for
@@ -54,10 +54,10 @@ class ExpertSettings:
 
 
 def data_fingerprint(data: LabeledImages) -> str:
-    """Return the SHA-256 of all images and labels."""
+    """Return the SHA-256 of all images, in floating point, and labels."""
     content = hashlib.sha256()
-    for tensor in (data.images, data.labels):
-        content.update(tensor.detach().cpu().contiguous().numpy())
+    for tensor in (*data.images.split(CHUNK), data.labels):
+        content.update(as_float(tensor.detach().cpu()).contiguous().numpy())
     return content.hexdigest()
 
 

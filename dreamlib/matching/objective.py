@@ -97,7 +97,7 @@ class MatchState:
         """Return ``real_images`` of all ``classes``, concatenated; None unless all have equally many."""
         rows = [self.sampler.rows(label, self.iteration) for label in self.classes]
         equal = len({len(class_rows) for class_rows in rows}) == 1
-        return self.sampler.data.images[torch.cat(rows)] if equal else None
+        return self.sampler.data.pixels(torch.cat(rows)) if equal else None
 
     def synthetic_rows(self) -> Tensor:
         """Return the rows, among all decoded images, of ``synthetic_images`` of ``classes``; on the device."""
@@ -131,7 +131,7 @@ class MatchState:
 
     def real_images(self, label: int) -> Tensor:
         """Return this iteration's real batch of one class, (n, C, H, W) in [0, 1], without gradient."""
-        return self.sampler.data.images[self.sampler.rows(label, self.iteration)]
+        return self.sampler.data.pixels(self.sampler.rows(label, self.iteration))
 
     def synthetic_images(self, label: int) -> Tensor:
         """Return decoded images of one class (≤ synthetic_batch, C, H, W), a random subset where there are more."""

@@ -212,7 +212,7 @@ class UnrolledTraining(Objective):
             rows = torch.randperm(len(data), generator=rng)[: self.real_batch].to(data.labels.device)
         else:
             rows = torch.cat([state.sampler.rows(c, state.iteration) for c in range(state.info.num_classes)])
-        images = data.images[rows]
+        images = data.pixels(rows)
         if not self.augment_real:
             return state.kernels.compute.cast(state.info.normalise(images)), data.labels[rows]
         draw = state.augmentation.draw(len(rows), tuple(images.shape[1:]), rng)

@@ -87,5 +87,5 @@ def select(data: LabeledImages, count: int, rule: str, seed: int, embed: Embed, 
     selection, rows = SELECTIONS[rule], []
     for label in range(data.num_classes):
         members = class_pool(data, label, pool, generator(seed, "init-selection", label, count))
-        rows.append(members[selection(embed(data.images[members]), count).to(members.device)])
+        rows.append(members[selection(embed(data.pixels(members)), count).to(members.device)])
     return torch.stack(rows)

@@ -299,7 +299,7 @@ class RepresentativeSampler(KeptSampler):
         count = len(next(iter(members.values())))
         per_cluster = min(self.per_cluster, count)
         k = min(self.batch, count) // per_cluster
-        features = embed(self.data.images[torch.cat(list(members.values()))]).float()
+        features = embed(self.data.pixels(torch.cat(list(members.values())))).float()
         features = features.unflatten(0, (len(members), count))  # (K, n, D)
         continues = all(label in self.centers for label in members)
         start = torch.stack([self.centers[label] for label in members]) if continues else self.start
@@ -333,7 +333,7 @@ class ReleasedSampler(KeptSampler):
 
     def choose(self, label: int, members: Tensor, rng: torch.Generator, embed: Embed, predict: Predict) -> Tensor:
         """See ``KeptSampler.choose``."""
-        features = embed(self.data.images[members]).float().unsqueeze(0)  # (1, n, D)
+        features = embed(self.data.pixels(members)).float().unsqueeze(0)  # (1, n, D)
         per_cluster = min(self.per_cluster, len(members))
         k = min(self.batch, len(members)) // per_cluster
         clusters = kmeans(features, k, rng, max_iterations=RELEASED_STEPS, start="random", keep_empty=True)
@@ -348,7 +348,7 @@ class CenterSampler(KeptSampler):
 
     def choose(self, label: int, members: Tensor, rng: torch.Generator, embed: Embed, predict: Predict) -> Tensor:
         """See ``KeptSampler.choose``; ties go to the lower row."""
-        features = embed(self.data.images[members]).float()  # (n, D)
+        features = embed(self.data.pixels(members)).float()  # (n, D)
         distances = (features - features.mean(0)).square().sum(1)
         return members[distances.argsort(stable=True)[: self.batch]]
 
@@ -365,7 +365,7 @@ class BoundarySampler(KeptSampler):
 
     def choose(self, label: int, members: Tensor, rng: torch.Generator, embed: Embed, predict: Predict) -> Tensor:
         """See ``KeptSampler.choose``; ties go to the lower row."""
-        margin = margins(predict(self.data.images[members]), label)
+        margin = margins(predict(self.data.pixels(members)), label)
         return members[margin.argsort(stable=True)[: self.batch]]
 
 

@@ -9,6 +9,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from dreamlib.data.types import as_float
+
 
 @cache
 def _basis(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -70,14 +72,14 @@ def affordable(canvases: int, factor: int, shape: tuple[int, int, int]) -> int:
 
 
 def strongest(images: Tensor, count: int, batch: int = 4096) -> Tensor:
-    """Return the ``count`` frequencies with the largest mean square over images (N, C, H, W).
+    """Return the ``count`` frequencies with the largest mean square over images (N, C, H, W), bytes or floating point.
 
     Frequencies are given as ascending positions in H·W; ``batch`` images are transformed at a time.
 
     >>> strongest(torch.ones(1, 1, 4, 4), 1).tolist()
     [0]
     """
-    energy = torch.stack([dct(part).double().square().sum((0, 1)) for part in images.split(batch)]).sum(0)
+    energy = torch.stack([dct(as_float(part)).double().square().sum((0, 1)) for part in images.split(batch)]).sum(0)
     return energy.flatten().argsort(descending=True, stable=True)[:count].sort().values
 
 

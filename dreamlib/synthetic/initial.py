@@ -115,7 +115,7 @@ def cluster_class(
     """
     rng = generator(seed, "init-kmeans", label, count)
     members = class_pool(data, label, pool, rng)
-    features = embed(data.images[members]).float()
+    features = embed(data.pixels(members)).float()
     released = pick == "released"
     start = "random" if released else "k-means++"
     points = features.unsqueeze(0)  # (1, n, D)
@@ -138,10 +138,10 @@ def fill(data: LabeledImages, rows: Tensor, ipc: int, factor: int, rule: str, sh
     """
     labels = torch.arange(data.num_classes, device=data.labels.device).repeat_interleave(ipc)
     if rule == "dct":
-        return _spectra(data, data.images[rows.flatten()], labels, factor)
+        return _spectra(data, data.pixels(rows.flatten()), labels, factor)
     canvases = []
     for label_rows in rows:
-        images, start = data.images[label_rows], 0
+        images, start = data.pixels(label_rows), 0
         factors = formation(ipc, factor, rule)
         for f in sorted(set(factors), reverse=True):
             count = factors.count(f) * f * f

@@ -20,7 +20,7 @@ def in_batches(function: Callable[[Tensor], Tensor], images: Tensor, info: Datas
     """Return ``function`` of all images, computed batch by batch; rows concatenated, float32 or wider.
 
     function: normalised images (n, C, H, W) → (n, …).
-    images: (N, C, H, W), not yet normalised.
+    images: (N, C, H, W), not yet normalised, in floating point or bytes.
     info: the statistics to normalise by.
     compute: device and number format.
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from dreamlib._engine.compiled_network import CompiledNetwork, Weights, weights_of
 from dreamlib._engine.compute import Compute
 from dreamlib._engine.seeding import generator
-from dreamlib.data.types import DatasetInfo, LabeledImages
+from dreamlib.data.types import DatasetInfo, LabeledImages, as_float
 from dreamlib.networks import build
 from dreamlib.sampling.real_batches import EndlessPass
 from dreamlib.training.augment import Augmentation, augmentation_for
@@ -112,7 +112,7 @@ class Trainer:
     ) -> None:
         """Take ``steps`` steps.
 
-        images: (N, C, H, W) in [0, 1].
+        images: (N, C, H, W) in [0, 1], or bytes.
         labels: (N,) class numbers or (N, K) probabilities.
         draw_rows: returns the rows of the next batch. It is called just before the step's own random numbers are drawn
             and may use the same generator.
@@ -129,15 +129,16 @@ class Trainer:
                 batches.append(draw_rows())
                 draws.append(self._draw(len(batches[-1]), images, rng))
             rows = torch.stack(batches).to(labels.device, non_blocking=True)  # (S, N)
-            self._recorded_steps(images[rows], labels[rows], draws)
+            self._recorded_steps(as_float(images[rows]), labels[rows], draws)
 
     def step(self, images: Tensor, labels: Tensor, rng: torch.Generator) -> Tensor:
         """Take one step on a batch and return its loss before the step, detached.
 
-        images: (N, C, H, W) in [0, 1].
+        images: (N, C, H, W) in [0, 1], or bytes.
         labels: (N,) class numbers or (N, K) probabilities.
         rng: generator of the augmentation and of CutMix.
         """
+        images = as_float(images)
         if self.kernels.replays:
             draw = self._draw(len(images), images, rng)
             return self._recorded_steps(images.unsqueeze(0), labels.unsqueeze(0), [draw])[0]
@@ -259,7 +260,7 @@ def fit(
 ) -> float:
     """Train ``network`` in place and return the last epoch's mean loss.
 
-    images: (N, C, H, W) in [0, 1], in a new random order each epoch; the last batch of an epoch may be smaller.
+    images: (N, C, H, W) in [0, 1], or bytes, in a new random order each epoch; an epoch's last batch may be smaller.
     labels: (N,) class numbers or (N, K) probabilities.
     info, settings, kernels: see ``Trainer``.
     epochs: passes over the images.

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dreamlib._engine.files import write_atomically
 from dreamlib._engine.torchvision_import import torchvision
+from dreamlib.data.types import as_float
 
 # Okabe and Ito's colours, which readers with any colour vision can tell apart.
 COLORS = {
@@ -86,6 +87,7 @@ def image_rows(groups: Mapping[str, Tensor], title: str = "", columns: int = 16,
     groups: name → images (n, C, H, W)
     size: width of an image, inches
     """
+    groups = {name: as_float(images) for name, images in groups.items()}
     columns = min(columns, max(len(images) for images in groups.values()))
     sample = next(iter(groups.values()))
     blank = sample.new_ones(sample.shape[1:])
@@ -111,7 +113,7 @@ def captioned(images: Mapping[str, Tensor], title: str = "", columns: int = 5, s
     """Draw a grid of images (C, H, W), each with its name below."""
     h, w = next(iter(images.values())).shape[-2:]
     label = max(6, h // 4)  # pixels left free below each image for its name
-    padded = [torch.nn.functional.pad(image, (0, 0, 0, label), value=1.0) for image in images.values()]
+    padded = [torch.nn.functional.pad(as_float(image), (0, 0, 0, label), value=1.0) for image in images.values()]
     figure, axis = _draw(_grid(padded, columns), title, size * columns)
     axis.set_yticks([])
     for index, name in enumerate(images):

@@ -124,7 +124,7 @@ class BatchStudy:
         rows = []
         for label in range(self.data.num_classes):
             members = self.data.of_class(label)
-            images, class_features = self.data.images[members], features[members].float()
+            images, class_features = self.data.pixels(members), features[members].float()
             full = class_gradient(network, images, label, self.info, self.kernels, self.size)
             rng = generator(self.seed, "batches-reference", label, point)
             groups = kmeans(

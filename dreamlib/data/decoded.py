@@ -1,0 +1,108 @@
+"""Decoded images on disk, so that a user's image files are decoded once and not by every process.
+
+A kept file is trusted only under the key of what it was made from, which holds the content of every image file, and
+only if its own bytes are those that were written. Where it cannot be written, nothing is kept.
+"""
+
+import contextlib
+import functools
+import hashlib
+import logging
+import math
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dreamlib.data.fetch import md5_of
+from dreamlib.data.types import CHUNK
+
+log = logging.getLogger(__name__)
+
+Tensors = dict[str, Tensor]
+Stamps = tuple[tuple[Path, int, int, int], ...]  # files with their size and times of change
+
+
+def stamps(paths: Iterable[Path]) -> Stamps:
+    """Return the files as they are now: a changed file has another size or time."""
+    found = ((path, os.stat(path)) for path in paths)
+    return tuple((path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for path, stat in found)
+
+
+@functools.lru_cache(maxsize=4)
+def contents(files: Stamps) -> tuple[str, ...]:
+    """Return the MD5 of each file, '' for unreadable ones; by their stamps, so that changed files are read again."""
+    return tuple(_md5(path) for path, *_ in files)
+
+
+def _md5(path: Path) -> str:
+    try:
+        return md5_of(path)
+    except OSError:  # said when the file is decoded, with the others
+        return ""
+
+
+def kept(path: Path, key: str, wanted: Iterable[str], make: Callable[[], Tensors]) -> Tensors:
+    """Return the tensors ``wanted`` among those of ``make``, from ``path`` if it holds them under ``key``.
+
+    Otherwise call ``make`` and write ``path`` for the next process, atomically.
+    """
+    if (found := _read(path, key, wanted)) is not None:
+        return found
+    made = make()
+    _write(path, key, made)
+    return {name: made[name] for name in wanted}
+
+
+def _read(path: Path, key: str, wanted: Iterable[str]) -> Tensors | None:
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+            found = {name: file.get_tensor(name) for name in wanted} if about.get("key") == key else None
+    except (OSError, SafetensorError):  # missing, damaged or unreadable: made again
+        return None
+    if found is None or any(about.get(name) != _sha256(tensor) for name, tensor in found.items()):
+        return None
+    return found
+
+
+def _write(path: Path, key: str, tensors: Tensors) -> None:
+    about = {"key": key} | {name: _sha256(tensor) for name, tensor in tensors.items()}
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, scratch, about)
+        os.replace(scratch, path)
+    except (OSError, SafetensorError) as error:
+        log.info("decoded images are not kept in %s: %s", path.parent, error)
+        with contextlib.suppress(OSError):
+            scratch.unlink(missing_ok=True)
+
+
+def _sha256(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.contiguous().numpy()).hexdigest()
+
+
+def moments(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation, (C,) float64, of byte images (N, C, H, W) as pixels in [0, 1].
+
+    Sums of bytes are integers, hence exact whatever the order. A constant channel gets the deviation 1 and so is not
+    scaled: dividing by 0 would give NaN.
+
+    >>> moments(torch.tensor([0, 255, 255, 0, 7, 7, 7, 7], dtype=torch.uint8).view(1, 2, 2, 2))
+    (tensor([0.5000, 0.0275], dtype=torch.float64), tensor([0.5000, 1.0000], dtype=torch.float64))
+    """
+    total = square = torch.zeros(images.shape[1], dtype=torch.int64)
+    for chunk in images.split(CHUNK):
+        wide = chunk.to(torch.int32)
+        total, square = total + wide.sum((0, 2, 3)), square + wide.square().sum((0, 2, 3))
+    count, sums = images[:, 0].numel(), list(zip(total.tolist(), square.tolist(), strict=True))
+    scale = 255 * count
+    # Python's integers do not overflow: for millions of images the products would.
+    mean = torch.tensor([added / scale for added, _ in sums], dtype=torch.float64)
+    std = [math.sqrt(count * squares - added**2) / scale or 1.0 for added, squares in sums]
+    return mean, torch.tensor(std, dtype=torch.float64)
