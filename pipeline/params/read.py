@@ -31,8 +31,8 @@ def read_params(root: str | Path | None = None, study: str | None = None) -> Par
     """Return the project's parameters, validated: methods.yaml, params.yaml over it, and over both a ``study``.
 
     A study is a section of studies/params.yaml. Its sections join those of params.yaml key by key, its other values
-    replace them, and its network is that of its budget; options of another data set are left out. Raise ParameterError with one
-    message for everything that is wrong.
+    replace them, and its network is that of its budget; options of another data set are left out. Raise ParameterError
+    with one message for everything that is wrong.
     """
     root = Path(root or find_root())
     values = _joined(_read_yaml(root / METHODS), _read_yaml(root / "params.yaml"))
