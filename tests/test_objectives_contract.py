@@ -8,6 +8,7 @@ import torch
 from dreamlib import matching as objectives
 from dreamlib._engine.compiled_network import CompiledNetwork
 from dreamlib._engine.compute import Compute
+from dreamlib.data.types import LabeledImages
 from dreamlib.distill import Distiller
 from dreamlib.matching import OBJECTIVES, MatchState, Objective
 from dreamlib.matching.experts import ExpertSettings, train_experts
@@ -115,6 +116,17 @@ def test_finite_deterministic_and_nothing_else_is_changed(
     assert modes == [(module.training, [p.requires_grad for p in module.parameters()]) for module in network.modules()]
     other, _ = losses_and_gradients(objective, make_state(objective, digits, info, network, factor=2, seed=1))
     assert other != losses
+
+
+@pytest.mark.parametrize(("name", "small"), CASES)
+def test_real_images_of_bytes_give_the_bits_of_their_floats(name, small, digits, toy_info, tiny, experts):
+    info, stored = toy_info(classes=10, name="digits"), (digits.images * 255).round().to(torch.uint8)
+    objective, found = objectives.make(name, options(name, small, experts)), []
+    for images in (stored, stored.to(torch.float32).div_(255)):
+        state = make_state(objective, LabeledImages(images, digits.labels, 10), info, tiny(info), factor=2)
+        found.append(losses_and_gradients(objective, state))
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(found[0][1][key], found[1][1][key]) for key in found[1][1])
 
 
 @pytest.mark.parametrize(("name", "small"), CASES)

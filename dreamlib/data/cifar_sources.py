@@ -180,7 +180,7 @@ def _pixels(file: Path) -> np.ndarray:
         raise SourceError(f"{file} is not a readable image: {error}") from error
     if pixels.shape != (32, 32, 3) or pixels.dtype != np.uint8:
         raise SourceError(f"{file} has shape {pixels.shape} of {pixels.dtype}; CIFAR's are (32, 32, 3) of uint8")
-    return pixels.transpose(2, 0, 1)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 class _ArrayUnpickler(pickle.Unpickler):

@@ -4,12 +4,12 @@ A kept file is trusted only under the key of what it was made from, which holds 
 only if its own bytes are those that were written. Where it cannot be written, nothing is kept.
 """
 
-import contextlib
 import functools
 import hashlib
 import logging
 import math
 import os
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -72,15 +72,13 @@ def _read(path: Path, key: str, wanted: Iterable[str]) -> Tensors | None:
 
 def _write(path: Path, key: str, tensors: Tensors) -> None:
     about = {"key": key} | {name: _sha256(tensor) for name, tensor in tensors.items()}
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, scratch, about)
-        os.replace(scratch, path)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as scratch:
+            save_file(tensors, Path(scratch) / path.name, about)
+            os.replace(Path(scratch) / path.name, path)
     except (OSError, SafetensorError) as error:
         log.info("decoded images are not kept in %s: %s", path.parent, error)
-        with contextlib.suppress(OSError):
-            scratch.unlink(missing_ok=True)
 
 
 def _sha256(tensor: Tensor) -> str:
