@@ -447,7 +447,7 @@ def test_a_batch_that_a_class_cannot_fill_is_said(edited):
     large = Project.open(edited(lambda p: p["budgets"]["quick"]["distillation"].update(real_batch=400, pool=0)))
     note = small_class_note(large, large.params.distillation("dream", 1))
     fewest = int(large.split("train").labels.bincount().min())
-    assert f"`real_batch` is 400, but class {large.info.classes[8]} has {fewest} training images" in note
+    assert f"`real_batch` is 400, but class `{large.info.classes[8]}` has {fewest} training images" in note
     assert small_class_note(large, large.params.distillation("random", 1)) == "", "it matches nothing"
     small = Project.open(edited(lambda p: p["budgets"]["quick"]["distillation"].update(real_batch=fewest)))
     assert small_class_note(small, small.params.distillation("dream", 1)) == ""

@@ -71,6 +71,21 @@ def at_ipc(key: str, value: Any, ipc: int | None, where: str) -> Any:
     return value[max(k for k in value if k <= ipc)]
 
 
+def borrowed(values: Mapping[str, Any], ipc: int, path: str = "") -> dict[str, int]:
+    """Return which values of joined layers are the entry of another ipc: key, or options.key → that ipc.
+
+    >>> borrowed({"image_lr": {1: 0.1, 10: 0.3}, "options": {"steps": {1: 20}, "batch": 8}}, 5)
+    {'image_lr': 1, 'options.steps': 1}
+    """
+    found = {}
+    for key, value in values.items():
+        if key in _BY_IPC_EXEMPT and isinstance(value, Mapping):
+            found |= borrowed(value, ipc, f"{path}{key}.")
+        elif isinstance(value, Mapping) and ipc not in value and value and all(isinstance(k, int) for k in value):
+            found[path + key] = max(k for k in value if k <= ipc)
+    return found
+
+
 def validated(model: type[Any], values: Mapping[str, Any], where: str) -> Any:
     """Return ``values`` as a ``model``; raise ParameterError with one line for everything that is wrong."""
     try:

@@ -18,7 +18,7 @@ from dreamlib.settings import (
     Positive,
     Strict,
 )
-from pipeline.params.layers import at_ipc, build, mapping, merged, not_above
+from pipeline.params.layers import at_ipc, borrowed, build, mapping, merged, not_above
 
 
 class DataParams(Strict):
@@ -116,6 +116,13 @@ class Params(Strict):
         """Return the protocol that ``method`` is evaluated by at ``ipc``; layers as in ``distillation``."""
         where = f"evaluation of {method}, budget {self.budget}"
         return build(EvaluationParams, self._layers("evaluation", method, self._factor(method, ipc)), ipc, where)
+
+    def borrowed(self, section: str, method: str, ipc: int) -> dict[str, int]:
+        """Return which settings of 'distillation' or 'evaluation' have no entry for ``ipc`` → the ipc of the one used.
+
+        Settings with one value for every ipc are not among them.
+        """
+        return borrowed(merged(self._layers(section, method, self._factor(method, ipc))), ipc)
 
     def _factor(self, method: str, ipc: int) -> int:
         """Return the factor that chooses among ``by_factor`` sections, as set outside of them."""

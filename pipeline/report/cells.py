@@ -1,6 +1,7 @@
-"""Small tables and sentences that the notebooks show: settings, losses, costs, provenance."""
+"""Small tables and sentences that the notebooks show: settings, losses, accuracies, costs, provenance."""
 
 import os
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,39 +17,48 @@ from dreamlib._engine.seeding import generator
 from dreamlib.data import create
 from dreamlib.data.base import PublishedDataset
 from dreamlib.distill import DistillResult
+from dreamlib.evaluation import Evaluation
 from dreamlib.settings import DistillParams, digest
 from dreamlib.synthetic.initial import ClassClusters
+from dreamlib.synthetic.synthetic_set import SyntheticSet
 from pipeline.params import Params
 from pipeline.project import Project, Setting
+from pipeline.report.labels import CLASSES_SHOWN, counted
 from pipeline.report.record import cost_table
-from pipeline.report.tables import markdown
+from pipeline.report.tables import code_span, markdown, percent
 
 
-def settings_table(settings: BaseModel) -> pd.DataFrame:
-    """Return the values of a settings model, one row each."""
-    return pd.DataFrame({"value": _values(settings)}).rename_axis("setting")
+def settings_table(settings: BaseModel, borrowed: Mapping[str, int] | None = None) -> pd.DataFrame:
+    """Return the values of a settings model, one row each; those of ``borrowed`` name the ipc whose entry they are."""
+    return pd.DataFrame({"value": _values(settings, borrowed or {})}).rename_axis("setting")
 
 
 def method_settings(params: Params, method: str, ipc: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the settings that make a method and those that it shares with the budget, as two tables.
 
-    The first holds what the method sets and what differs from the budget's default, with that default beside it.
+    The first holds what the method sets and what differs from the budget's default, with that default beside it. A
+    value that the parameters have for a lower ipc, and not for this one, names that ipc.
     """
-    settings = params.distillation(method, ipc)
-    defaults = params.model_copy(update={"method": {method: {}}}).distillation(method, ipc)
     entry = params.method[method]
     named = {*entry, *(entry.get(params.budget) or {})}
-    table = pd.DataFrame({method: _values(settings), "budget's default": _values(defaults)}).rename_axis("setting")
+    without = params.model_copy(update={"method": {method: {}}})
+    values, defaults = (
+        _values(p.distillation(method, ipc), p.borrowed("distillation", method, ipc)) for p in (params, without)
+    )
+    table = pd.DataFrame({method: values, "budget's default": defaults}).rename_axis("setting")
     own = table.index.isin(named) | (table[method] != table["budget's default"])
     return table[own], table[~own][[method]]
 
 
-def _values(settings: BaseModel) -> dict[str, str]:
-    values = settings.model_dump()
-    return {
-        key: ", ".join(f"{k}: {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
-        for key, value in values.items()
-    }
+def _values(settings: BaseModel, borrowed: Mapping[str, int]) -> dict[str, str]:
+    """Return the values as text; those of ``borrowed``, key or options.key → ipc, marked as the entry of that ipc."""
+
+    def text(key: str, value: Any) -> str:
+        if isinstance(value, dict):
+            return ", ".join(f"{k}: {text(f'{key}.{k}', v)}" for k, v in value.items())
+        return f"{value} (entry of ipc {borrowed[key]})" if key in borrowed else str(value)
+
+    return {key: text(key, value) for key, value in settings.model_dump().items()}
 
 
 def folded(table: pd.DataFrame, summary: str) -> str:
@@ -73,6 +83,35 @@ def distillation_answer(setting: Setting, result: DistillResult) -> str:
     )
 
 
+def evaluation_answer(setting: Setting, evaluation: Evaluation, synthetic: SyntheticSet, dataset: str) -> str:
+    """Return the accuracy of a set in two sentences of Markdown, with its spread where several networks show one."""
+    count, stored = len(evaluation.accuracies), f"The set stores {synthetic.stored_floats:,} numbers."
+    epochs = f"after the last of {evaluation.epochs} epochs"
+    if count == 1:
+        accuracy = f"**{setting.name}: {100 * evaluation.mean:.1f} % test accuracy** on {dataset}"
+        return f"{accuracy}, of one network {epochs}: one network shows no spread. {stored}"
+    return (
+        f"**{setting.name}: {percent(evaluation.mean, evaluation.std)} % test accuracy** on {dataset}, mean ± standard "
+        f"deviation over {count} networks with different initial weights, {epochs}. {stored}"
+    )
+
+
+def coverage_by_class(coverage: pd.DataFrame) -> pd.DataFrame:
+    """Return the coverage of the first classes, one row each, as it is shown.
+
+    coverage: columns class, batch, clusters_hit, nearest_distance
+    """
+    names = list(dict.fromkeys(coverage["class"]))
+    shown = coverage.assign(
+        clusters_hit=coverage.clusters_hit.map("{:.0%}".format),
+        nearest_distance=coverage.nearest_distance.map("{:.2f}".format),
+    )
+    table = shown.pivot(index="class", columns="batch", values=["clusters_hit", "nearest_distance"])
+    table = table.loc[names[:CLASSES_SHOWN]]
+    share = counted(len(table), len(names), "classes")
+    return table.rename_axis(index=f"class ({share})" if share else "class")
+
+
 def loss_table(result: DistillResult) -> pd.DataFrame:
     """Return the matching loss per inner iteration: iteration, loss, and the name of the only line."""
     return pd.DataFrame(result.history, columns=["iteration", "loss"]).assign(line="matching loss")
@@ -85,8 +124,9 @@ def small_class_note(project: Project, settings: DistillParams) -> str:
     if fewest >= settings.real_batch or not settings.outer_iterations * settings.inner_iterations:
         return ""
     return (
-        f"**Note:** `real_batch` is {settings.real_batch}, but class {smallest} has {fewest} training images: its "
-        "batch is all of them in every iteration, whatever the sampler. A smaller `real_batch` leaves it a choice."
+        f"**Note:** `real_batch` is {settings.real_batch}, but class {code_span(smallest)} has {fewest} training "
+        "images: its batch is all of them in every iteration, whatever the sampler. A smaller `real_batch` leaves it a "
+        "choice."
     )
 
 

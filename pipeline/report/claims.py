@@ -19,6 +19,7 @@ from pipeline.report.statistics import (
     share_of_iterations,
     together,
 )
+from pipeline.report.tables import with_spread
 
 CLAIMS_FILE = Path("studies") / "claims.yaml"
 MEASURES = ["distance", "norm", "norm_std", "variance", "nearest_distance", "clusters_hit"]
@@ -61,7 +62,7 @@ def batch_measure(claims: Claims, margin: float, parts: Sequence[Mapping[str, st
     tables, measured, judged = batches_by_seed(claims), [], []
     for part in parts:
         table, kinds = tables[part["measure"]], (part["of"], part["than"])
-        means = [f"{kind} {table[kind].mean():.3f} ± {table[kind].std():.3f}" for kind in kinds]
+        means = [f"{kind} {with_spread(table[kind].mean(), table[kind].std(), 3)}" for kind in kinds]
         measured.append(f"{part['name']}: {', '.join(means)}")
         sign = {"larger": 1, "smaller": -1}[part["expected"]]
         judged.append(judge(list(sign * (table[kinds[0]] - table[kinds[1]])), margin))
@@ -84,7 +85,8 @@ def first_reaches(
         share = share_of_iterations(slow, fast)
         first, low, high = ("more than all" if s == float("inf") else f"{100 * s:.0f} %" for s in share)
         iterations = f"{first} of {target_name}'s {slow.columns.max()} iterations"
-        measured.append(f"ipc {each}: {iterations} (95 % interval: {low} to {high})")
+        interval = f"95 % interval: {low} to {high}" if len(slow) > 1 else "n = 1"
+        measured.append(f"ipc {each}: {iterations} ({interval})")
         judged.append(judge_share(*share, margin))
     return "; ".join(measured), together(judged)
 
@@ -103,7 +105,8 @@ def operations(claims: Claims, margin: float, ipc: Sequence[int]) -> Judged:
     for each in ipc:
         saved = operations_saved(claims.costs, each, claims.chance)
         mean, low, high = (100 * share for share in (sum(saved) / len(saved), min(saved), max(saved)))
-        measured.append(f"ipc {each}: {mean:+.0f} % ({low:+.0f} to {high:+.0f})")
+        spread = f"{low:+.0f} to {high:+.0f}" if len(saved) > 1 else "n = 1"
+        measured.append(f"ipc {each}: {mean:+.0f} % ({spread})")
         judged.append(judge(saved, margin))
     return f"operations saved: {'; '.join(measured)}", together(judged)
 

@@ -1,8 +1,11 @@
-"""Figures of the report, from a table or from images; no arithmetic worth a test."""
+"""Figures of the report, from a table or from images; no arithmetic worth a test.
+
+However many classes, rows or large images there are, a figure shows as many as fit, and its title says how many.
+"""
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -17,6 +20,7 @@ from torch import Tensor
 from dreamlib._engine.files import write_atomically
 from dreamlib._engine.torchvision_import import torchvision
 from dreamlib.data.types import as_float
+from pipeline.report.labels import CLASSES_SHOWN, class_labels, counted, literal
 
 # Okabe and Ito's colours, which readers with any colour vision can tell apart.
 COLORS = {
@@ -28,13 +32,18 @@ COLORS = {
     "this set": "#009E73",
 }
 _SPARE = ("#009E73", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
+_DPI = 110
+_COLUMNS = 16  # images in a row, at most
+_HEIGHT = 14.0  # inches that rows of images take, at most
+_SHEET, _ENLARGED_SHEET = 1500, 3000  # sides of a contact sheet's PNG at most, in the canvases' pixels and in its own
 
 
 def style() -> None:
-    """Set the style that all figures of the report share."""
+    """Set the style that all figures and tables of the report share."""
+    pd.set_option("display.html.use_mathjax", False)  # a dollar in a name is a dollar
     mpl.rcParams.update(
         {
-            "figure.dpi": 110,
+            "figure.dpi": _DPI,
             "font.size": 10,
             "axes.grid": True,
             "grid.alpha": 0.3,
@@ -74,64 +83,103 @@ def _draw(sheet: np.ndarray, title: str, width: float) -> tuple[Figure, plt.Axes
     height = width * sheet.shape[0] / sheet.shape[1]
     figure, axis = plt.subplots(figsize=(width + 1.4, height + 0.5))
     axis.imshow(sheet, interpolation="nearest")
-    axis.set_title(title)
+    axis.set_title(literal(title))
     axis.grid(False)
     axis.set_xticks([])
     axis.spines[:].set_visible(False)
     return figure, axis
 
 
-def image_rows(groups: Mapping[str, Tensor], title: str = "", columns: int = 16, size: float = 0.62) -> Figure:
-    """Draw a labelled row of images for each group, at most ``columns`` of them.
+def _reduced(images: Tensor, size: float) -> Tensor:
+    """Return images (n, C, H, W) with no more pixels than are drawn where an image is ``size`` inches wide."""
+    side = max(1, round(size * _DPI))
+    if max(images.shape[-2:]) <= side or not len(images):
+        return images
+    return torch.nn.functional.interpolate(images.detach().float(), size=(side, side), mode="area")
 
-    groups: name → images (n, C, H, W)
-    size: width of an image, inches
-    """
-    groups = {name: as_float(images) for name, images in groups.items()}
-    columns = min(columns, max(len(images) for images in groups.values()))
-    sample = next(iter(groups.values()))
-    blank = sample.new_ones(sample.shape[1:])
-    # Rows shorter than the longest are filled up with blank images.
-    cells = [images[i] if i < len(images) else blank for images in groups.values() for i in range(columns)]
+
+def _rows(labels: Sequence[str], images: Sequence[Tensor], title: str, columns: int, size: float) -> Figure:
+    """Draw a row for each label, of equally many images (n, C, H, W); short rows are filled up with blank ones."""
+    size = min(size, _HEIGHT / len(images))
+    images = [_reduced(as_float(row[:columns]), size) for row in images]
+    blank = torch.ones_like(max(images, key=len)[0])
+    cells = [row[i] if i < len(row) else blank for row in images for i in range(columns)]
     figure, axis = _draw(_grid(cells, columns), title, size * columns)
-    pitch = sample.shape[-2] + 2
-    axis.set_yticks([(row + 0.5) * pitch - 1 for row in range(len(groups))], list(groups), fontsize=9)
+    pitch = blank.shape[-2] + 2
+    axis.set_yticks([(row + 0.5) * pitch - 1 for row in range(len(images))], list(map(literal, labels)), fontsize=9)
     axis.tick_params(length=0)
+    widest = max(label.get_window_extent().width for label in axis.get_yticklabels()) / figure.dpi
+    figure.set_figwidth(figure.get_figwidth() + max(0, widest - 1.25))  # wide labels take no room from the images
     return finished(figure)
 
 
+def _titled(title: str, shown: str) -> str:
+    return f"{title}\n({shown})" if shown else title
+
+
+def image_rows(groups: Mapping[str, Tensor], title: str = "", columns: int = _COLUMNS, size: float = 0.62) -> Figure:
+    """Draw a labelled row of images for each group, at most ``columns`` of them and never more than 16.
+
+    groups: name → images (n, C, H, W)
+    size: width of an image, inches; less where there are many rows
+    """
+    longest = max(len(images) for images in groups.values())
+    columns = min(columns, _COLUMNS, longest)
+    title = _titled(title, counted(columns, longest, "columns"))
+    return _rows(list(groups), list(groups.values()), title, columns, size)
+
+
+def class_sheet(images: Iterable[Tensor], classes: Sequence[str], title: str = "", per_row: int = 10) -> Figure:
+    """Draw a labelled row of images for each class, its first ``per_row``; where each has one, all side by side.
+
+    images: for each class (n, C, H, W); those of classes that are not shown are not asked for
+    """
+    labels = class_labels(classes[:CLASSES_SHOWN])
+    shown = [row for _, row in zip(labels, images, strict=False)]
+    title = _titled(title, counted(len(labels), len(classes), "classes"))
+    if max(map(len, shown)) == 1:  # a single column would waste the page
+        return captioned(torch.cat(shown), labels, title)
+    return _rows(labels, shown, title, min(per_row, max(map(len, shown))), 0.62)
+
+
 def contact_sheet(canvases: Tensor, classes: Sequence[str], title: str = "", per_row: int = 10) -> Figure:
-    """Draw the stored canvases of a set (K·ipc, C, H, W), a labelled row for each class with its first ``per_row``."""
-    ipc = len(canvases) // len(classes)
-    if ipc == 1:  # a single column would waste the page: put the classes side by side
-        return captioned({name: canvases[c] for c, name in enumerate(classes)}, title)
-    groups = {name: canvases[c * ipc : c * ipc + min(ipc, per_row)] for c, name in enumerate(classes)}
-    return image_rows(groups, title, columns=per_row)
+    """Draw the stored canvases of a set (K·ipc, C, H, W) as ``class_sheet`` does."""
+    return class_sheet(canvases.split(len(canvases) // len(classes)), classes, title, per_row)
 
 
-def captioned(images: Mapping[str, Tensor], title: str = "", columns: int = 5, size: float = 1.4) -> Figure:
-    """Draw a grid of images (C, H, W), each with its name below."""
-    h, w = next(iter(images.values())).shape[-2:]
+def captioned(images: Tensor, names: Sequence[str], title: str = "", columns: int = 5, size: float = 1.4) -> Figure:
+    """Draw a grid of images (n, C, H, W), each with its name below."""
+    images = _reduced(images, size)
+    h, w = images.shape[-2:]
     label = max(6, h // 4)  # pixels left free below each image for its name
-    padded = [torch.nn.functional.pad(as_float(image), (0, 0, 0, label), value=1.0) for image in images.values()]
-    figure, axis = _draw(_grid(padded, columns), title, size * columns)
+    padded = torch.nn.functional.pad(as_float(images), (0, 0, 0, label), value=1.0)
+    figure, axis = _draw(_grid(list(padded), columns), title, size * columns)
     axis.set_yticks([])
-    for index, name in enumerate(images):
+    for index, name in enumerate(names):
         x, y = (index % columns) * (w + 2) + w / 2, (index // columns) * (h + label + 2) + h
-        axis.text(x, y, name, ha="center", va="top", fontsize=9)
+        axis.text(x, y, literal(name), ha="center", va="top", fontsize=9)
     return finished(figure)
 
 
 def write_contact_sheet(canvases: Tensor, num_classes: int, path: Path, scale: int = 4) -> None:
-    """Write canvases (K·ipc, C, H, W) as one PNG, a row per class (at ipc 1 one row of all classes).
+    """Write canvases (K·ipc, C, H, W) as one PNG, a row per class (at ipc 1 rows of ten classes).
 
-    scale: width of a canvas's pixel in the PNG, pixels
+    At most the first 40 classes are shown, and at most 1,500 of the canvases' pixels each way.
+
+    scale: width of a canvas's pixel in the PNG, pixels; less where the PNG would have more than 3,000 each way
     """
-    ipc = len(canvases) // num_classes
-    columns = ipc if ipc > 1 else min(num_classes, 10)
+    ipc, (h, w) = len(canvases) // num_classes, canvases.shape[-2:]
+    rows, columns = (max(1, _SHEET // (side + 1)) for side in (h, w))
+    if ipc == 1:
+        columns = min(num_classes, 10, columns)
+        canvases = canvases[: min(CLASSES_SHOWN, rows * columns)]
+    else:
+        rows, columns = min(num_classes, CLASSES_SHOWN, rows), min(ipc, columns)
+        canvases = canvases.unflatten(0, (num_classes, ipc))[:rows, :columns].flatten(0, 1)
     grid = torchvision.utils.make_grid(canvases.detach().clamp(0, 1).cpu(), nrow=columns, padding=1, pad_value=1.0)
     pixels = (grid * 255).round().byte().permute(1, 2, 0).numpy()
     picture = Image.fromarray(pixels)
+    scale = max(1, min(scale, _ENLARGED_SHEET // max(picture.size)))
     content = io.BytesIO()
     picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(content, "png")
     write_atomically(path, content.getvalue())
@@ -148,8 +196,8 @@ def scatter(points: np.ndarray, marks: Mapping[str, np.ndarray], clusters: np.nd
     for axis, (name, rows) in zip(axes.flat, marks.items(), strict=True):
         axis.scatter(*points.T, c=clusters, cmap="tab20", s=4, alpha=0.35, linewidths=0)
         axis.scatter(*points[rows].T, c="black", marker="x", s=36, linewidths=1.6)
-        axis.set(title=name, xlabel="first principal component", ylabel="second principal component")
-    figure.suptitle(title)
+        axis.set(title=literal(name), xlabel="first principal component", ylabel="second principal component")
+    figure.suptitle(literal(title))
     return finished(figure)
 
 
@@ -174,33 +222,39 @@ def lines(
     factor = 100 if percent else 1
     for name, part in table.groupby(by, sort=False):
         bars = part[spread] * factor if spread else None
-        axis.errorbar(
-            part[x], part[y] * factor, yerr=bars, label=str(name), color=color(str(name)), marker="o", ms=3, capsize=2
-        )
+        label, line_color = literal(str(name)), color(str(name))
+        axis.errorbar(part[x], part[y] * factor, yerr=bars, label=label, color=line_color, marker="o", ms=3, capsize=2)
     if logx:
         axis.set_xscale("log")
-    axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    axis.set(xlabel=xlabel, ylabel=ylabel, title=literal(title))
     if table[by].nunique() > 1:
         axis.legend(title=by)
     return finished(figure)
 
 
 def bars(table: pd.DataFrame, title: str = "", by: str = "ipc") -> Figure:
-    """Draw test accuracy (%) with its standard deviation, the methods side by side, a group for each ``by``."""
+    """Draw test accuracy (%) with its standard deviation, the methods side by side, a group for each ``by``.
+
+    A bar has no whisker where the standard deviation is missing.
+    """
     methods, groups = list(dict.fromkeys(table.method)), list(dict.fromkeys(table[by]))
     figure, axis = plt.subplots(figsize=(1.8 + 0.6 * len(methods) * len(groups), 4.0))
-    width = 0.8 / len(methods)
+    width, handles = 0.8 / len(methods), []
     for index, method in enumerate(methods):
         part = table[table.method == method].set_index(by).reindex(groups)
         places = [group + (index - (len(methods) - 1) / 2) * width for group in range(len(groups))]
-        drawn = axis.bar(
-            places, 100 * part.accuracy, width, yerr=100 * part["std"], capsize=3, label=method, color=color(method)
-        )
-        axis.bar_label(drawn, [f"{100 * accuracy:.1f}" for accuracy in part.accuracy], fontsize=8, padding=2)
-    axis.set_xticks(range(len(groups)), [f"{by} {group}" for group in groups])
-    axis.set(ylabel="test accuracy (%)", title=title)
+        for place, row in zip(places, part.itertuples(), strict=True):
+            whisker = None if math.isnan(row.std) else 100 * row.std
+            drawn = axis.bar(place, 100 * row.accuracy, width, yerr=whisker, capsize=3, color=color(method))
+            axis.bar_label(drawn, [f"{100 * row.accuracy:.1f}"], fontsize=8, padding=2)
+        handles.append(drawn)
+    axis.set_xticks(range(len(groups)), [literal(f"{by} {group}") for group in groups])
+    axis.set(ylabel="test accuracy (%)", title=literal(title))
     axis.set_ylim(0, 105)
-    axis.legend(ncols=len(methods), loc="upper center", bbox_to_anchor=(0.5, -0.08))
+    entry = 0.5 + 0.09 * max(map(len, methods))  # inches of a method in the legend
+    columns = min(len(methods), max(1, int(figure.get_figwidth() / entry)))
+    names = list(map(literal, methods))
+    axis.legend(handles, names, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, -0.08))
     return finished(figure)
 
 
@@ -219,9 +273,9 @@ def ranking(views: pd.DataFrame, title: str = "") -> Figure:
         dots = 100 * rows[rows.method == method]["accuracy"]
         axis.plot(dots, [place] * len(dots), "o", color="black", ms=3)
         axis.text(101, place, f"{100 * mean:.1f}", va="center", fontsize=9)
-    axis.set_yticks(range(len(means)), [method for method, _ in means.index])
+    axis.set_yticks(range(len(means)), [literal(method) for method, _ in means.index])
     axis.set(xlabel="test accuracy (%), dots are seeds", xlim=(0, 100))
-    axis.set_title(title, loc="left")
+    axis.set_title(literal(title), loc="left")
     handles = [plt.Rectangle((0, 0), 1, 1, color=label_color, alpha=0.45) for label_color in colors.values()]
     names = [f"{kind} labels" for kind in colors]
     axis.legend(handles, names, ncols=2, loc="upper right", bbox_to_anchor=(1.0, -0.08))

@@ -5,6 +5,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from pipeline.report.figures import COLORS, color, finished
+from pipeline.report.labels import literal
 
 _KINDS = {
     "random": COLORS["random"],
@@ -47,7 +48,7 @@ def picks(picture: pd.DataFrame, title: str = "") -> Figure:
         axis.scatter(chosen.x, chosen.y, color=kind_color, marker="x", s=26, linewidths=1.3)
         axis.set(title=kind, xlabel="first component")
     axes.flat[0].set_ylabel("second component")
-    figure.suptitle(title)
+    figure.suptitle(literal(title))
     return finished(figure)
 
 
@@ -63,8 +64,8 @@ def accuracy_along(table: pd.DataFrame, x: str, xlabel: str) -> Figure:
     for axis, (ipc, part) in zip(axes.flat, groups, strict=True):
         for method, line in part.groupby("method", sort=False):
             axis.errorbar(
-                line[x], 100 * line.accuracy, 100 * line["std"], label=method, color=color(method), marker="o", ms=3,
-                capsize=2,
+                line[x], 100 * line.accuracy, 100 * line["std"], label=literal(method), color=color(method), marker="o",
+                ms=3, capsize=2,
             )  # fmt: skip
         stored = f"{ipc} stored image{'s' if ipc > 1 else ''} per class"
         axis.set(xlabel=xlabel, ylabel="validation accuracy (%)", title=stored)
@@ -82,7 +83,7 @@ def paired_gains(gains: pd.DataFrame, xlabel: str) -> Figure:
         axis.barh(place, 100 * row.mean(), color=COLORS["idc"], alpha=0.45, height=0.7)
         axis.plot(100 * row, [place] * len(row), "o", color="black", ms=3)
     axis.axvline(0, color="black", lw=0.8)
-    axis.set_yticks(range(len(gains)), list(gains.index[::-1]))
+    axis.set_yticks(range(len(gains)), list(map(literal, gains.index[::-1])))
     axis.set(xlabel=xlabel)
     return finished(figure)
 
@@ -96,8 +97,8 @@ def against_operations(table: pd.DataFrame) -> Figure:
     for place, (name, part) in enumerate(table.groupby("data", sort=False)):
         set_color = list(_KINDS.values())[1 + place] if len(part) == 1 else "black"
         axis.errorbar(
-            part.operations, 100 * part.accuracy, 100 * part["std"], label=name, color=set_color, marker="o", ms=4,
-            capsize=2,
+            part.operations, 100 * part.accuracy, 100 * part["std"], label=literal(name), color=set_color, marker="o",
+            ms=4, capsize=2,
         )  # fmt: skip
     axis.set_xscale("log")
     axis.set(xlabel="floating-point operations of training (log scale)", ylabel="validation accuracy (%)")

@@ -124,7 +124,8 @@ def compare(root: Path) -> tuple[pd.DataFrame, bool]:
         same = committed(root, set_path) == (root / set_path).read_bytes()
         allowed = max(0.02, 3 * (recorded["std"] ** 2 + new["std"] ** 2) ** 0.5)
         within = abs(recorded["accuracy"] - new["accuracy"]) <= allowed
-        verdict = "within the spread" if within else f"OUTSIDE ± {100 * allowed:.1f} points"
+        inside = "within the spread" if recorded["std"] or new["std"] else f"within {100 * allowed:.1f} points"
+        verdict = inside if within else f"OUTSIDE ± {100 * allowed:.1f} points"
         rows.append((path.stem, "same bits" if same else "other bits", new["accuracy"], recorded["accuracy"], verdict))
     table = pd.DataFrame(rows, columns=["setting", "distilled set", "accuracy", "recorded", "verdict"])
     return table, not table["verdict"].str.startswith("OUTSIDE").any()

@@ -8,6 +8,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dreamlib._engine.torchvision_import import torchvision
+from pipeline.report.labels import CLASSES_SHOWN
 from pipeline.report.tables import markdown, percent
 
 SHOWN = "dream-ipc1-seed0"  # the set whose start and end the README shows
@@ -67,13 +68,13 @@ def claim_lists(root: Path) -> str:
 
 
 def before_and_after(root: Path, scale: int = 3) -> Image.Image:
-    """Return the canvases of ``SHOWN`` at the first snapshot above those at the last, one column a class.
+    """Return the canvases of ``SHOWN`` at the first snapshot above those at the last, a column for each class to 40.
 
     scale: pixels of the picture for each pixel of a canvas, each way
     """
     snapshots = load_file(root / "results" / "snapshots" / f"{SHOWN}.safetensors")
     first, *_, last = sorted(snapshots, key=int)
-    canvases = torch.cat([snapshots[first], snapshots[last]]).clamp(0, 1)
+    canvases = torch.cat([snapshots[step][:CLASSES_SHOWN] for step in (first, last)]).clamp(0, 1)
     grid = torchvision.utils.make_grid(canvases, nrow=len(canvases) // 2, padding=1, pad_value=1.0)
     picture = Image.fromarray((grid * 255).round().byte().permute(1, 2, 0).numpy())
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)

@@ -12,13 +12,14 @@ HOLDS, PARTLY, NOT = "holds", "holds partly", "not seen at this budget"
 
 
 def spread(rows: pd.DataFrame, keys: str | list[str], value: str = "accuracy") -> pd.DataFrame:
-    """Return mean and sample standard deviation of ``value`` per group, as columns ``value`` and std; 0 for one row.
+    """Return mean and sample standard deviation of ``value`` per group, as columns ``value`` and std.
 
-    >>> spread(pd.DataFrame({"m": ["a", "a"], "accuracy": [0.5, 0.7]}), ["m"]).round(3).values.tolist()
-    [[0.6, 0.141]]
+    ``std`` is missing for a group of one row.
+
+    >>> spread(pd.DataFrame({"m": ["a", "a", "b"], "accuracy": [0.5, 0.7, 0.4]}), ["m"]).round(3).values.tolist()
+    [[0.6, 0.141], [0.4, nan]]
     """
-    table = rows.groupby(keys, sort=False)[value].agg(["mean", "std"])
-    return table.fillna({"std": 0.0}).rename(columns={"mean": value})
+    return rows.groupby(keys, sort=False)[value].agg(["mean", "std"]).rename(columns={"mean": value})
 
 
 def by_seed(rows: pd.DataFrame, ipc: int, network: str | None = None, view: str = "protocol") -> pd.DataFrame:
@@ -79,11 +80,12 @@ def together(verdicts: Sequence[str]) -> str:
 def points(gains: Sequence[float]) -> str:
     """Return gains (fractions) in points: mean and range over seeds.
 
-    >>> points([0.01, 0.03])
-    '+2.0 points (+1.0 to +3.0)'
+    >>> points([0.01, 0.03]), points([0.01])
+    ('+2.0 points (+1.0 to +3.0)', '+1.0 points (n = 1)')
     """
     mean = sum(gains) / len(gains)
-    return f"{100 * mean:+.1f} points ({100 * min(gains):+.1f} to {100 * max(gains):+.1f})"
+    spread = f"{100 * min(gains):+.1f} to {100 * max(gains):+.1f}" if len(gains) > 1 else "n = 1"
+    return f"{100 * mean:+.1f} points ({spread})"
 
 
 def first_reaching(curve: Mapping[float, float], target: float) -> float:

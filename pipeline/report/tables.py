@@ -1,5 +1,7 @@
-"""Markdown tables, and the place of generated text on a page."""
+"""Markdown tables, numbers with their spread, and the place of generated text on a page."""
 
+import math
+import re
 from collections.abc import Callable, Iterable
 
 
@@ -17,13 +19,38 @@ def markdown(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     return "\n".join([text[0], "|" + "---|" * len(head), *text[1:]]) + "\n"
 
 
-def percent(mean: float, std: float) -> str:
-    """Return a mean and a standard deviation, fractions, in percent.
+def code_span(text: str) -> str:
+    """Return text as Markdown code, which shows every character as it is.
 
-    >>> percent(0.7512, 0.0104)
-    '75.1 ± 1.0'
+    >>> code_span("$x_1$"), code_span("a`b")
+    ('`$x_1$`', '``a`b``')
     """
-    return f"{100 * mean:.1f} ± {100 * std:.1f}"
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    space = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{space}{text}{space}{fence}"
+
+
+def with_spread(mean: float, std: float, digits: int, unit: str = "", sign: str = "") -> str:
+    """Return a mean with its standard deviation; where that is missing, with the number of values instead.
+
+    digits: after the decimal point
+    unit: follows the number
+    sign: "+" for numbers that always have one
+
+    >>> with_spread(0.21, 0.01, 3), with_spread(0.21, math.nan, 3)
+    ('0.210 ± 0.010', '0.210 (n = 1)')
+    """
+    shown = f"{mean:{sign}.{digits}f}"
+    return f"{shown}{unit} (n = 1)" if math.isnan(std) else f"{shown} ± {std:.{digits}f}{unit}"
+
+
+def percent(mean: float, std: float, unit: str = "") -> str:
+    """Return a mean and a standard deviation, fractions, in percent; see ``with_spread``.
+
+    >>> percent(0.7512, 0.0104), percent(0.7512, math.nan, " %")
+    ('75.1 ± 1.0', '75.1 % (n = 1)')
+    """
+    return with_spread(100 * mean, 100 * std, 1, unit)
 
 
 def between(text: str, name: str, content: Callable[[], str]) -> str:

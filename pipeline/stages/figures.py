@@ -1,5 +1,7 @@
 """The figures stage: from the evaluations of all settings to the tables of the report."""
 
+import math
+
 import pandas as pd
 
 from dreamlib._engine.files import write_atomically, write_json
@@ -16,6 +18,8 @@ def evaluations(project: Project) -> pd.DataFrame:
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
     """Return mean ± sample standard deviation over all networks of all seeds, one row per (ipc, method).
+
+    ``std`` is missing for a single network.
 
     >>> rows = pd.DataFrame({"ipc": 1, "method": "a", "seed": 0, "factor": 1, "iteration": 0, "training_images": 10,
     ...     "stored_floats": 7840, "label_kind": "hard", "protocol": "idc", "epochs": 9, "accuracy": [0.5, 0.7]})
@@ -34,10 +38,10 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 def write_summary(project: Project) -> pd.DataFrame:
     """Write the table of all results: results/summary.json (metrics), results/summary.csv and results/summary.md."""
     table = summary(evaluations(project))
-    metrics = {
-        f"ipc{ipc}": {row.method: {"accuracy": row.accuracy, "std": row.std} for row in part.itertuples()}
-        for ipc, part in table.groupby("ipc", sort=False)
-    }
+    metrics: dict[str, dict[str, dict[str, float]]] = {}
+    for row in table.itertuples():
+        spread = {} if math.isnan(row.std) else {"std": row.std}
+        metrics.setdefault(f"ipc{row.ipc}", {})[row.method] = {"accuracy": row.accuracy} | spread
     write_json(project.results / "summary.json", metrics)
     write_atomically(project.results / "summary.csv", table.to_csv(index=False).encode())
     write_atomically(project.results / "summary.md", summary_markdown(table).encode())
@@ -92,6 +96,14 @@ def headline(project: Project, table: pd.DataFrame) -> str:
         sentences.append(f"**ipc {ipc}:** {listed}")
     p = project.params
     return f"Test accuracy in percent on {p.dataset}, budget `{p.budget}`, best first. " + "; ".join(sentences) + "."
+
+
+def spread_in_words(table: pd.DataFrame) -> str:
+    """Return what the numbers and whiskers of a ``summary`` are."""
+    alone = table["std"].isna()
+    if alone.all():
+        return "of one network each, which shows no spread"
+    return "mean ± std over networks and seeds" + ("; one network has no whisker" if alone.any() else "")
 
 
 def published_table(project: Project, verified: bool = True) -> pd.DataFrame:

@@ -141,7 +141,7 @@ def record_sentence(root: Path, dataset: str) -> str:
     if best.empty:
         return f"No best set of {dataset} is kept in results/best yet, so the table shows the published numbers alone."
     by_idc = spread(best[best.view == "idc"], "ipc")
-    listed = ", ".join(f"ipc {row.Index}: {percent(row.accuracy, row.std)} %" for row in by_idc.itertuples())
+    listed = ", ".join(f"ipc {row.Index}: {percent(row.accuracy, row.std, ' %')}" for row in by_idc.itertuples())
     reached = listed or "nothing yet: they were not evaluated by it"
     return (
         f'By IDC\'s protocol, the last layer as trained, the best sets this project keeps (`dreamlib.load("{dataset}", '

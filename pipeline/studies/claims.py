@@ -21,7 +21,7 @@ from pipeline.report.statistics import (
     share_of_iterations,
     spread,
 )
-from pipeline.report.tables import percent
+from pipeline.report.tables import percent, with_spread
 from pipeline.studies.batch_gradients import KINDS
 
 BASELINE = "idc_same_batch"  # IDC with DREAM's real batch and network steps
@@ -72,7 +72,7 @@ def batch_table(claims: Claims) -> pd.DataFrame:
     kinds = list(dict.fromkeys(claims.table("batches").batch))
     shown = {
         measure: {
-            kind: "–" if table[kind].isna().any() else f"{table[kind].mean():.3f} ± {table[kind].std():.3f}"
+            kind: "–" if table[kind].isna().any() else with_spread(table[kind].mean(), table[kind].std(), 3)
             for kind in kinds
         }
         for measure, table in batches_by_seed(claims).items()
@@ -105,7 +105,7 @@ def share_table(claims: Claims) -> pd.DataFrame:
     for ipc in along.ipc.unique():
         idc, dream = (curve_by_seed(results, method, ipc) for method in (BASELINE, METHOD))
         share, low, high = share_of_iterations(idc, dream)
-        last = idc.columns.max()
+        last, alone = idc.columns.max(), len(idc) == 1  # one seed has no interval
         rows.append(
             {
                 "ipc": ipc,
@@ -113,8 +113,8 @@ def share_table(claims: Claims) -> pd.DataFrame:
                 "idc, validation at the end (%)": _shown(idc[last]),
                 "dream, validation at the end (%)": _shown(dream[last]),
                 "share": share,
-                "low": low,
-                "high": high,
+                "low": math.nan if alone else low,
+                "high": math.nan if alone else high,
                 "share of seconds": _share_of_seconds(along[along.ipc == ipc]),
                 "verdict": judge_share(share, low, high),
             }

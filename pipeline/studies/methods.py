@@ -8,7 +8,7 @@ import pandas as pd
 from pipeline.project import Project
 from pipeline.report.results import final_results, read_results
 from pipeline.report.statistics import by_seed, spread
-from pipeline.report.tables import percent
+from pipeline.report.tables import percent, with_spread
 from pipeline.stages.figures import summary
 
 SUFFIX = "_dream"  # an entry with DREAM's two ingredients is named after the one without
@@ -72,7 +72,7 @@ def plug_in_table(project: Project) -> pd.DataFrame:
                 "method": without,
                 "without": percent(accuracies[without].mean(), accuracies[without].std()),
                 "with": percent(accuracies[with_dream].mean(), accuracies[with_dream].std()),
-                "gain in points (paired by seed)": f"{100 * gain.mean():+.1f} ± {100 * gain.std():.1f}",
+                "gain in points (paired by seed)": with_spread(100 * gain.mean(), 100 * gain.std(), 1, sign="+"),
                 "seeds with a gain": f"{int((gain > 0).sum())} of {len(gain)}",
             }
         )
@@ -95,7 +95,7 @@ def _compared(table: pd.DataFrame, floor: str, name: str) -> str:
 def verdict(project: Project) -> str:
     """Return the study in a few sentences of Markdown."""
     table = summary(final_results(read_results(project)))
-    table["shown"] = [f"{percent(row.accuracy, row.std)} %" for row in table.itertuples()]
+    table["shown"] = [percent(row.accuracy, row.std, " %") for row in table.itertuples()]
     hard = table[(table.iterations > 0) & (table.label_kind == "hard")].sort_values("accuracy", ascending=False)
     best, *second = hard.head(2).itertuples()
     random = table[table.method == "random"].iloc[0]
