@@ -139,9 +139,8 @@ class DistillParams(Strict):
         network_augmentation, cutmix: augmentation of that training, and probability of CutMix.
 
     The labels:
-        labels: 'hard' class numbers, or 'assigned' by a teacher after the distillation.
-        teacher_epochs: passes over the real images that train the teacher.
-        temperature: of the teacher's softmax.
+        labels: registered name of the label source; see ``dreamlib.matching.label_sources``.
+        teacher_epochs: passes over the real images that train the teacher of 'assigned'.
 
     The run:
         parallel_classes: on a CPU, classes that are clustered and matched side by side, beside the training on real
@@ -189,8 +188,7 @@ class DistillParams(Strict):
     network_augmentation: str = "color_crop"
     cutmix: Fraction = 0.5
     pretrain_epochs: Annotated[float, Field(ge=0)] = 0.0
-    labels: Literal["hard", "assigned"] = "hard"
-    temperature: Rate = 1.0
+    labels: str = "hard"
     whitening: Literal["none", "zca"] = "none"
     teacher_epochs: Positive = 20
     parallel_classes: Positive = 1

@@ -6,11 +6,12 @@ from golden_numbers import assert_near, golden, plain_info
 
 from dreamlib.data.types import LabeledImages
 from dreamlib.sampling import real_batches as sampling
+from dreamlib.sampling import representatives
 from dreamlib.sampling.kmeans import Clustering, kmeans, squared_distances
 from dreamlib.sampling.real_batches import ReleasedSampler
-from dreamlib.synthetic import initial as initialize
+from dreamlib.sampling.representatives import cluster_class
 from dreamlib.synthetic.decode import decode, tile
-from dreamlib.synthetic.initial import cluster_class, fill, noise
+from dreamlib.synthetic.initial import fill, noise
 
 TOLERANCE = 1e-9
 TABLES = ("blobs", "loose")
@@ -67,7 +68,7 @@ def test_an_empty_clusters_centre_goes_to_the_origin_and_stays():
 def test_the_nearest_of_all_is_picked_for_each_centre(table, monkeypatch):
     numbers = golden("initialisation", f"kmeans.{table}.")
     start = numbers["start_centres"].float().unsqueeze(0)
-    monkeypatch.setattr(initialize, "kmeans", lambda *points, **how: kmeans(*points, **{**how, "start": start}))
+    monkeypatch.setattr(representatives, "kmeans", lambda *points, **how: kmeans(*points, **{**how, "start": start}))
     found = cluster_class(of_one_class(numbers["features"]), 0, start.shape[1], 0, as_features, pick="released")
     assert torch.equal(found.representatives, numbers["chosen"])
 
@@ -76,7 +77,7 @@ def test_two_centres_may_pick_the_same_image(monkeypatch):
     numbers = golden("initialisation", "nearest.")
     centres = numbers["centres"].float().unsqueeze(0)
     assignment = torch.zeros(1, len(numbers["features"]), dtype=torch.long)
-    monkeypatch.setattr(initialize, "kmeans", lambda *_, **__: Clustering(centres, assignment, torch.zeros(1), 1))
+    monkeypatch.setattr(representatives, "kmeans", lambda *_, **__: Clustering(centres, assignment, torch.zeros(1), 1))
     found = cluster_class(of_one_class(numbers["features"]), 0, 3, 0, as_features, pick="released")
     assert found.representatives.tolist() == numbers["chosen"].tolist() == [1, 1, 5]
 

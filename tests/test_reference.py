@@ -9,8 +9,9 @@ from dreamlib import reference
 from dreamlib._engine.seeding import generator
 from dreamlib.distill import Distiller
 from dreamlib.networks import build
+from dreamlib.sampling.representatives import cluster_class
 from dreamlib.settings import DistillParams
-from dreamlib.synthetic.initial import cluster_class, fill
+from dreamlib.synthetic.initial import fill
 from dreamlib.training.features import embed
 from dreamlib.training.trainer import compiled_network
 

@@ -17,7 +17,7 @@ from dreamlib.data import create
 from dreamlib.errors import ParameterError
 from dreamlib.matching import OBJECTIVES
 from dreamlib.networks import NETWORKS, build
-from dreamlib.synthetic.initial import cluster_class
+from dreamlib.sampling.representatives import cluster_class
 from dreamlib.synthetic.synthetic_set import SyntheticSet
 from pipeline.params import find_root, read_params
 from pipeline.params.check import check_names

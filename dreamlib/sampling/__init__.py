@@ -1,4 +1,4 @@
-"""Which real images stand for a class: k-means, real batches, coresets, coverage; found by being there."""
+"""Which real images stand for a class: k-means, representatives, real batches, coverage; found by being there."""
 
 import importlib
 import pkgutil

@@ -14,8 +14,8 @@ from dreamlib._engine.seeding import generator
 from dreamlib.data import create
 from dreamlib.data.base import PublishedDataset
 from dreamlib.distill import DistillResult
+from dreamlib.sampling.representatives import ClassClusters
 from dreamlib.settings import DistillParams, digest
-from dreamlib.synthetic.initial import ClassClusters
 from pipeline.params import Params
 from pipeline.project import Project, Setting
 from pipeline.report.record import cost_table

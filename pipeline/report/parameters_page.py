@@ -14,6 +14,7 @@ from pydantic_core import PydanticUndefined
 
 from dreamlib.data.base import DATASETS
 from dreamlib.matching import OBJECTIVES
+from dreamlib.matching.label_sources import LABELS
 from dreamlib.networks import NETWORKS
 from dreamlib.sampling.real_batches import SAMPLERS
 from dreamlib.settings import (
@@ -130,10 +131,9 @@ SECTIONS: dict[str, tuple[type[BaseModel], dict[str, str]]] = {
             "network_augmentation": "their augmentation",
             "cutmix": "their probability of CutMix",
             "pretrain_epochs": "passes over the real images before a network's first matching",
-            "labels": "class labels, or a teacher's probabilities assigned at the end",
-            "temperature": "temperature of the teacher's probabilities",
+            "labels": "source of the labels, see [Components](#components)",
             "whitening": "`zca` whitens the real images (MTT); needs `factor: 1` and `bounded: false`",
-            "teacher_epochs": "training of the teacher",
+            "teacher_epochs": "training of the teacher, with `labels: assigned`",
             "parallel_classes": "classes clustered and matched side by side on a CPU",
             "checkpoint_every_s": "seconds between two checkpoints",
             "snapshots": "canvases kept on the way, for accuracy curves",
@@ -267,14 +267,17 @@ def components() -> str:
     for kind, registry in (("objective", OBJECTIVES), ("network", NETWORKS), ("data set", DATASETS)):
         rows = []
         for name in registry.names():
-            component = registry[name]
-            summary = (component.__doc__ or "").splitlines()[0].replace("``", "`")
-            options = [f"`{option.name}: {_yaml(option.default)}`" for option in fields(component)]
-            rows.append((f"`{name}`", summary, ", ".join(options) or "–"))
+            options = [f"`{option.name}: {_yaml(option.default)}`" for option in fields(registry[name])]
+            rows.append((f"`{name}`", _summary(registry[name]), ", ".join(options) or "–"))
         parts.append(markdown((kind, "what it is", "options and their defaults"), rows))
-    for key, registry in (("init", INITS), ("sampler", SAMPLERS)):
-        parts.append(f"Values of `{key}`: {', '.join(f'`{name}`' for name in registry.names())}.\n")
+    for kind, registry in (("init", INITS), ("sampler", SAMPLERS), ("labels", LABELS)):
+        rows = [(f"`{name}`", _summary(registry[name])) for name in registry.names()]
+        parts.append(markdown((kind, "what it is"), rows))
     return "\n".join(parts)
+
+
+def _summary(component: type) -> str:
+    return (component.__doc__ or "").splitlines()[0].replace("``", "`")
 
 
 def _yaml(value: Any) -> str:
