@@ -110,8 +110,6 @@ class DistillParams(Strict):
         per_cluster: images chosen from each cluster; must divide ``real_batch``.
         interval: inner iterations between two choices.
         pool: random images of a class to choose from; 0 takes all.
-        cluster_iterations: most Lloyd iterations of k-means.
-        cluster_start: how k-means chooses its initial centres.
         cluster_features: space of the clustering: features of the 'current' network (DREAM), their 'spatial_mean',
             features of one untrained network kept for the run ('random'), or 'pixels'.
         warm_start: start k-means from the previous clustering's centres while the network is the same.
@@ -161,8 +159,6 @@ class DistillParams(Strict):
     per_cluster: Positive = 1
     interval: Positive = 10
     pool: Natural = 0
-    cluster_iterations: Positive = 10
-    cluster_start: Literal["random", "k-means++"] = "random"
     cluster_features: Literal["current", "spatial_mean", "random", "pixels"] = "current"
     warm_start: bool = False
     synthetic_batch: Positive = 128
@@ -249,10 +245,9 @@ class EvaluationParams(Strict):
     views: additional evaluations of the same set; see ``dreamlib.evaluation.apply_view``.
     epochs, batch, lr, momentum, weight_decay: SGD on the decoded images.
     decay: 'idc_steps' multiplies the rate by 0.2 at 2/3 and at 5/6 of the epochs (IDC); 'tenth' multiplies it by 0.1
-        after half of them and resets momentum (DC, DSA, DM, MTT); 'none' keeps it constant.
+        after half of them and resets momentum (DC, DSA, DM, MTT).
     augmentation, augmentation_mode: see ``dreamlib.training.augment.Augmentation``.
     cutmix: probability of CutMix for a batch.
-    label_smoothing: share of every label that is spread evenly over all classes.
     clean_share: fraction of the epochs, the last ones, without CutMix and with mirroring as only augmentation.
     last_layer: 'ridge' refits the last layer, after training, by ridge regression on the set's features, as the
         objective 'ridge' assumes; the accuracy before the refit is reported too.
@@ -271,7 +266,7 @@ class EvaluationParams(Strict):
     repeats: Positive = 3
     parallel_networks: Positive = 1
     views: list[Literal["plain", "hard_labels", "idc"]] = []
-    decay: Literal["idc_steps", "tenth", "none"] = "idc_steps"
+    decay: Literal["idc_steps", "tenth"] = "idc_steps"
     epochs: Positive = 1000
     batch: Positive = 64
     lr: Rate = 0.01
@@ -280,7 +275,6 @@ class EvaluationParams(Strict):
     augmentation: str = "flip_color_crop_scale_rotate"
     augmentation_mode: Literal["idc", "dsa", "dc", "idc_per_image"] = "idc"
     cutmix: Fraction = 0.5
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     clean_share: Fraction = 0.0
     last_layer: Literal["trained", "ridge"] = "trained"
     last_layer_penalty: Rate = 0.03

@@ -8,6 +8,7 @@ import torch
 
 from dreamlib._engine.torchvision_import import torchvision
 from dreamlib.errors import UnknownNameError
+from dreamlib.training import augment
 from dreamlib.training.augment import GEOMETRIC, OPS, Augmentation, AugmentationDraw
 from dreamlib.training.cutmix import cutmix
 
@@ -219,14 +220,17 @@ def test_applying_never_waits_for_the_device(count, mode):
         assert got.shape == x.shape
 
 
-def test_identity_and_global_state():
+def test_identity_and_global_state(monkeypatch):
     x, before = pixels(3, 1, 8, 8), torch.get_rng_state()
     for text in ("", "none"):
         identity = Augmentation.parse(text)
         assert identity.apply(x, identity.draw(1, (1, 8, 8), rng())) is x
-    for op in OPS[1:]:  # zero strength; a grey pixel has no saturation
-        weakest = Augmentation((op,), "idc", brightness=0, contrast=0, cutout=0, crop=0, scale=1, rotate=0)
+    for strength, zero in {"BRIGHTNESS": 0, "CONTRAST": 0, "CUTOUT": 0, "CROP": 0, "SCALE": 1, "ROTATE": 0}.items():
+        monkeypatch.setattr(augment, strength, zero)  # a grey pixel has no saturation
+    for op in OPS[1:]:
+        weakest = Augmentation((op,))
         assert torch.allclose(weakest.apply(x, weakest.draw(3, (1, 8, 8), rng())), x, atol=1e-5)
+    monkeypatch.undo()
     draws = [Augmentation.parse(ALL).draw(4, (1, 8, 8), rng(7)).values for _ in range(2)]
     assert all(torch.equal(draws[0][op], draws[1][op]) for op in OPS)
     cutmix(x, torch.arange(3), rng(), probability=1.0)
@@ -240,16 +244,11 @@ def test_refusals():
         Augmentation.parse("color", "dream")
     with pytest.raises(ValueError, match="twice"):
         Augmentation.parse("crop_crop")
-    with pytest.raises(ValueError, match=r"scale=0.9 is outside \[1, inf\]"):
-        Augmentation(("scale",), scale=0.9)
     augmentation = Augmentation.parse("crop")
     with pytest.raises(ValueError, match="count=1 or count=N"):
         augmentation.apply(pixels(3, 1, 8, 8), augmentation.draw(2, (1, 8, 8), rng()))
     with pytest.raises(ValueError, match="shape of these images"):
         augmentation.apply(pixels(3, 1, 8, 8), augmentation.draw(1, (1, 16, 16), rng()))
-    for wrong in ({"beta": 0.0}, {"probability": 1.5}):
-        with pytest.raises(ValueError, match="cutmix needs"):
-            cutmix(pixels(2, 1, 4, 4), torch.arange(2), rng(), **wrong)
 
 
 def test_cutmix_lam_is_the_share_of_pixels_kept():

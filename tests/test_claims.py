@@ -13,7 +13,7 @@ from dreamlib._engine.seeding import derive, generator
 from dreamlib.networks import build
 from dreamlib.synthetic.synthetic_set import SyntheticSet
 from dreamlib.training.features import accuracy, fit_last_layer, predict
-from dreamlib.training.schedules import SCHEDULES
+from dreamlib.training.schedules import constant_lr
 from dreamlib.training.trainer import Trainer, TrainSettings, fit
 from pipeline.report.statistics import (
     HOLDS,
@@ -188,7 +188,7 @@ def test_watched_training_asks_a_copy_whose_last_layer_is_fitted(toy_data, toy_i
         kernels = CompiledNetwork(plain, compute)
         fit(
             plain, data.images, data.labels, info, TrainSettings(batch=10), kernels, epochs=2, seed=own,
-            schedule=SCHEDULES["none"],
+            schedule=constant_lr,
         )  # fmt: skip
         fit_last_layer(plain, data.images, data.labels, info, kernels, penalty)
         assert accuracy(predict(plain, against.images, info, kernels), against.labels) == found[2]

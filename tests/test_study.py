@@ -212,13 +212,6 @@ def evaluated(project):
     return read_json(project.file("evaluation", RANDOM, ".json"))
 
 
-def test_smoothed_labels_are_evaluated_hard_as_well(evaluating):
-    smoothed = evaluated(evaluating(label_smoothing=0.4, epochs=20, views=["hard_labels"]))
-    by_view = {view["view"]: view["accuracies"] for view in smoothed["views"]}
-    assert by_view["hard_labels"] != by_view["protocol"] == smoothed["accuracies"]
-    assert evaluated(evaluating(label_smoothing=0, epochs=20))["accuracies"] == by_view["hard_labels"]
-
-
 def test_a_fitted_last_layer_stands_beside_the_trained_one(evaluating):
     how = {"repeats": 2, "epochs": 20, "views": ["plain"]}
     fitted = evaluated(evaluating(last_layer="ridge", **how))

@@ -108,17 +108,17 @@ def test_cutmix_weighs_the_two_labels_by_their_pixels(toys, monkeypatch):
 
 @pytest.mark.parametrize("cut", [0.0, 1.0])
 @pytest.mark.parametrize("soft", [False, True])
-def test_smoothed_labels_are_torchs(toys, soft, cut):
+def test_the_loss_is_torchs(toys, soft, cut):
     info, data, network, kernels = toys()
     images, labels = data.images[:6], data.labels[:6]
     labels = F.one_hot(labels, 3) * 0.7 + 0.1 if soft else labels
-    settings = TrainSettings(batch=6, cutmix=cut, label_smoothing=0.3)
+    settings = TrainSettings(batch=6, cutmix=cut)
     rng = torch.Generator().manual_seed(4)
     settings.augmentation.draw(6, tuple(images.shape[1:]), rng)  # draws, even for no augmentation, come first
     x, a, b, lam = cutmix(info.normalise(images), labels, rng, probability=cut)
     assert (lam < 1) == bool(cut)
     with torch.no_grad():
-        asked = [F.cross_entropy(network(x), y, label_smoothing=0.3) for y in (a, b)]
+        asked = [F.cross_entropy(network(x), y) for y in (a, b)]
     loss = Trainer(network, info, settings, kernels).step(images, labels, torch.Generator().manual_seed(4))
     torch.testing.assert_close(loss, lam * asked[0] + (1 - lam) * asked[1])
 
@@ -204,13 +204,13 @@ def test_fit_finishes_on_mirror_images_alone(toys, monkeypatch, epochs, clean_sh
     seen, original = [], Trainer.step
 
     def spy(self, *given):
-        seen.append((self.settings.augmentation.ops, self.settings.cutmix, self.settings.label_smoothing))
+        seen.append((self.settings.augmentation.ops, self.settings.cutmix))
         return original(self, *given)
 
     monkeypatch.setattr(Trainer, "step", spy)
-    how = TrainSettings(36, augmentation=Augmentation.parse("flip_color_crop"), cutmix=0.5, label_smoothing=0.1)
+    how = TrainSettings(36, augmentation=Augmentation.parse("flip_color_crop"), cutmix=0.5)
     fit(network, data.images, data.labels, info, how, kernels, epochs=epochs, seed=0, clean_share=clean_share)
-    usual, last = (("flip", "color", "crop"), 0.5, 0.1), (("flip",), 0.0, 0.1)
+    usual, last = (("flip", "color", "crop"), 0.5), (("flip",), 0.0)
     assert seen == [usual] * first + [last] * (epochs - first)
 
 

@@ -21,6 +21,7 @@ from dreamlib.data.types import DatasetInfo, LabeledImages
 from dreamlib.networks import build
 from dreamlib.settings import digest
 from dreamlib.training.augment import augmentation_for
+from dreamlib.training.schedules import constant_lr
 from dreamlib.training.trainer import TrainSettings, fit
 
 FORMAT = "dreamlib-expert-2"
@@ -146,7 +147,7 @@ def _trajectory(
     store()
     fit(
         model, data.images, data.labels, info, settings.training(info), kernels,
-        epochs=settings.epochs, seed=seed, schedule=lambda lr, _epoch, _epochs: lr, on_epoch=after_epoch,
+        epochs=settings.epochs, seed=seed, schedule=constant_lr, on_epoch=after_epoch,
     )  # fmt: skip
     return {name: torch.stack(values) for name, values in trajectory.items()}
 

@@ -9,34 +9,21 @@ from torch.nn import functional as F
 from dreamlib.synthetic.synthetic_set import SyntheticSet
 
 LOGITS = "label_logits"  # the name of learned labels in a set's extras
+CONFIDENCE = 0.9  # probability of an image's own class in the labels that learning starts from
 
 
-def check_confidence(confidence: float, classes: int) -> None:
-    """Raise ValueError unless 1/K < ``confidence`` < 1: at 1 the logits are infinite, at 1/K all classes are equal.
+def starting_logits(start: SyntheticSet) -> Tensor:
+    """Return initial label logits (M, K): the set's soft labels, else ``CONFIDENCE`` in each image's class.
 
-    >>> check_confidence(0.9, 10)
-    """
-    if not 1 / classes < confidence < 1:
-        raise ValueError(f"options.label_confidence = {confidence} must lie between 1/{classes} and 1, for example 0.9")
-
-
-def starting_logits(start: SyntheticSet, confidence: float) -> Tensor:
-    """Return initial label logits (M, K): the set's soft labels, else ``confidence`` in each image's class.
-
-    Raises ValueError for a ``confidence`` out of range (see ``check_confidence``).
-
-    >>> start = SyntheticSet(torch.zeros(2, 1, 4, 4), torch.arange(2), 2)
-    >>> starting_logits(start, 0.9).softmax(1)
+    >>> starting_logits(SyntheticSet(torch.zeros(2, 1, 4, 4), torch.arange(2), 2)).softmax(1)
     tensor([[0.9000, 0.1000],
             [0.1000, 0.9000]])
     """
     if start.soft_labels is not None:
         return start.soft_labels.clamp_min(torch.finfo(start.soft_labels.dtype).tiny).log()
-    classes = start.num_classes
-    check_confidence(confidence, classes)
     _, hard = start.decode()
-    odds = confidence / (1 - confidence) * (classes - 1)
-    return F.one_hot(hard, classes).to(start.canvases.dtype) * torch.tensor(odds).log().item()
+    odds = CONFIDENCE / (1 - CONFIDENCE) * (start.num_classes - 1)
+    return F.one_hot(hard, start.num_classes).to(start.canvases.dtype) * torch.tensor(odds).log().item()
 
 
 def labels_of(synthetic: SyntheticSet, hard: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ from dreamlib.settings import DistillParams
 
 SAMPLERS: Registry[type["Sampler"]] = Registry("sampler")
 RECORDED_NUMBERS = 2**27  # limit of numbers in features clustered by a CUDA graph, which keeps several times as many
-RELEASED_STEPS = 100  # limit of Lloyd's algorithm in DREAM's released code
+CLUSTERING_STEPS = 10  # limit of Lloyd's algorithm in the sampler 'representative'
+RELEASED_STEPS = 100  # the same in DREAM's released code
 Embed = Callable[[Tensor], Tensor]  # images (n, C, H, W) in [0, 1] → features (n, D)
 Predict = Callable[[Tensor], Tensor]  # images (n, C, H, W) in [0, 1] → logits (n, K)
 
@@ -231,10 +232,8 @@ class RepresentativeSampler(KeptSampler):
     ``per_cluster`` images nearest to each centre supervise the next ``interval`` iterations. The features are those
     that ``prepare`` is given: in DREAM, the current network's.
 
-    max_iterations: limit of Lloyd's algorithm.
-    start: how a clustering starts, see ``kmeans``.
-    warm_start: start from the centres of the previous clustering instead, as long as the network is the same one;
-        the features of another network are another space.
+    warm_start: start from the centres of the previous clustering, not from random rows, as long as the network is the
+        same one; the features of another network are another space.
     centers: class → (k, D), with ``warm_start``.
     lloyd: passed to ``kmeans`` where all classes are clustered together.
 
@@ -242,8 +241,6 @@ class RepresentativeSampler(KeptSampler):
     """
 
     per_cluster: int = 1
-    max_iterations: int = 10
-    start: str = "random"
     warm_start: bool = False
     centers: dict[int, Tensor] = field(default_factory=dict)
     lloyd: Callable[..., tuple[Tensor, ...]] | None = None
@@ -261,10 +258,8 @@ class RepresentativeSampler(KeptSampler):
         """See ``Sampler.options``."""
         return super().options(settings, strategy) | {
             "per_cluster": settings.per_cluster,
-            "max_iterations": settings.cluster_iterations,
-            "start": settings.cluster_start,
             "warm_start": settings.warm_start,
-            "lloyd": strategy.cuda_graph("lloyd", partial(lloyd_steps, most=settings.cluster_iterations)),
+            "lloyd": strategy.cuda_graph("lloyd", partial(lloyd_steps, most=CLUSTERING_STEPS)),
         }
 
     def new_network(self) -> None:
@@ -302,11 +297,9 @@ class RepresentativeSampler(KeptSampler):
         features = embed(self.data.images[torch.cat(list(members.values()))]).float()
         features = features.unflatten(0, (len(members), count))  # (K, n, D)
         continues = all(label in self.centers for label in members)
-        start = torch.stack([self.centers[label] for label in members]) if continues else self.start
+        start = torch.stack([self.centers[label] for label in members]) if continues else "random"
         lloyd = self.lloyd if len(members) > 1 and features.numel() <= RECORDED_NUMBERS else None
-        clusters = kmeans(
-            features, k, list(rngs.values()), max_iterations=self.max_iterations, start=start, lloyd=lloyd
-        )
+        clusters = kmeans(features, k, list(rngs.values()), max_iterations=CLUSTERING_STEPS, start=start, lloyd=lloyd)
         if self.warm_start:
             self.centers.update(zip(members, clusters.centers, strict=True))
         nearest = nearest_members(features, clusters, per_cluster)
