@@ -284,6 +284,23 @@ def test_a_late_reader_names_the_class_and_iteration_that_broke(digits, toy_info
     assert run.iteration < LOSSES_READ_EVERY
 
 
+def test_the_graphs_of_a_run_end_with_it_and_those_of_its_architecture_stay(digits, toy_info, recorded, monkeypatch):
+    forgotten = []
+    monkeypatch.setattr(CudaGraphed, "forget", forgotten.append)
+    training._shared_kernels.cache_clear()
+    run = distiller(digits, toy_info, RunAhead)
+    run.run()
+    of_run, of_architecture = run.strategy.graphs._graphs, run.kernels.graphs._graphs
+    assert [name.partition(" ")[0] for name in of_run] == ["gradient"]
+    assert forgotten == list(of_run.values())
+    assert {key[0] for key in of_architecture} == {"training"}
+    training_graphs = dict(of_architecture)
+    other = distiller(digits, toy_info, RunAhead)
+    other.run()
+    assert other.kernels.graphs._graphs == training_graphs, "the next run's networks are trained by the same graphs"
+    assert not set(other.strategy.graphs._graphs.values()) & set(of_run.values()), "but matched by graphs of its own"
+
+
 # ---- on a GPU -------------------------------------------------------------------------------------------------------
 
 

@@ -64,6 +64,29 @@ class CudaGraphed:
         return recording.outputs
 
 
+class CudaGraphs:
+    """CUDA graphs by key; a variable that a function closes over must be the same for equal keys.
+
+    Two of these exist, because graphs have two lifetimes. Those of a ``CompiledNetwork`` are functions of an
+    architecture: they serve every network of the process. Those of a ``Strategy`` close over the set that one run
+    distils, and hold memory of its size: they end with the run.
+    """
+
+    def __init__(self) -> None:
+        self._graphs: dict[Any, CudaGraphed] = {}
+
+    def get(self, key: Any, function: Callable[..., Any], high_priority: bool = False) -> CudaGraphed:
+        """Return the graph of a key, at its first use that of ``function`` (see ``CudaGraphed``)."""
+        if key not in self._graphs:
+            self._graphs[key] = CudaGraphed(function, high_priority)
+        return self._graphs[key]
+
+    def forget(self) -> None:
+        """Free the memory of all graphs; they are captured anew when they are called again."""
+        for graph in self._graphs.values():
+            graph.forget()
+
+
 def _record(function: Callable[[], Any], priority: int) -> tuple[torch.cuda.CUDAGraph, Any]:
     warm_up_stream, graph = torch.cuda.Stream(priority=priority), torch.cuda.CUDAGraph()
     warm_up_stream.wait_stream(torch.cuda.current_stream())

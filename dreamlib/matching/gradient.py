@@ -122,7 +122,7 @@ class GradientMatching(Objective):
 
         canvases, name = state.synthetic.canvases, f"gradient {self}"
         with torch.no_grad():
-            values, gradient = state.cuda_graph(name, whole)(
+            values, gradient = state.graphs.get(name, whole)(
                 canvases, state.synthetic_rows(), real, state.draw_table(state.classes), labels, matched, fixed
             )
         return KnownGradient.apply(canvases, values, gradient.clone())  # the next replay overwrites the original

@@ -127,8 +127,8 @@ class RidgeRegression(Objective):
             return pull_back(kernels.pull_back(weights, ours, upstream))
 
         with torch.no_grad():
-            support, features = state.cuda_graph("ridge forward", forward)(canvases, rows, real, table, weights)
-        back = state.cuda_graph("ridge backward", backward)
+            support, features = state.graphs.get("ridge forward", forward)(canvases, rows, real, table, weights)
+        back = state.graphs.get("ridge backward", backward)
         support = _Support.apply(canvases, support, lambda upstream: back(canvases, rows, table, weights, upstream))
         return support, features.clone(), [[len(x) // classes] * classes for x in (real, rows)]
 

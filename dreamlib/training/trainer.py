@@ -174,7 +174,7 @@ class Trainer:
             key = (
                 "training", settings.augmentation, settings.momentum, settings.weight_decay, self.info,
             )  # fmt: skip
-            recorded = self.kernels.recorded(key, self._steps(), high_priority=True)
+            recorded = self.kernels.graphs.get(key, self._steps(), high_priority=True)
             *results, losses = recorded(weights, momenta, lr, images, labels, *tables)
             for old, new in zip((weights, momenta), results, strict=True):
                 torch._foreach_copy_(list(old.values()), [new[name] for name in old])
