@@ -11,6 +11,7 @@ from dreamlib.errors import unknown
 Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -180,10 +181,10 @@ class DistillParams(Strict):
     network_batch: Positive = 128
     network_lr: Rate = 0.01
     network_momentum: Momentum = 0.9
-    network_weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    network_weight_decay: NonNegative = 5e-4
     network_augmentation: str = "color_crop"
     cutmix: Fraction = 0.5
-    pretrain_epochs: Annotated[float, Field(ge=0)] = 0.0
+    pretrain_epochs: NonNegative = 0.0
     labels: str = "hard"
     whitening: Literal["none", "zca"] = "none"
     teacher_epochs: Positive = 20
@@ -271,7 +272,7 @@ class EvaluationParams(Strict):
     batch: Positive = 64
     lr: Rate = 0.01
     momentum: Momentum = 0.9
-    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    weight_decay: NonNegative = 5e-4
     augmentation: str = "flip_color_crop_scale_rotate"
     augmentation_mode: Literal["idc", "dsa", "dc", "idc_per_image"] = "idc"
     cutmix: Fraction = 0.5
@@ -310,7 +311,7 @@ class ExpertParams(Strict):
     batch: Positive = 256
     lr: Rate = 0.01
     momentum: Momentum = 0.0
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: NonNegative = 0.0
     augmentation: str = "flip_color_crop_scale_rotate_cutout"
     mode: Literal["idc", "dsa", "dc", "idc_per_image"] = "dsa"
 

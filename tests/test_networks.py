@@ -203,7 +203,7 @@ def test_options_are_validated_at_the_door():
         build("convnet", info(), rng(), {"norm": "instanse"})
     with pytest.raises(UnknownNameError, match="did you mean 'batch'"):
         build("resnet18", info(), rng(), {"norm": "bach"})
-    with pytest.raises(ValueError, match="width=0 must be at least 1"):
+    with pytest.raises(ValueError, match="greater than or equal to 1, got 0"):
         build("resnet18", info(), rng(), {"width": 0})
     with pytest.raises(ValueError, match="depth between 1 and 3"):
         build("convnet", info(3, 8), rng(), {"depth": 4})

@@ -263,9 +263,9 @@ def test_pixels_and_rates_learn(unrolled_state):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 0}, "steps = 0 must be at least 1"),
+        ({"steps": 0}, "option steps of objective 'unrolled': Input should be greater than or equal to 1, got 0"),
         ({"window": 5}, "between 1 and steps · passes = 4"),
-        ({"step_size": 0.0}, "step_size = 0.0 must be above 0"),
+        ({"step_size": 0.0}, "option step_size .* greater than 0, got 0.0"),
     ],
 )
 def test_options_out_of_range_are_refused(options, message):

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from dreamlib._engine.compiled_network import Weights, weights_of
 from dreamlib.matching.distribution import detached
 from dreamlib.matching.objective import OBJECTIVES, MatchState, Objective
+from dreamlib.settings import Rate
 
 
 def centred_targets(labels: Tensor, num_classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -75,17 +76,11 @@ class RidgeRegression(Objective):
     that a step takes one forward pass of the real batch and one forward and backward pass of the distilled set. The
     loss is half the mean squared distance to the centred one-hot targets, over all classes. FRePo trains its networks
     on the distilled set (``train_on: synthetic``). Unlike in FRePo, labels are hard and a sampler chooses real images.
-
-    Raises ValueError for a ``penalty`` that is not positive.
     """
 
     by_class: ClassVar[bool] = False
 
-    penalty: float = 1e-3
-
-    def __post_init__(self) -> None:
-        if not self.penalty > 0:
-            raise ValueError(f"options.penalty = {self.penalty} must be above 0, for example 0.001")
+    penalty: Rate = 1e-3
 
     def losses(self, state: MatchState) -> Iterator[tuple[int, Tensor]]:
         """See ``Objective.losses``; one loss for all classes, given as class -1."""

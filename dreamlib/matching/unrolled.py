@@ -13,6 +13,7 @@ from dreamlib.data.types import DatasetInfo
 from dreamlib.matching.inner import InnerTraining, parameters_of
 from dreamlib.matching.objective import OBJECTIVES, MatchState, Objective
 from dreamlib.matching.soft_labels import LOGITS, keep_learned_labels, labels_of, starting_logits
+from dreamlib.settings import Natural, Positive, Rate
 from dreamlib.synthetic.synthetic_set import SyntheticSet
 from dreamlib.training.augment import Augmentation, augmentation_for
 
@@ -110,7 +111,7 @@ class UnrolledTraining(Objective):
     learn_labels: whether the labels are learned too.
     recompute: bounds memory, see ``InnerTraining``.
 
-    Raises ValueError, naming the option, for a value out of range.
+    Raises ValueError for a window out of range.
 
     >>> UnrolledTraining(steps=10, passes=3).total
     30
@@ -119,23 +120,18 @@ class UnrolledTraining(Objective):
     by_class: ClassVar[bool] = False
     sampler_option: ClassVar[str] = "options.real_batch: 0"
 
-    steps: int = 10
-    passes: int = 3
-    step_size: float = 0.02
+    steps: Positive = 10
+    passes: Positive = 3
+    step_size: Rate = 0.02
     optimizer: Literal["sgd", "adam"] = "sgd"
     learn_rates: bool = True
     window: int | None = None
-    real_batch: int = 1024
+    real_batch: Natural = 1024
     augment_real: bool = False
     learn_labels: bool = False
     recompute: bool = True
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("passes", 1), ("real_batch", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"options.{name} = {getattr(self, name)} must be at least {least}")
-        if not self.step_size > 0:
-            raise ValueError(f"options.step_size = {self.step_size} must be above 0, for example 0.02")
         if self.window is not None and not 1 <= self.window <= self.total:
             raise ValueError(
                 f"options.window = {self.window} must lie between 1 and steps · passes = {self.total}; "

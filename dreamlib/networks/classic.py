@@ -10,7 +10,8 @@ from torch import nn
 
 from dreamlib.data.types import DatasetInfo
 from dreamlib.networks import NETWORKS
-from dreamlib.networks._shared import FeatureNet, check_norm, need_side, set_norm
+from dreamlib.networks._shared import FeatureNet, Norm, need_side, set_norm
+from dreamlib.settings import Positive
 
 _VGG11 = ((64,), (128,), (256, 256), (512, 512), (512, 512))
 
@@ -25,7 +26,7 @@ def _is_small_grey(info: DatasetInfo) -> bool:
 class MLPFamily:
     """Two hidden layers with ReLU; ``width`` is their number of units."""
 
-    width: int = 128
+    width: Positive = 128
 
     def build(self, info: DatasetInfo) -> FeatureNet:
         """Return the network for a data set's channels, side and classes."""
@@ -81,10 +82,7 @@ class VGG11Family:
     Images of 32 pixels and more are pooled five times.
     """
 
-    norm: str = "instance"
-
-    def __post_init__(self) -> None:
-        check_norm(self.norm)
+    norm: Norm = "instance"
 
     def build(self, info: DatasetInfo) -> FeatureNet:
         """Return the network for a data set's channels, side and classes."""

@@ -7,7 +7,7 @@ from torch import nn
 from dreamlib._engine.torchvision_import import torchvision
 from dreamlib.data.types import DatasetInfo
 from dreamlib.networks import NETWORKS
-from dreamlib.networks._shared import FeatureNet, check_norm, need_side, set_norm
+from dreamlib.networks._shared import FeatureNet, Norm, need_side, set_norm
 
 GROWTH = 12  # channels that each layer adds
 
@@ -22,10 +22,7 @@ class DenseNetFamily:
     """
 
     blocks: tuple[int, ...] = (6, 12, 24, 16)
-    norm: str = "instance"
-
-    def __post_init__(self) -> None:
-        check_norm(self.norm)
+    norm: Norm = "instance"
 
     def build(self, info: DatasetInfo) -> FeatureNet:
         """Return the network for a data set's channels and classes."""
