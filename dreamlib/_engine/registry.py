@@ -1,6 +1,8 @@
 """Registries of components by name, with errors that suggest the nearest match."""
 
-from collections.abc import Callable, Iterator, Mapping
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -9,6 +11,16 @@ from pydantic import TypeAdapter, ValidationError
 from dreamlib.errors import unknown
 
 T = TypeVar("T")
+
+
+def import_modules(package: str, folders: Iterable[str]) -> None:
+    """Import the modules of a package, which register what they define; not those whose names begin with ``_``.
+
+    package, folders: the package's ``__name__`` and ``__path__``.
+    """
+    for module in pkgutil.iter_modules(folders):
+        if not module.name.startswith("_"):
+            importlib.import_module(f"{package}.{module.name}")
 
 
 def configured(kind: Callable[..., T], options: Mapping[str, Any], what: str) -> T:
