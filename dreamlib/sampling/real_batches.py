@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, ClassVar
 
@@ -93,14 +93,15 @@ class Sampler(ABC):
 
     @classmethod
     def from_settings(cls, data: LabeledImages, settings: DistillParams, seed: int, strategy: Strategy) -> "Sampler":
-        """Return the sampler of a run; see ``options``."""
-        return cls(data=data, batch=settings.real_batch, seed=seed, **cls.options(settings, strategy))
+        """Return the sampler of a run: a field named as a setting has its value."""
+        named = settings.model_dump(include={field.name for field in fields(cls)})
+        return cls(data=data, batch=settings.real_batch, seed=seed, **named, **cls.execution(strategy))
 
     @classmethod
-    def options(cls, settings: DistillParams, strategy: Strategy) -> dict[str, Any]:
-        """Return the arguments besides data, batch and seed; a subclass with more fields adds its own.
+    def execution(cls, strategy: Strategy) -> dict[str, Any]:
+        """Return the arguments that are no settings: what the sampler takes from ``strategy``.
 
-        strategy: tells which classes this process works on, on which threads, and records CUDA graphs.
+        It tells which classes this process works on, on which threads, and records CUDA graphs.
         """
         return {}
 
@@ -169,14 +170,9 @@ class KeptSampler(Sampler):
         self.classes = range(self.data.num_classes) if self.classes is None else self.classes
 
     @classmethod
-    def options(cls, settings: DistillParams, strategy: Strategy) -> dict[str, Any]:
-        """See ``Sampler.options``."""
-        return super().options(settings, strategy) | {
-            "interval": settings.interval,
-            "pool": settings.pool,
-            "classes": strategy.classes,
-            "workers": strategy.workers,
-        }
+    def execution(cls, strategy: Strategy) -> dict[str, Any]:
+        """See ``Sampler.execution``."""
+        return super().execution(strategy) | {"classes": strategy.classes, "workers": strategy.workers}
 
     @abstractmethod
     def choose(self, label: int, members: Tensor, rng: torch.Generator, embed: Embed, predict: Predict) -> Tensor:
@@ -254,13 +250,10 @@ class RepresentativeSampler(KeptSampler):
             )
 
     @classmethod
-    def options(cls, settings: DistillParams, strategy: Strategy) -> dict[str, Any]:
-        """See ``Sampler.options``."""
-        return super().options(settings, strategy) | {
-            "per_cluster": settings.per_cluster,
-            "warm_start": settings.warm_start,
-            "lloyd": strategy.cuda_graph("lloyd", partial(lloyd_steps, most=CLUSTERING_STEPS)),
-        }
+    def execution(cls, strategy: Strategy) -> dict[str, Any]:
+        """See ``Sampler.execution``."""
+        lloyd = strategy.cuda_graph("lloyd", partial(lloyd_steps, most=CLUSTERING_STEPS))
+        return super().execution(strategy) | {"lloyd": lloyd}
 
     def new_network(self) -> None:
         """See ``Sampler.new_network``."""
@@ -318,11 +311,6 @@ class ReleasedSampler(KeptSampler):
 
     normalised_features: ClassVar[bool] = False
     per_cluster: int = 1
-
-    @classmethod
-    def options(cls, settings: DistillParams, strategy: Strategy) -> dict[str, Any]:
-        """See ``Sampler.options``."""
-        return super().options(settings, strategy) | {"per_cluster": settings.per_cluster}
 
     def choose(self, label: int, members: Tensor, rng: torch.Generator, embed: Embed, predict: Predict) -> Tensor:
         """See ``KeptSampler.choose``."""
