@@ -106,7 +106,7 @@ class DistillParams(Strict):
             ``dreamlib.data.whitening``).
 
     The real images:
-        sampler: registered name of the sampler; see ``dreamlib.sampling.real_batches``.
+        sampler: registered name of the sampler; see ``dreamlib.sampling``.
         real_batch: images per class and inner iteration.
         per_cluster: images chosen from each cluster; must divide ``real_batch``.
         interval: inner iterations between two choices.

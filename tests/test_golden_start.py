@@ -5,11 +5,9 @@ import torch
 from golden_numbers import assert_near, golden, plain_info
 
 from dreamlib.data.types import LabeledImages
-from dreamlib.sampling import real_batches as sampling
 from dreamlib.sampling import representatives
 from dreamlib.sampling.kmeans import Clustering, kmeans, squared_distances
-from dreamlib.sampling.real_batches import ReleasedSampler
-from dreamlib.sampling.representatives import cluster_class
+from dreamlib.sampling.representatives import ReleasedSampler, cluster_class
 from dreamlib.synthetic.decode import decode, tile
 from dreamlib.synthetic.initial import fill, noise
 
@@ -86,7 +84,9 @@ def test_two_centres_may_pick_the_same_image(monkeypatch):
 def test_the_three_nearest_of_all_make_a_real_batch(table, monkeypatch):
     numbers = golden("initialisation", f"kmeans.{table}.")
     given = numbers["start_centres"].float().unsqueeze(0)
-    monkeypatch.setattr(sampling, "kmeans", lambda *args, start, **options: kmeans(*args, start=given, **options))
+    monkeypatch.setattr(
+        representatives, "kmeans", lambda *args, start, **options: kmeans(*args, start=given, **options)
+    )
     sampler = ReleasedSampler(of_one_class(numbers["features"]), batch=12, seed=0, per_cluster=3)
     sampler.prepare(0, as_features)
     assert torch.equal(sampler.rows(0, 0).view(4, 3), numbers["chosen_three_nearest"])

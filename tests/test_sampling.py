@@ -9,18 +9,11 @@ import torch
 from dreamlib._engine.seeding import generator
 from dreamlib._engine.threads import Workers
 from dreamlib.data.types import LabeledImages
-from dreamlib.sampling import real_batches as sampling
+from dreamlib.sampling import representatives
+from dreamlib.sampling.ablations import BoundarySampler, CenterSampler
 from dreamlib.sampling.kmeans import kmeans
-from dreamlib.sampling.real_batches import (
-    SAMPLERS,
-    BoundarySampler,
-    CenterSampler,
-    EndlessPass,
-    KeptSampler,
-    RandomSampler,
-    ReleasedSampler,
-    RepresentativeSampler,
-)
+from dreamlib.sampling.real_batches import SAMPLERS, EndlessPass, KeptSampler, RandomSampler
+from dreamlib.sampling.representatives import ReleasedSampler, RepresentativeSampler
 
 
 def pixels(images):
@@ -252,7 +245,7 @@ def planted(clusters=8, members=9, seed=0):
 @pytest.fixture
 def careful_start(monkeypatch):
     """Representatives of clusterings that start from k-means++, which finds every planted group."""
-    monkeypatch.setattr(sampling, "kmeans", lambda *a, start, **options: kmeans(*a, **options))
+    monkeypatch.setattr(representatives, "kmeans", lambda *a, start, **options: kmeans(*a, **options))
 
 
 def test_a_representative_batch_covers_groups_that_random_batches_miss(careful_start):
@@ -299,21 +292,21 @@ def test_rows_before_prepare_is_an_error(toy_data):
 
 def counted(sampler, monkeypatch):
     """(iterations, inertia) of each clustering the sampler asks for, in order."""
-    seen, ask = [], sampling.kmeans
+    seen, ask = [], representatives.kmeans
 
     def kmeans(*given, **options):
         found = ask(*given, **options)
         seen.append((found.iterations, float(found.inertia)))
         return found
 
-    monkeypatch.setattr(sampling, "kmeans", kmeans)
+    monkeypatch.setattr(representatives, "kmeans", kmeans)
     return seen
 
 
 def test_a_warm_start_from_converged_centres_needs_no_search(monkeypatch):
     """Lloyd's algorithm cannot move centres that are their clusters' means: one pass sees it, and none is worse."""
     data, _ = planted()
-    monkeypatch.setattr(sampling, "CLUSTERING_STEPS", 50)
+    monkeypatch.setattr(representatives, "CLUSTERING_STEPS", 50)
     runs = {}
     for warm in (False, True):
         sampler = RepresentativeSampler(data, 8, seed=3, interval=1, warm_start=warm)
@@ -332,7 +325,7 @@ def test_a_warm_start_goes_on_where_few_iterations_left_off(monkeypatch):
     """Two iterations at a time: the second warm clustering is a single run's third and fourth, by the algorithm."""
     data, _ = planted(clusters=12)
     points = pixels(data.images).unsqueeze(0)
-    monkeypatch.setattr(sampling, "CLUSTERING_STEPS", 2)
+    monkeypatch.setattr(representatives, "CLUSTERING_STEPS", 2)
     warm = RepresentativeSampler(data, 12, seed=0, interval=1, warm_start=True)
     with monkeypatch.context() as patch:
         seen = counted(warm, patch)

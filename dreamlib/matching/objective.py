@@ -152,18 +152,12 @@ class Objective(ABC):
     # Whether ``losses`` gives one loss for each of ``state.classes``, which ranks and threads may share. An objective
     # with one loss for the whole set, given as class -1, sets it to False: every rank then computes all of it.
     by_class: ClassVar[bool] = True
+    # Whether it reads the real batches that a sampler chooses.
+    uses_sampler: ClassVar[bool] = True
     # The setting that makes the objective use a sampler's batches where ``uses_sampler`` is False, for errors.
     sampler_option: ClassVar[str] = ""
-
-    @property
-    def uses_sampler(self) -> bool:
-        """Whether it reads the real batches that a sampler chooses."""
-        return True
-
-    @property
-    def learns_labels(self) -> bool:
-        """Whether it learns the labels, so that none may be assigned afterwards."""
-        return False
+    # Whether it learns the labels, so that none may be assigned afterwards.
+    learns_labels: ClassVar[bool] = False
 
     def check(self, network: nn.Module, info: DatasetInfo, expert_epochs: int | None = None) -> None:  # noqa: B027 (most have nothing to refuse)
         """Raise ValueError, before any work, for a network or data set that these options cannot be used with.

@@ -51,6 +51,7 @@ class TrajectoryMatching(Objective):
     """
 
     by_class: ClassVar[bool] = False
+    uses_sampler: ClassVar[bool] = False  # the experts have seen the real images
 
     experts: str = "results/experts"
     synthetic_steps: Positive = 30
@@ -59,11 +60,6 @@ class TrajectoryMatching(Objective):
     batch: Natural = 0
     step_size: Rate = 0.01
     recompute: bool = True
-
-    @property
-    def uses_sampler(self) -> bool:
-        """False: the experts have seen the real images."""
-        return False
 
     def learned(self, start: SyntheticSet) -> dict[str, Tensor]:
         """Return 'step_size', a scalar."""

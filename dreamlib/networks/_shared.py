@@ -53,6 +53,11 @@ def set_norm(module: nn.Module, norm: Norm) -> nn.Module:
     return module
 
 
+def is_small_grey(info: DatasetInfo) -> bool:
+    """Return whether images are grey and of 28 pixels (the MNIST family): DC's first convolution pads them to 32."""
+    return info.channels == 1 and info.size == 28
+
+
 def need_side(network: str, info: DatasetInfo, least: int, remedy: str) -> None:
     """Raise ValueError, with the limit and the remedy, for images with a side of less than ``least`` pixels."""
     if info.size < least:

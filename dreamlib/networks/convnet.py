@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dreamlib._engine.network import Network
 from dreamlib.data.types import DatasetInfo
 from dreamlib.networks import NETWORKS
+from dreamlib.networks._shared import is_small_grey
 from dreamlib.settings import Positive
 
 
@@ -219,7 +220,7 @@ class ConvNetFamily:
 
     def build(self, info: DatasetInfo) -> ConvNet:
         """Return the network for a data set's channels, side and classes."""
-        first_padding = 3 if info.channels == 1 and info.size == 28 else 1
+        first_padding = 3 if is_small_grey(info) else 1
         side = info.size + 2 * (first_padding - 1)
         depth = default_depth(info.size) if self.depth is None else self.depth
         if not 1 <= depth <= int(math.log2(side)):
