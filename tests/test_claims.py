@@ -13,7 +13,7 @@ from dreamlib._engine.seeding import derive, generator
 from dreamlib.networks import build
 from dreamlib.synthetic.synthetic_set import SyntheticSet
 from dreamlib.training.features import accuracy, fit_last_layer, predict
-from dreamlib.training.schedules import constant_lr
+from dreamlib.training.schedules import SCHEDULES, constant_lr
 from dreamlib.training.trainer import Trainer, TrainSettings, fit
 from pipeline.report.statistics import (
     HOLDS,
@@ -158,7 +158,7 @@ def test_watched_training_is_plain_training_asked_on_the_way(toy_data, toy_info,
     monkeypatch.setattr(Trainer, "step", lambda *given: losses.append(step(*given)) or losses[-1])
     watched = watched_training(
         data.images, data.labels, data, info, network, how, compute, points=(2, 4, 8), seed=0,
-        decay="idc_steps", clean_share=clean_share,
+        schedule=SCHEDULES["idc_steps"], clean_share=clean_share,
     )  # fmt: skip
     found = list(watched)
     seen = [losses.pop(0) for _ in range(8)]
