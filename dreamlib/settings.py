@@ -142,8 +142,8 @@ class DistillParams(Strict):
         teacher_epochs: passes over the real images that train the teacher of 'assigned'.
 
     The run:
-        parallel_classes: on a CPU, classes that are clustered and matched side by side, beside the training on real
-            images; must divide the threads. Faster, with more memory and different rounding. Without effect for an
+        parallel_classes: on a CPU, classes that are clustered and matched at the same time, along with the training on
+            real images; must divide the threads. Faster, with more memory and different rounding. Without effect for an
             objective without a loss for each class, and for ``image_update`` 'per_class'.
         checkpoint_every_s: seconds between two checkpoints.
         snapshots: sets to keep for accuracy curves besides the initial one, at iterations that double up to the last.

@@ -179,8 +179,8 @@ class CompiledNetwork:
 
     def _matching(self, distance: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Any]:
         def loss(x: Tensor, y: Tensor, matched: Weights, fixed: Weights, target: Weights) -> Tensor:
-            ours = grad(self._class_loss)(matched, fixed, x, y)
-            return torch.stack([distance(target[name], ours[name]) for name in ours]).sum()
+            gradients = grad(self._class_loss)(matched, fixed, x, y)
+            return torch.stack([distance(target[name], gradients[name]) for name in gradients]).sum()
 
         return self.compiled(("matching", distance), grad_and_value(loss))
 
@@ -193,7 +193,7 @@ class CompiledNetwork:
         matched: Weights,
         fixed: Weights,
     ) -> tuple[Tensor, Tensor]:
-        """Match each of K classes against its own real images; return (values (K,), gradient with respect to x).
+        """Match each of K classes to the real images of that class; return (values (K,), gradient with respect to x).
 
         real: (K·n, C, H, W), ordered by class as ``labels``, equally many images of each class.
         x: (K·m, C, H, W), ordered likewise.
@@ -203,10 +203,10 @@ class CompiledNetwork:
         """
         gradients, values, classes = [], [], len(labels)
         parts = zip(real.chunk(classes), x.chunk(classes), labels.split(1), strict=True)
-        for (theirs, ours, label), stream in side_streams(parts, real.is_cuda):
+        for (of_real, of_x, label), stream in side_streams(parts, real.is_cuda):
             with stream, torch.no_grad():
-                target = self.weight_gradient(matched, fixed, theirs, label.repeat(len(theirs)))
-                gradient, value = self._matching(distance)(ours, label.repeat(len(ours)), matched, fixed, target)
+                target = self.weight_gradient(matched, fixed, of_real, label.repeat(len(of_real)))
+                gradient, value = self._matching(distance)(of_x, label.repeat(len(of_x)), matched, fixed, target)
             gradients.append(gradient)
             values.append(value)
         return torch.stack(values), torch.cat(gradients)

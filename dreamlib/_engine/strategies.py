@@ -156,7 +156,7 @@ class SideBySide(Strategy):
                 losses = list(step.losses((label,), network, kernels))
             finally:
                 spare.put((network, kernels))
-            _check_classes(step.objective, [given for given, _ in losses], (label,))
+            _check_classes(step.objective, [number for number, _ in losses], (label,))
             loss = losses[0][1]
             return label, loss.detach(), torch.autograd.grad(loss.sum(), step.leaves, allow_unused=True)
 

@@ -1,4 +1,4 @@
-"""Expert trajectories: networks trained on the real images, their weights kept after every epoch (MTT's buffers)."""
+"""Expert trajectories: networks trained on the real images, with their weights after every epoch (MTT's buffers)."""
 
 import hashlib
 import json
@@ -50,7 +50,7 @@ def expert_path(folder: str | Path, index: int) -> Path:
 
 
 def expert_folder(base: str | Path, whitening: str) -> Path:
-    """Return the folder of experts trained on images after ``whitening``: a folder of its own for each whitening.
+    """Return the folder of experts trained on images after ``whitening``: one folder for each whitening.
 
     >>> expert_folder("experts", "none").as_posix(), expert_folder("experts", "zca").as_posix()
     ('experts', 'experts/zca')

@@ -82,11 +82,11 @@ class GradientMatching(Objective):
             draw = state.draw(label)
             real = state.prepare(state.real_images(label), draw)
             target = kernels.weight_gradient(matched, fixed, real, state.targets(label, len(real)))
-            ours = state.prepare(state.synthetic_images(label), draw)
-            loss = kernels.match(distance, ours, state.targets(label, len(ours)), matched, fixed, target)
+            synthetic = state.prepare(state.synthetic_images(label), draw)
+            loss = kernels.match(distance, synthetic, state.targets(label, len(synthetic)), matched, fixed, target)
             if self.feature_weight:
                 weights = detached(weights_of(state.network))
-                loss = loss + self.feature_weight * mean_feature_distance(state, weights, real, ours, distance)
+                loss = loss + self.feature_weight * mean_feature_distance(state, weights, real, synthetic, distance)
             yield label, loss
 
     def _together(self, state: MatchState, real: Tensor, matched: Weights, fixed: Weights) -> Tensor:
@@ -102,10 +102,10 @@ class GradientMatching(Objective):
             matched: Weights,
             fixed: Weights,
         ) -> tuple[Tensor, Tensor]:
-            ours, pull_back = state.decode_drawn(canvases, rows, table)
-            theirs = state.prepare_drawn(real, table)
+            synthetic, pull_back = state.decode_drawn(canvases, rows, table)
+            prepared = state.prepare_drawn(real, table)
             values, gradient = state.kernels.match_together(
-                DISTANCES[self.distance], theirs, ours, labels, matched, fixed
+                DISTANCES[self.distance], prepared, synthetic, labels, matched, fixed
             )
             return values, pull_back(gradient)
 

@@ -90,11 +90,11 @@ class RidgeRegression(Objective):
         else:
             draw = state.draw(-1)
             real = [state.real_images(c) for c in range(classes)]
-            ours = [state.synthetic_images(c) for c in range(classes)]
+            synthetic = [state.synthetic_images(c) for c in range(classes)]
             with torch.no_grad():
                 features = state.kernels.features(weights, state.prepare(torch.cat(real), draw))  # (n, D)
-            support = state.kernels.features(weights, state.prepare(torch.cat(ours), draw))  # (m, D)
-            counts = [[len(x) for x in images] for images in (real, ours)]
+            support = state.kernels.features(weights, state.prepare(torch.cat(synthetic), draw))  # (m, D)
+            counts = [[len(x) for x in images] for images in (real, synthetic)]
         wide = torch.float64 if support.dtype == torch.float64 else torch.float32
         real_targets, support_targets = (
             centred_targets(torch.cat([state.targets(c, n) for c, n in enumerate(each)]), classes, wide)
@@ -114,12 +114,12 @@ class RidgeRegression(Objective):
         def forward(
             canvases: Tensor, rows: Tensor, real: Tensor, table: Tensor, weights: Weights
         ) -> tuple[Tensor, ...]:
-            ours, _ = state.decode_drawn(canvases, rows, table)
-            return tuple(kernels.features(weights, x) for x in (ours, state.prepare_drawn(real, table)))
+            synthetic, _ = state.decode_drawn(canvases, rows, table)
+            return tuple(kernels.features(weights, x) for x in (synthetic, state.prepare_drawn(real, table)))
 
         def backward(canvases: Tensor, rows: Tensor, table: Tensor, weights: Weights, upstream: Tensor) -> Tensor:
-            ours, pull_back = state.decode_drawn(canvases, rows, table)
-            return pull_back(kernels.pull_back(weights, ours, upstream))
+            synthetic, pull_back = state.decode_drawn(canvases, rows, table)
+            return pull_back(kernels.pull_back(weights, synthetic, upstream))
 
         with torch.no_grad():
             support, features = state.graphs.get("ridge forward", forward)(canvases, rows, real, table, weights)

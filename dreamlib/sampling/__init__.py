@@ -1,4 +1,4 @@
-"""Which real images stand for a class: k-means, representatives, real batches, coverage; found by being there."""
+"""Choice of real images: k-means, representatives, real batches, coverage. Every module is imported."""
 
 from dreamlib._engine.registry import import_modules
 

@@ -95,10 +95,7 @@ class Sampler(ABC):
 
     @classmethod
     def execution(cls, strategy: Strategy) -> dict[str, Any]:
-        """Return the arguments that are no settings: what the sampler takes from ``strategy``.
-
-        It tells which classes this process works on, on which threads, and records CUDA graphs.
-        """
+        """Return the arguments that come from the strategy: the classes of this process, its threads, CUDA graphs."""
         return {}
 
     def new_network(self) -> None:  # noqa: B027 (most samplers remember nothing about a network)
@@ -204,9 +201,9 @@ class KeptSampler(Sampler):
     def load_state(self, saved: dict[str, dict[int, Tensor]]) -> None:
         """See ``Sampler.load_state``."""
         super().load_state(saved)
-        self.chosen = self._of_own_classes(saved["chosen"])
+        self.chosen = self._on_device(saved["chosen"])
 
-    def _of_own_classes(self, by_class: dict[int, Tensor]) -> dict[int, Tensor]:
+    def _on_device(self, by_class: dict[int, Tensor]) -> dict[int, Tensor]:
         device = self.data.labels.device
         return {label: by_class[label].to(device) for label in self.classes if label in by_class}
 

@@ -119,7 +119,7 @@ class RepresentativeSampler(KeptSampler):
     def load_state(self, saved: dict[str, dict[int, Tensor]]) -> None:
         """See ``Sampler.load_state``."""
         super().load_state(saved)
-        self.centers = self._of_own_classes(saved["centers"])
+        self.centers = self._on_device(saved["centers"])
 
     def choose(self, label: int, members: Tensor, rng: torch.Generator, embed: Embed, predict: Predict) -> Tensor:
         """See ``KeptSampler.choose``."""

@@ -1,4 +1,4 @@
-"""Synthetic sets: storage, decoding, initialisation; found by being there."""
+"""Synthetic sets: storage, decoding, initialisation. Every module is imported."""
 
 from dreamlib._engine.registry import import_modules
 
