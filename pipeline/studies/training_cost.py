@@ -37,7 +37,7 @@ from pipeline.stages.distillation import read_set
 
 METHOD = "dream"
 FULL = "all training images"
-RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")  # the processor's own meter, on Intel and AMD alike
+RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")  # the processor's energy meter, on Intel and AMD
 
 
 # ---- the measures: these need dreamlib alone --------------------------------------------------------------------
@@ -92,9 +92,9 @@ def watched_training(
     over the epochs up to the last point. With a ``last_layer_penalty`` above 0 a copy is evaluated whose last layer is
     fitted by ridge regression (see ``fit_last_layer``), which counts as training.
     """
-    own = derive(seed, "cost")
+    cost_seed = derive(seed, "cost")
     kernels = compiled_network(network, info, compute)
-    model = compute.place(build(network[0], info, generator(own, "network"), network[1]))
+    model = compute.place(build(network[0], info, generator(cost_seed, "network"), network[1]))
     trainer = Trainer(model, info, settings, kernels)
     per_epoch = -(-len(labels) // settings.batch)
     epochs = -(-max(points) // per_epoch)
@@ -103,7 +103,7 @@ def watched_training(
     began, meter = time.perf_counter(), energy_joules()
     for epoch in range(epochs):
         trainer.enter(epoch, epochs, schedule, clean_share)
-        rng = generator(own, "fit", epoch)
+        rng = generator(cost_seed, "fit", epoch)
         for rows in torch.randperm(len(labels), generator=rng).to(labels.device).split(settings.batch):
             loss = trainer.step(images[rows], labels[rows], rng)
             step, seen = step + 1, seen + len(rows)
