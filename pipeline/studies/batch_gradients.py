@@ -1,7 +1,7 @@
 """Real batches of several kinds, compared by a class's gradient while a network trains (DREAM §3.1).
 
-``python -m pipeline.studies.batch_gradients`` trains one network for each seed. It measures how far each kind's gradients
-are from the gradient of the whole class, how much they vary, and how evenly the batches cover the class.
+``python -m pipeline.studies.batch_gradients`` trains one network for each seed. It measures how far each kind's
+gradients are from the gradient of the whole class, how much they vary, and how evenly the batches cover the class.
 """
 
 import sys
