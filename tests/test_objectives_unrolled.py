@@ -28,8 +28,8 @@ def unrolled_state(toy_info, toy_data, tiny, float64):
         info, objective = toy_info(), objectives.make("unrolled", SMALL | options)
         network = tiny(info, double=True, activation="silu")
         data = toy_data(dtype=torch.float64)
-        how = Augmentation.parse(augmentation)
-        return objective, make_state(objective, data, info, network, factor=factor, compute=float64, augmentation=how)
+        chosen = {"factor": factor, "compute": float64, "augmentation": Augmentation.parse(augmentation)}
+        return objective, make_state(objective, data, info, network, **chosen)
 
     return make
 
@@ -226,17 +226,17 @@ def test_the_protocol_dd_replays_and_takes_nothing_else(rng, toy_info, toy_data,
     """Epochs, rate and augmentation play no part; the set's own augmentation does, by a draw for each network."""
     info, against, synthetic = toy_info().unbounded(), toy_data(per_class=40), unrolled_set(rng)
 
-    def accuracies(synthetic, **how):
-        how = EvaluationParams(protocol="dd", repeats=3, **how)
+    def accuracies(synthetic, **settings):
+        settings = EvaluationParams(protocol="dd", repeats=3, **settings)
         return evaluate(
-            synthetic, against, info, how, ("convnet", {"width": 8}), float64, seed=0, split="validation"
+            synthetic, against, info, settings, ("convnet", {"width": 8}), float64, seed=0, split="validation"
         ).accuracies
 
-    found = accuracies(synthetic)
-    assert found == accuracies(synthetic, epochs=7, lr=0.9, batch=1, augmentation="none", cutmix=0.0)
-    assert found != accuracies(unrolled_set(rng, {"augmentation": "color_crop_cutout"}))
+    result = accuracies(synthetic)
+    assert result == accuracies(synthetic, epochs=7, lr=0.9, batch=1, augmentation="none", cutmix=0.0)
+    assert result != accuracies(unrolled_set(rng, {"augmentation": "color_crop_cutout"}))
     faster = replace(synthetic, extras={"step_sizes": 10 * synthetic.extras["step_sizes"]})
-    assert found != accuracies(faster)
+    assert result != accuracies(faster)
     with pytest.raises(ValueError, match=r"protocol 'dd' replays .* such as idc"):
         accuracies(replace(synthetic, info={}))
 

@@ -137,10 +137,10 @@ def test_classes_chosen_for_side_by_side_get_the_same_rows(name, toy_data, threa
     data = toy_data(per_class=30, classes=4)
     alone, beside = SAMPLERS[name](data, 6, seed=0), SAMPLERS[name](data, 6, seed=0, workers=Workers(2))
     for iteration in (0, 10, 20):
-        how = {"embed": drift(iteration), "predict": guesses}
-        expected = batches(alone, iteration, **how)
-        found = batches(beside, iteration, **how | {asks: together(how[asks])})
-        assert all(map(torch.equal, found, expected))
+        settings = {"embed": drift(iteration), "predict": guesses}
+        expected = batches(alone, iteration, **settings)
+        result = batches(beside, iteration, **settings | {asks: together(settings[asks])})
+        assert all(map(torch.equal, result, expected))
         assert (max(most) == 1) == (iteration == 0)
 
 
@@ -295,9 +295,9 @@ def counted(sampler, monkeypatch):
     seen, ask = [], representatives.kmeans
 
     def kmeans(*given, **options):
-        found = ask(*given, **options)
-        seen.append((found.iterations, float(found.inertia)))
-        return found
+        result = ask(*given, **options)
+        seen.append((result.iterations, float(result.inertia)))
+        return result
 
     monkeypatch.setattr(representatives, "kmeans", kmeans)
     return seen
@@ -317,7 +317,7 @@ def test_a_warm_start_from_converged_centres_needs_no_search(monkeypatch):
     (first, inertia), again = runs[True][0], runs[True][1:]
     assert runs[False][0] == (first, inertia), "the first is started alike"
     assert [iterations for iterations, _ in again] == [1] * 5
-    assert [found for _, found in again] == pytest.approx([inertia] * 5, rel=1e-5)
+    assert [result for _, result in again] == pytest.approx([inertia] * 5, rel=1e-5)
     assert all(iterations > 1 for iterations, _ in runs[False])
 
 
