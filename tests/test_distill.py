@@ -525,10 +525,10 @@ def test_idc_and_dream_meet_where_the_batch_is_the_whole_class():
     assert not torch.allclose(*(run.synthetic.canvases for run in few.values()), atol=1e-4)
 
 
-@pytest.mark.parametrize("how", ["current", "random", "pixels"])
-def test_batches_are_chosen_in_the_features_asked_for(how):
+@pytest.mark.parametrize("space", ["current", "random", "pixels"])
+def test_batches_are_chosen_in_the_features_asked_for(space):
     """Pixels as they are; one untrained network for the whole run; or the network as it is by then."""
-    run, seen = distiller(sampler="representative", interval=10, cluster_features=how), []
+    run, seen = distiller(sampler="representative", interval=10, cluster_features=space), []
     choose, images = run.sampler.choose, run.data.images[:5]
 
     def watched(label, members, rng, embed, predict):
@@ -539,8 +539,8 @@ def test_batches_are_chosen_in_the_features_asked_for(how):
     run.sampler.choose = watched
     run.run()
     assert len(seen) == 3  # once an outer iteration of 4, each with a network of its own
-    assert torch.equal(seen[0], seen[1]) == (how != "current")
-    assert torch.equal(seen[0], images.flatten(1)) == (how == "pixels")
+    assert torch.equal(seen[0], seen[1]) == (space != "current")
+    assert torch.equal(seen[0], images.flatten(1)) == (space == "pixels")
 
 
 @pytest.mark.parametrize("sampler", ["representative", "released"])
@@ -642,10 +642,10 @@ def test_effective_image_rate_elsewhere(name, size, base, ipc, rate):
 
 
 @pytest.mark.parametrize(
-    ("total", "count", "want"), [(100, 3, [0, 25, 50, 100]), (12, 4, [0, 1, 3, 6, 12]), (1, 4, [0, 1]), (0, 4, [0])]
+    ("total", "count", "expected"), [(100, 3, [0, 25, 50, 100]), (12, 4, [0, 1, 3, 6, 12]), (1, 4, [0, 1]), (0, 4, [0])]
 )
-def test_where_snapshots_are_taken(total, count, want):
-    assert snapshot_iterations(total, count) == want
+def test_where_snapshots_are_taken(total, count, expected):
+    assert snapshot_iterations(total, count) == expected
 
 
 def test_snapshots_are_the_canvases_of_their_moment():

@@ -313,7 +313,7 @@ def test_without_experts_the_run_says_how_to_make_them(root, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "change", "said"),
+    ("arguments", "change", "part"),
     [
         (["smal", "clusters"], {}, "did you mean 'small'?"),
         (["small", "run"], {}, "which method? one of mtt"),
@@ -324,11 +324,11 @@ def test_without_experts_the_run_says_how_to_make_them(root, capsys):
         (["small", "clusters"], {"compute": "fast"}, "compute"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_one_and_nothing_is_written(root, capsys, arguments, change, said):
+def test_a_mistake_is_one_line_and_status_one_and_nothing_is_written(root, capsys, arguments, change, part):
     write(root, SMALL | change)
     assert study.main(arguments) == 1
-    told = capsys.readouterr().err
-    assert said in told and told.startswith("error: ") and len(told.strip().splitlines()) == 1
+    message = capsys.readouterr().err
+    assert part in message and message.startswith("error: ") and len(message.strip().splitlines()) == 1
     assert not (root / "results").exists()
 
 

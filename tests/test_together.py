@@ -218,12 +218,12 @@ def distiller(digits, toy_info, strategy=None, **settings):
     """A run of six iterations, executed by a kind of strategy for ten classes."""
     info = toy_info(classes=10, name="digits")
     strategy = strategy and strategy(training.compiled_network(NETWORK, info, Compute()), range(10), 10)
-    how = {
+    values = {
         "objective": "gradient", "factor": 1, "real_batch": 16, "outer_iterations": 2, "inner_iterations": 3,
         "image_lr": 0.05, "augmentation": "color_crop_cutout", "network_batch": 16, "network_steps": 1, "snapshots": 2,
     } | settings  # fmt: skip
     start = fill(digits, random_rows(digits, 2, 0), 2, 1, "single")
-    return Distiller(start, digits, info, DistillParams(**how), NETWORK, Compute(), 0, strategy=strategy)
+    return Distiller(start, digits, info, DistillParams(**values), NETWORK, Compute(), 0, strategy=strategy)
 
 
 @pytest.fixture
