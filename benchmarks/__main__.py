@@ -34,7 +34,7 @@ from dreamlib.evaluation import evaluate
 from dreamlib.networks import build
 from dreamlib.networks.convnet import ConvNet
 from dreamlib.reference import training_step
-from dreamlib.sampling.real_batches import RepresentativeSampler
+from dreamlib.sampling.representatives import RepresentativeSampler
 from dreamlib.settings import DistillParams, EvaluationParams
 from dreamlib.synthetic.synthetic_set import SyntheticSet
 from dreamlib.training.augment import augmentation_for

@@ -26,8 +26,9 @@ from dreamlib.data.types import DatasetInfo, LabeledImages
 from dreamlib.distill import Distiller
 from dreamlib.evaluation import evaluate
 from dreamlib.networks import build
+from dreamlib.sampling.representatives import cluster_class
 from dreamlib.settings import DistillParams, EvaluationParams
-from dreamlib.synthetic.initial import cluster_class, fill, images_needed
+from dreamlib.synthetic.initial import fill, images_needed
 from dreamlib.synthetic.synthetic_set import SyntheticSet
 from dreamlib.training.features import embed
 from dreamlib.training.trainer import compiled_network

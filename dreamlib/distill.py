@@ -38,7 +38,7 @@ from dreamlib.training.trainer import compiled_network
 
 @dataclass
 class DistillResult:
-    """A distilled set and how it came about.
+    """A distilled set and the record of its run.
 
     synthetic: the distilled set, on the CPU.
     history: a row (iteration, mean loss over classes) for each inner iteration.
@@ -55,7 +55,7 @@ class DistillResult:
 
 
 def snapshot_iterations(total: int, count: int) -> list[int]:
-    """Return the iterations whose canvases are kept: the start, ``count`` points doubling up to the end, the end.
+    """Return the iterations of the snapshots: the start, ``count`` points doubling up to the end, the end.
 
     >>> snapshot_iterations(100, 3), snapshot_iterations(0, 3)
     ([0, 25, 50, 100], [0])

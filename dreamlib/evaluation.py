@@ -115,7 +115,6 @@ def train_settings(info: DatasetInfo, protocol: EvaluationParams, synthetic: Syn
         weight_decay=protocol.weight_decay,
         augmentation=augmentation_for(info, protocol.augmentation, protocol.augmentation_mode),
         cutmix=protocol.cutmix,
-        label_smoothing=protocol.label_smoothing,
     )
 
 
@@ -123,15 +122,15 @@ def apply_view(view: str, synthetic: SyntheticSet, protocol: EvaluationParams) -
     """Return the set and the protocol of a view, which separates what the set contributes from what the protocol adds.
 
     view: 'protocol' changes nothing. 'plain' trains without augmentation and CutMix, except for a replay, which trains
-        as the set was distilled. 'hard_labels' replaces stored soft labels by class numbers and turns label smoothing
-        off. 'idc' evaluates by IDC's protocol with its default settings.
+        as the set was distilled. 'hard_labels' replaces stored soft labels by class numbers. 'idc' evaluates by IDC's
+        protocol with its default settings.
 
     Compare a view with the same view of random real images, as label- and augmentation-robust scores do.
     """
     if view == "plain":
         return synthetic, protocol.model_copy(update={"augmentation": "none", "cutmix": 0.0})
     if view == "hard_labels":
-        return replace(synthetic, soft_labels=None), protocol.model_copy(update={"label_smoothing": 0.0})
+        return replace(synthetic, soft_labels=None), protocol
     if view == "idc":
         execution = {"repeats": protocol.repeats, "parallel_networks": protocol.parallel_networks}
         return synthetic, EvaluationParams(protocol="idc", **execution)

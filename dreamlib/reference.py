@@ -73,7 +73,7 @@ def dream(
         for t in range(outer * s.inner_iterations, (outer + 1) * s.inner_iterations):
             for c, rows in enumerate(members):
                 if t % s.inner_iterations % s.interval == 0:  # choose T, the real batch, anew
-                    rng, k, steps = generator(seed, "cluster", c, t), s.real_batch, s.cluster_iterations
+                    rng, k, steps = generator(seed, "cluster", c, t), s.real_batch, 10
                     chosen[c] = rows[representatives(net, images[rows], k, rng, "random", steps)]
                 synthetic = info.normalise(decode(canvases[c * ipc : (c + 1) * ipc], factor))  # multi-formation
                 draw = matching_ops.draw(1, shape, generator(seed, "augment", c, t))  # siamese

@@ -11,6 +11,7 @@ from dreamlib.errors import unknown
 Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -105,13 +106,11 @@ class DistillParams(Strict):
             ``dreamlib.data.whitening``).
 
     The real images:
-        sampler: registered name of the sampler; see ``dreamlib.sampling.real_batches``.
+        sampler: registered name of the sampler; see ``dreamlib.sampling``.
         real_batch: images per class and inner iteration.
         per_cluster: images chosen from each cluster; must divide ``real_batch``.
         interval: inner iterations between two choices.
         pool: random images of a class to choose from; 0 takes all.
-        cluster_iterations: most Lloyd iterations of k-means.
-        cluster_start: how k-means chooses its initial centres.
         cluster_features: space of the clustering: features of the 'current' network (DREAM), their 'spatial_mean',
             features of one untrained network kept for the run ('random'), or 'pixels'.
         warm_start: start k-means from the previous clustering's centres while the network is the same.
@@ -139,13 +138,12 @@ class DistillParams(Strict):
         network_augmentation, cutmix: augmentation of that training, and probability of CutMix.
 
     The labels:
-        labels: 'hard' class numbers, or 'assigned' by a teacher after the distillation.
-        teacher_epochs: passes over the real images that train the teacher.
-        temperature: of the teacher's softmax.
+        labels: registered name of the label source; see ``dreamlib.matching.label_sources``.
+        teacher_epochs: passes over the real images that train the teacher of 'assigned'.
 
     The run:
-        parallel_classes: on a CPU, classes that are clustered and matched side by side, beside the training on real
-            images; must divide the threads. Faster, with more memory and different rounding. Without effect for an
+        parallel_classes: on a CPU, classes that are clustered and matched at the same time, along with the training on
+            real images; must divide the threads. Faster, with more memory and different rounding. Without effect for an
             objective without a loss for each class, and for ``image_update`` 'per_class'.
         checkpoint_every_s: seconds between two checkpoints.
         snapshots: sets to keep for accuracy curves besides the initial one, at iterations that double up to the last.
@@ -162,8 +160,6 @@ class DistillParams(Strict):
     per_cluster: Positive = 1
     interval: Positive = 10
     pool: Natural = 0
-    cluster_iterations: Positive = 10
-    cluster_start: Literal["random", "k-means++"] = "random"
     cluster_features: Literal["current", "spatial_mean", "random", "pixels"] = "current"
     warm_start: bool = False
     synthetic_batch: Positive = 128
@@ -185,12 +181,11 @@ class DistillParams(Strict):
     network_batch: Positive = 128
     network_lr: Rate = 0.01
     network_momentum: Momentum = 0.9
-    network_weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    network_weight_decay: NonNegative = 5e-4
     network_augmentation: str = "color_crop"
     cutmix: Fraction = 0.5
-    pretrain_epochs: Annotated[float, Field(ge=0)] = 0.0
-    labels: Literal["hard", "assigned"] = "hard"
-    temperature: Rate = 1.0
+    pretrain_epochs: NonNegative = 0.0
+    labels: str = "hard"
     whitening: Literal["none", "zca"] = "none"
     teacher_epochs: Positive = 20
     parallel_classes: Positive = 1
@@ -251,10 +246,9 @@ class EvaluationParams(Strict):
     views: additional evaluations of the same set; see ``dreamlib.evaluation.apply_view``.
     epochs, batch, lr, momentum, weight_decay: SGD on the decoded images.
     decay: 'idc_steps' multiplies the rate by 0.2 at 2/3 and at 5/6 of the epochs (IDC); 'tenth' multiplies it by 0.1
-        after half of them and resets momentum (DC, DSA, DM, MTT); 'none' keeps it constant.
+        after half of them and resets momentum (DC, DSA, DM, MTT).
     augmentation, augmentation_mode: see ``dreamlib.training.augment.Augmentation``.
     cutmix: probability of CutMix for a batch.
-    label_smoothing: share of every label that is spread evenly over all classes.
     clean_share: fraction of the epochs, the last ones, without CutMix and with mirroring as only augmentation.
     last_layer: 'ridge' refits the last layer, after training, by ridge regression on the set's features, as the
         objective 'ridge' assumes; the accuracy before the refit is reported too.
@@ -273,16 +267,15 @@ class EvaluationParams(Strict):
     repeats: Positive = 3
     parallel_networks: Positive = 1
     views: list[Literal["plain", "hard_labels", "idc"]] = []
-    decay: Literal["idc_steps", "tenth", "none"] = "idc_steps"
+    decay: Literal["idc_steps", "tenth"] = "idc_steps"
     epochs: Positive = 1000
     batch: Positive = 64
     lr: Rate = 0.01
     momentum: Momentum = 0.9
-    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    weight_decay: NonNegative = 5e-4
     augmentation: str = "flip_color_crop_scale_rotate"
     augmentation_mode: Literal["idc", "dsa", "dc", "idc_per_image"] = "idc"
     cutmix: Fraction = 0.5
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     clean_share: Fraction = 0.0
     last_layer: Literal["trained", "ridge"] = "trained"
     last_layer_penalty: Rate = 0.03
@@ -318,7 +311,7 @@ class ExpertParams(Strict):
     batch: Positive = 256
     lr: Rate = 0.01
     momentum: Momentum = 0.0
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: NonNegative = 0.0
     augmentation: str = "flip_color_crop_scale_rotate_cutout"
     mode: Literal["idc", "dsa", "dc", "idc_per_image"] = "dsa"
 

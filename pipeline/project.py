@@ -220,7 +220,7 @@ class Project:
             return False
         point = {"root": self.root.resolve(), "method": setting.method, "ipc": setting.ipc, "seed": setting.seed}
         named = [f"--{key}={value}" for key, value in point.items()] + ([f"--study={self.study}"] if self.study else [])
-        ranks.run_workers(c.workers, [stage, *named, *more], self.root, c.threads)
+        ranks.run_workers(c.workers, "pipeline.worker", [stage, *named, *more], self.root, c.threads)
         return True
 
     def noted(self, name: str) -> dict[str, float]:

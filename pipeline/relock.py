@@ -2,13 +2,15 @@
 
 The study ``relock`` of studies/params.yaml, all families of methods on scikit-learn's digits, runs twice: with the code
 that the locks were last committed with, and with the code as it is now. If every file it makes is the same, byte for
-byte, the stages whose locks differ in code alone are committed to the locks, without running them. A stage that differs
-in anything else (parameters, data, a notebook, its outputs) is left for ``dvc repro``, and so is one whose lock did not
-describe the code it was committed with: the comparison says nothing of it.
+byte but for hashes of all parameters (``comparable``), the stages whose locks differ in code alone are committed to the
+locks, without running them. A stage that differs in anything else (parameters, data, a notebook, its outputs) is left
+for ``dvc repro``, and so is one whose lock did not describe the code it was committed with: the comparison says nothing
+of it.
 """
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +28,10 @@ LOCKS = ("dvc.lock", "studies/dvc.lock")
 PIPELINES = ("dvc.yaml", "studies/dvc.yaml")
 CODE = ("dreamlib", "pipeline")
 SHARED = ("params.yaml", "methods.yaml", "studies/params.yaml")  # the same in both runs: code alone differs
+
+
+# In a set's metadata, and the digest of a set's file in its metrics.
+HASHES = re.compile(rb'(parameter_hash|sha256)(\\?": \\?")[0-9a-f]+')
 
 
 class RelockError(RuntimeError):
@@ -76,6 +82,17 @@ def changed_stages(root: Path) -> dict[str, list[Any]]:
     return json.loads(_run(root, "dvc", "status", "--json", *PIPELINES))
 
 
+def comparable(content: bytes) -> bytes:
+    r"""Return a file's content without the hash of all parameters, and without the digest of a set that has this hash.
+
+    The hash is over the names and values of all settings, so it changes where an unused setting comes or goes.
+
+    >>> comparable(b'{"sha256": "9f", "x": 1}'), comparable(rb'{\"parameter_hash\": \"0a1b\"}')
+    (b'{"sha256": "", "x": 1}', b'{\\"parameter_hash\\": \\"\\"}')
+    """
+    return HASHES.sub(rb"\1\2", content)
+
+
 def results_of_study(root: Path) -> dict[str, bytes]:
     """Run the study in ``root``; return its files by their path below results/."""
     _run(root, sys.executable, "-m", "pipeline.fetch_data", "digits")
@@ -83,7 +100,8 @@ def results_of_study(root: Path) -> dict[str, bytes]:
         _run(root, sys.executable, "-m", "pipeline.studies.run", STUDY, part)
     folder = root / "results" / STUDY
     shutil.rmtree(folder / "experts")  # their files name the code that made them; what follows them is compared
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(folder)): comparable(path.read_bytes()) for path in files}
 
 
 @contextmanager

@@ -21,18 +21,18 @@ FLOAT64 = Compute(torch.device("cpu"), torch.float64)
 
 def golden(topic: str, prefix: str = "") -> dict[str, Tensor]:
     """Return the tensors of a topic whose names begin with ``prefix``, by the rest of their names."""
-    found = load_file(FOLDER / f"{topic}.safetensors")
-    return {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
+    result = load_file(FOLDER / f"{topic}.safetensors")
+    return {name.removeprefix(prefix): value for name, value in result.items() if name.startswith(prefix)}
 
 
-def assert_near(found: Tensor, wanted: Tensor, tolerance: float) -> None:
+def assert_near(result: Tensor, expected: Tensor, tolerance: float) -> None:
     """Compare by the largest absolute difference; NaN and another shape fail."""
-    torch.testing.assert_close(found.detach(), wanted, rtol=0, atol=tolerance, check_dtype=False)
+    torch.testing.assert_close(result.detach(), expected, rtol=0, atol=tolerance, check_dtype=False)
 
 
-def assert_near_relative(found: Tensor, wanted: Tensor, tolerance: float) -> None:
+def assert_near_relative(result: Tensor, expected: Tensor, tolerance: float) -> None:
     """The same, with the tolerance in units of the largest absolute value of ``wanted``."""
-    assert_near(found, wanted, tolerance * float(wanted.abs().max()))
+    assert_near(result, expected, tolerance * float(expected.abs().max()))
 
 
 def plain_info(images: Tensor, classes: int) -> DatasetInfo:

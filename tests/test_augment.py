@@ -8,6 +8,7 @@ import torch
 
 from dreamlib._engine.torchvision_import import torchvision
 from dreamlib.errors import UnknownNameError
+from dreamlib.training import augment
 from dreamlib.training.augment import GEOMETRIC, OPS, Augmentation, AugmentationDraw
 from dreamlib.training.cutmix import cutmix
 
@@ -40,22 +41,22 @@ def test_flip_by_hand():
 def test_color_is_brightness_then_saturation_then_contrast(channels):
     x, added, saturation, contrast = pixels(4, channels, 6, 5), 0.3, 1.7, 0.6
     for image, got in zip(x.numpy(), run("color", x, added, saturation, contrast).numpy(), strict=True):
-        want = image + added
-        grey = want.mean(0)
-        want = np.stack([(plane - grey) * saturation + grey for plane in want])
-        want = (want - want.mean()) * contrast + want.mean()
-        np.testing.assert_allclose(got, want, atol=1e-5)
+        expected = image + added
+        grey = expected.mean(0)
+        expected = np.stack([(plane - grey) * saturation + grey for plane in expected])
+        expected = (expected - expected.mean()) * contrast + expected.mean()
+        np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("down", "right"), [(2, -1), (-3, 0), (0, 4), (0, 0)])
 def test_crop_shifts_and_fills_with_zero(down, right):
     x = pixels(2, 3, 7, 6)
-    want = torch.zeros_like(x)
+    expected = torch.zeros_like(x)
     for i in range(7):
         for j in range(6):
             if 0 <= i - down < 7 and 0 <= j - right < 6:
-                want[:, :, i, j] = x[:, :, i - down, j - right]
-    assert torch.equal(run("crop", x, down, right), want)
+                expected[:, :, i, j] = x[:, :, i - down, j - right]
+    assert torch.equal(run("crop", x, down, right), expected)
 
 
 def bilinear(image, y, x):
@@ -84,15 +85,15 @@ def test_rotation_is_torchvisions(degrees):
     x, a = pixels(3, 3, 16, 16), math.radians(degrees)
     got = run("rotate", x, math.cos(a), -math.sin(a), math.sin(a), math.cos(a))
     transforms = torchvision.transforms
-    want = transforms.functional.rotate(x, degrees, interpolation=transforms.InterpolationMode.BILINEAR)
-    assert torch.allclose(got, want, atol=1e-4)
+    expected = transforms.functional.rotate(x, degrees, interpolation=transforms.InterpolationMode.BILINEAR)
+    assert torch.allclose(got, expected, atol=1e-4)
 
 
 def test_cutout_zeroes_the_clipped_square():
     got = run("cutout", torch.ones(2, 3, 6, 6), -1, 3, 2, 6)
-    want = torch.ones(6, 6)
-    want[0:2, 3:6] = 0
-    assert torch.equal(got, want.expand(2, 3, 6, 6))
+    expected = torch.ones(6, 6)
+    expected[0:2, 3:6] = 0
+    assert torch.equal(got, expected.expand(2, 3, 6, 6))
 
 
 @pytest.mark.parametrize("mode", ["idc", "dc"])  # one op for all images, and an op for each
@@ -121,11 +122,11 @@ def test_one_draw_is_siamese(op):
 def test_order_is_mirror_colour_geometry_cutout():
     augmentation, x = Augmentation.parse("cutout_crop_color_flip"), pixels(4, 3, 16, 16)
     draw = augmentation.draw(1, (3, 16, 16), rng(3))
-    want = x
+    expected = x
     for op in ("flip", "color", "crop", "cutout"):
         if draw.active[op].item():
-            want = run(op, want, *draw.values[op][0].tolist())
-    assert torch.allclose(augmentation.apply(x, draw), want, atol=1e-6)
+            expected = run(op, expected, *draw.values[op][0].tolist())
+    assert torch.allclose(augmentation.apply(x, draw), expected, atol=1e-6)
     assert (
         augmentation.apply(x, draw) == 0
     ).float().mean() >= 8 * 8 / 256 / 4  # at worst a quarter of the square shows
@@ -219,14 +220,17 @@ def test_applying_never_waits_for_the_device(count, mode):
         assert got.shape == x.shape
 
 
-def test_identity_and_global_state():
+def test_identity_and_global_state(monkeypatch):
     x, before = pixels(3, 1, 8, 8), torch.get_rng_state()
     for text in ("", "none"):
         identity = Augmentation.parse(text)
         assert identity.apply(x, identity.draw(1, (1, 8, 8), rng())) is x
-    for op in OPS[1:]:  # zero strength; a grey pixel has no saturation
-        weakest = Augmentation((op,), "idc", brightness=0, contrast=0, cutout=0, crop=0, scale=1, rotate=0)
+    for strength, zero in {"BRIGHTNESS": 0, "CONTRAST": 0, "CUTOUT": 0, "CROP": 0, "SCALE": 1, "ROTATE": 0}.items():
+        monkeypatch.setattr(augment, strength, zero)  # a grey pixel has no saturation
+    for op in OPS[1:]:
+        weakest = Augmentation((op,))
         assert torch.allclose(weakest.apply(x, weakest.draw(3, (1, 8, 8), rng())), x, atol=1e-5)
+    monkeypatch.undo()
     draws = [Augmentation.parse(ALL).draw(4, (1, 8, 8), rng(7)).values for _ in range(2)]
     assert all(torch.equal(draws[0][op], draws[1][op]) for op in OPS)
     cutmix(x, torch.arange(3), rng(), probability=1.0)
@@ -240,16 +244,11 @@ def test_refusals():
         Augmentation.parse("color", "dream")
     with pytest.raises(ValueError, match="twice"):
         Augmentation.parse("crop_crop")
-    with pytest.raises(ValueError, match=r"scale=0.9 is outside \[1, inf\]"):
-        Augmentation(("scale",), scale=0.9)
     augmentation = Augmentation.parse("crop")
     with pytest.raises(ValueError, match="count=1 or count=N"):
         augmentation.apply(pixels(3, 1, 8, 8), augmentation.draw(2, (1, 8, 8), rng()))
     with pytest.raises(ValueError, match="shape of these images"):
         augmentation.apply(pixels(3, 1, 8, 8), augmentation.draw(1, (1, 16, 16), rng()))
-    for wrong in ({"beta": 0.0}, {"probability": 1.5}):
-        with pytest.raises(ValueError, match="cutmix needs"):
-            cutmix(pixels(2, 1, 4, 4), torch.arange(2), rng(), **wrong)
 
 
 def test_cutmix_lam_is_the_share_of_pixels_kept():

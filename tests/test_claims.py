@@ -13,7 +13,7 @@ from dreamlib._engine.seeding import derive, generator
 from dreamlib.networks import build
 from dreamlib.synthetic.synthetic_set import SyntheticSet
 from dreamlib.training.features import accuracy, fit_last_layer, predict
-from dreamlib.training.schedules import SCHEDULES
+from dreamlib.training.schedules import SCHEDULES, constant_lr
 from dreamlib.training.trainer import Trainer, TrainSettings, fit
 from pipeline.report.statistics import (
     HOLDS,
@@ -90,16 +90,16 @@ def test_a_class_gradient_in_chunks_is_autograds_of_the_whole(toy_data, toy_info
     network = tiny(double=True)
     images = data.images[data.of_class(2)]
     loss = nn.functional.cross_entropy(network(info.normalise(images)), torch.full((12,), 2))
-    want = torch.autograd.grad(loss, [p for p in network.parameters() if p.ndim == 4])
-    found = class_gradient(network, images, 2, info, CompiledNetwork(network, float64), chunk=5)
-    assert torch.allclose(found.double(), torch.cat([g.flatten() for g in want]), rtol=1e-5, atol=1e-7)
+    expected = torch.autograd.grad(loss, [p for p in network.parameters() if p.ndim == 4])
+    result = class_gradient(network, images, 2, info, CompiledNetwork(network, float64), chunk=5)
+    assert torch.allclose(result.double(), torch.cat([g.flatten() for g in expected]), rtol=1e-5, atol=1e-7)
 
 
 def test_one_batch_has_no_spread_and_the_class_itself_no_distance():
     full = torch.tensor([1.0, 2.0, 2.0])
-    found = gradient_measures(full, full.unsqueeze(0))
-    assert found["distance"] == 0 and found["norm"] == found["full_norm"] == 3
-    assert math.isnan(found["variance"]) and math.isnan(found["norm_std"])
+    result = gradient_measures(full, full.unsqueeze(0))
+    assert result["distance"] == 0 and result["norm"] == result["full_norm"] == 3
+    assert math.isnan(result["variance"]) and math.isnan(result["norm_std"])
 
 
 def test_batches_of_every_kind_are_of_the_class_and_of_one_size(toy_data, toy_info, tiny):
@@ -109,16 +109,16 @@ def test_batches_of_every_kind_are_of_the_class_and_of_one_size(toy_data, toy_in
     study = BatchStudy(data, info, CompiledNetwork(network, Compute()), size=4, draws=2, seed=0)
     features, logits = study.features(network)
     for kind in KINDS:
-        found = study.batches(kind, 1, features, logits, 0)
-        assert len(found) == (2 if kind in ("random", "representative") else 1)
-        assert all(len(set(b.tolist())) == 4 and set(b.tolist()) <= set(range(20)) for b in found)
+        result = study.batches(kind, 1, features, logits, 0)
+        assert len(result) == (2 if kind in ("random", "representative") else 1)
+        assert all(len(set(b.tolist())) == 4 and set(b.tolist()) <= set(range(20)) for b in result)
     own = features[data.of_class(1)]
     nearest = (own - own.mean(0)).square().sum(1).topk(4, largest=False).indices
     assert set(study.batches("center", 1, features, logits, 0)[0].tolist()) == set(nearest.tolist())
     scores = logits[data.of_class(1)].log_softmax(1)
     margin = scores[:, 1] - torch.maximum(scores[:, 0], scores[:, 2])
-    found = study.batches("boundary", 1, features, logits, 0)[0]
-    assert set(found.tolist()) == set(margin.topk(4, largest=False).indices.tolist())
+    result = study.batches("boundary", 1, features, logits, 0)[0]
+    assert set(result.tolist()) == set(margin.topk(4, largest=False).indices.tolist())
     table = study.measure(network, 0)
     assert len(table) == 3 * len(KINDS) and table["variance"].isna().sum() == 3 * 2
     again = study.measure(network, 0)
@@ -153,23 +153,23 @@ def test_joules_are_read_where_there_is_a_meter(tmp_path):
 @pytest.mark.parametrize("clean_share", [0.0, 0.5])
 def test_watched_training_is_plain_training_asked_on_the_way(toy_data, toy_info, monkeypatch, clean_share):
     data, info, compute = toy_data(per_class=12), toy_info(), Compute()
-    network, how = ("convnet", {"width": 8}), TrainSettings(batch=10, cutmix=0.5)
+    network, settings = ("convnet", {"width": 8}), TrainSettings(batch=10, cutmix=0.5)
     losses, step = [], Trainer.step
     monkeypatch.setattr(Trainer, "step", lambda *given: losses.append(step(*given)) or losses[-1])
     watched = watched_training(
-        data.images, data.labels, data, info, network, how, compute, points=(2, 4, 8), seed=0,
-        decay="idc_steps", clean_share=clean_share,
+        data.images, data.labels, data, info, network, settings, compute, points=(2, 4, 8), seed=0,
+        schedule=SCHEDULES["idc_steps"], clean_share=clean_share,
     )  # fmt: skip
-    found = list(watched)
+    results = list(watched)
     seen = [losses.pop(0) for _ in range(8)]
-    assert [(f["step"], f["seen"]) for f in found] == [(2, 20), (4, 36), (8, 72)]  # 36 images: 10, 10, 10, 6
-    assert 0 < found[0]["seconds"] < found[1]["seconds"] < found[2]["seconds"]
+    assert [(f["step"], f["seen"]) for f in results] == [(2, 20), (4, 36), (8, 72)]  # 36 images: 10, 10, 10, 6
+    assert 0 < results[0]["seconds"] < results[1]["seconds"] < results[2]["seconds"]
     own = derive(0, "cost")
     plain = compute.place(build("convnet", info, generator(own, "network"), network[1]))
     kernels = CompiledNetwork(plain, compute)
-    fit(plain, data.images, data.labels, info, how, kernels, epochs=2, seed=own, clean_share=clean_share)
+    fit(plain, data.images, data.labels, info, settings, kernels, epochs=2, seed=own, clean_share=clean_share)
     assert seen == losses, "the same steps, to the bit"
-    assert accuracy(predict(plain, data.images, info, kernels), data.labels) == found[2]["accuracy"]
+    assert accuracy(predict(plain, data.images, info, kernels), data.labels) == results[2]["accuracy"]
 
 
 def test_watched_training_asks_a_copy_whose_last_layer_is_fitted(toy_data, toy_info):
@@ -181,15 +181,15 @@ def test_watched_training_asks_a_copy_whose_last_layer_is_fitted(toy_data, toy_i
             data.images, data.labels, against, info, network, TrainSettings(batch=10), compute, points=(2, 4, 8),
             seed=0, last_layer_penalty=penalty,
         )  # fmt: skip
-        accuracies.append([found["accuracy"] for found in watched])
+        accuracies.append([result["accuracy"] for result in watched])
     own = derive(0, "cost")
-    for penalty, found in zip((0.1, 10.0), accuracies[1:], strict=True):
+    for penalty, result in zip((0.1, 10.0), accuracies[1:], strict=True):
         plain = compute.place(build("convnet", info, generator(own, "network"), network[1]))
         kernels = CompiledNetwork(plain, compute)
         fit(
             plain, data.images, data.labels, info, TrainSettings(batch=10), kernels, epochs=2, seed=own,
-            schedule=SCHEDULES["none"],
+            schedule=constant_lr,
         )  # fmt: skip
         fit_last_layer(plain, data.images, data.labels, info, kernels, penalty)
-        assert accuracy(predict(plain, against.images, info, kernels), against.labels) == found[2]
-    assert len({found[2] for found in accuracies}) == 3, "equal accuracies could not show which network was asked"
+        assert accuracy(predict(plain, against.images, info, kernels), against.labels) == result[2]
+    assert len({result[2] for result in accuracies}) == 3, "equal accuracies could not show which network was asked"

@@ -15,7 +15,8 @@ from dreamlib import matching as objectives
 from dreamlib._engine.compute import Compute
 from dreamlib._engine.torchvision_import import torchvision
 from dreamlib.data import create
-from dreamlib.matching.experts import ExpertSettings, train_experts
+from dreamlib.matching.experts import train_experts
+from dreamlib.settings import ExpertParams
 from dreamlib.training.augment import Augmentation
 from pipeline.params import find_root
 from pipeline.project import Project, Setting
@@ -33,7 +34,7 @@ HUES = {"blue": (0.1, 0.2, 0.9), "green": (0.1, 0.9, 0.2), "red": (0.9, 0.2, 0.1
 def colour_experts(toy_info, toy_data, tmp_path_factory):
     """Two experts of three epochs on colour toys."""
     folder, data = tmp_path_factory.mktemp("experts"), toy_data(channels=3)
-    settings = ExpertSettings(count=2, epochs=3, batch=8)
+    settings = ExpertParams(count=2, epochs=3, batch=8)
     train_experts(folder, data, replace(toy_info(channels=3), flip=True), NETWORK, settings, Compute(), seed=0)
     return folder
 

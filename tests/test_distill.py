@@ -248,13 +248,13 @@ def test_workers_of_unequal_shares_compute_on_as_many_threads(monkeypatch, threa
     """Or the networks each trains by itself would round apart."""
     torch.set_num_threads(4)
     monkeypatch.setattr(ranks, "world", lambda: 3)
-    found = set()
+    results = set()
     for rank in range(3):
         monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
         run = distiller(classes=10, parallel_classes=4, image_update="once_equivalent")
         workers = run.strategy.workers
-        found.add((len(run.strategy.classes), workers.parallel, workers.threads))
-    assert found == {(4, 2, 2), (3, 2, 2)}  # by itself the first would do four at once on one thread each
+        results.add((len(run.strategy.classes), workers.parallel, workers.threads))
+    assert results == {(4, 2, 2), (3, 2, 2)}  # by itself the first would do four at once on one thread each
 
 
 def test_a_network_trains_beside_the_classes_that_are_matched(monkeypatch, threads_restored):
@@ -299,14 +299,14 @@ def test_the_first_time_nothing_runs_side_by_side(monkeypatch, threads_restored)
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
 def test_the_fast_path_is_the_same_side_by_side(threads_restored):
-    found = []
+    results = []
     for threads, parallel_classes in ((1, 1), (2, 2)):
         torch.set_num_threads(threads)
         compute = Compute(dtype=torch.bfloat16, compile=True)
-        found.append(
+        results.append(
             distiller(compute=compute, sampler="representative", pool=9, parallel_classes=parallel_classes).run()
         )
-    assert same(*found)
+    assert same(*results)
 
 
 def test_an_objective_deaf_to_the_class_it_is_asked_for_is_told_so(toy_objective, threads_restored):
@@ -369,10 +369,10 @@ def test_what_is_learned_besides_pixels_adds_up_side_by_side(toy_objective, thre
 
 def test_classes_in_turn_are_not_matched_side_by_side(threads_restored):
     torch.set_num_threads(2)
-    found = [
+    results = [
         distiller(image_update="per_class", parallel_classes=parallel_classes).run() for parallel_classes in (1, 2)
     ]
-    assert same(*found)
+    assert same(*results)
 
 
 def test_two_interruptions_are_as_good_as_none(tmp_path):
@@ -503,8 +503,8 @@ def test_the_first_step_is_the_rate_times_the_gradient(update, multiple):
     run = distiller(image_update=update, image_lr=1e-3, double=True)
     gradient = toy_gradient(run)
     run.step()
-    want = run.start.canvases - multiple * 1e-3 * gradient
-    torch.testing.assert_close(run.synthetic.canvases.detach(), want, rtol=1e-9, atol=1e-12)
+    expected = run.start.canvases - multiple * 1e-3 * gradient
+    torch.testing.assert_close(run.synthetic.canvases.detach(), expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("update", ["batched", "per_class"])
@@ -529,10 +529,10 @@ def test_idc_and_dream_meet_where_the_batch_is_the_whole_class():
     assert not torch.allclose(*(run.synthetic.canvases for run in few.values()), atol=1e-4)
 
 
-@pytest.mark.parametrize("how", ["current", "random", "pixels"])
-def test_batches_are_chosen_in_the_features_asked_for(how):
+@pytest.mark.parametrize("space", ["current", "random", "pixels"])
+def test_batches_are_chosen_in_the_features_asked_for(space):
     """Pixels as they are; one untrained network for the whole run; or the network as it is by then."""
-    run, seen = distiller(sampler="representative", interval=10, cluster_features=how), []
+    run, seen = distiller(sampler="representative", interval=10, cluster_features=space), []
     choose, images = run.sampler.choose, run.data.images[:5]
 
     def watched(label, members, rng, embed, predict):
@@ -543,8 +543,8 @@ def test_batches_are_chosen_in_the_features_asked_for(how):
     run.sampler.choose = watched
     run.run()
     assert len(seen) == 3  # once an outer iteration of 4, each with a network of its own
-    assert torch.equal(seen[0], seen[1]) == (how != "current")
-    assert torch.equal(seen[0], images.flatten(1)) == (how == "pixels")
+    assert torch.equal(seen[0], seen[1]) == (space != "current")
+    assert torch.equal(seen[0], images.flatten(1)) == (space == "pixels")
 
 
 @pytest.mark.parametrize("sampler", ["representative", "released"])
@@ -559,8 +559,8 @@ def test_the_released_sampler_sees_images_without_their_normalisation(sampler):
 
     run.sampler.choose = watched
     run.step()
-    for got, want in seen:
-        torch.testing.assert_close(got, want.detach(), rtol=1e-5, atol=1e-6)
+    for got, expected in seen:
+        torch.testing.assert_close(got, expected.detach(), rtol=1e-5, atol=1e-6)
 
 
 def shown_to_networks(run):
@@ -646,10 +646,10 @@ def test_effective_image_rate_elsewhere(name, size, base, ipc, rate):
 
 
 @pytest.mark.parametrize(
-    ("total", "count", "want"), [(100, 3, [0, 25, 50, 100]), (12, 4, [0, 1, 3, 6, 12]), (1, 4, [0, 1]), (0, 4, [0])]
+    ("total", "count", "expected"), [(100, 3, [0, 25, 50, 100]), (12, 4, [0, 1, 3, 6, 12]), (1, 4, [0, 1]), (0, 4, [0])]
 )
-def test_where_snapshots_are_taken(total, count, want):
-    assert snapshot_iterations(total, count) == want
+def test_where_snapshots_are_taken(total, count, expected):
+    assert snapshot_iterations(total, count) == expected
 
 
 def test_snapshots_are_the_canvases_of_their_moment():

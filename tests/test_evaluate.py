@@ -17,7 +17,7 @@ from dreamlib.evaluation import PartialResults, apply_view, curve, evaluate, tra
 from dreamlib.networks import build
 from dreamlib.settings import PROTOCOLS, EvaluationParams
 from dreamlib.synthetic.synthetic_set import SyntheticSet
-from dreamlib.training.schedules import SCHEDULES
+from dreamlib.training.schedules import SCHEDULES, constant_lr
 from dreamlib.training.trainer import compiled_network, fit
 from pipeline.params import find_root, read_params
 from pipeline.params.check import check_names
@@ -53,7 +53,7 @@ def test_protocols_are_the_published_ones(name):
     result = (p.epochs, p.batch, p.augmentation, p.augmentation_mode, p.cutmix, p.decay)
     assert result == PUBLISHED[name][:6]
     assert (p.lr, p.momentum, p.weight_decay, p.learned_lr) == (0.01, 0.9, 5e-4, name == "mtt")
-    assert (p.label_smoothing, p.clean_share, p.last_layer) == (0, 0, "trained")
+    assert (p.clean_share, p.last_layer) == (0, "trained")
 
 
 def test_ridge_is_idcs_with_two_changes():
@@ -76,19 +76,19 @@ def test_a_network_is_trained_as_its_protocol_says(name, synthetic, toy_info, to
     for settings, named in calls:
         assert (named["epochs"], settings.batch, settings.momentum, settings.weight_decay) == (epochs, batch, 0.9, 5e-4)
         assert settings.lr == pytest.approx(rate)
-        assert (settings.label_smoothing, named["clean_share"]) == (0, 0)
+        assert named["clean_share"] == 0
         assert (set(settings.augmentation.ops), settings.augmentation.mode, settings.cutmix) == (ops, mode, cutmix)
         given = {epoch: named["schedule"](1.0, epoch, epochs) for epoch in rates}
         assert given == pytest.approx(rates)
 
 
-def test_a_network_is_trained_with_the_smoothing_and_the_finish_asked_for(synthetic, toy_info, toy_data, monkeypatch):
+def test_a_network_is_trained_with_the_clean_share_asked_for(synthetic, toy_info, toy_data, monkeypatch):
     calls = []
     monkeypatch.setattr(evaluation, "fit", lambda *given, **named: calls.append((given[4], named)))
-    how = EvaluationParams(repeats=1, label_smoothing=0.4, clean_share=0.5)
+    how = EvaluationParams(repeats=1, clean_share=0.5)
     evaluate(synthetic, toy_data(), toy_info(), how, NETWORK, Compute(), seed=0, split="validation")
     ((settings, named),) = calls
-    assert (settings.label_smoothing, settings.cutmix, named["clean_share"]) == (0.4, 0.5, 0.5)
+    assert (settings.cutmix, named["clean_share"]) == (0.5, 0.5)
 
 
 def test_keys_beside_a_protocol_win_and_an_unknown_one_is_named():
@@ -107,7 +107,7 @@ def test_networks_may_be_names_or_names_with_options():
 def test_schedules_by_hand():
     assert [SCHEDULES["idc_steps"](1.0, e, 6) for e in range(6)] == pytest.approx([1, 1, 1, 1, 0.2, 0.04])
     assert [SCHEDULES["tenth"](1.0, e, 6) for e in range(6)] == pytest.approx([1, 1, 1, 1, 1, 0.1])
-    assert [SCHEDULES["none"](1.0, e, 6) for e in range(6)] == [1] * 6
+    assert [constant_lr(1.0, e, 6) for e in range(6)] == [1] * 6
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 7, 300])
@@ -130,8 +130,6 @@ def test_views_change_what_they_name_and_nothing_else(synthetic, toy_info):
     hard, same = apply_view("hard_labels", synthetic, how)
     assert hard.soft_labels is None and same == how and synthetic.soft_labels is not None
     assert apply_view("protocol", synthetic, how) == (synthetic, how)
-    _, bare = apply_view("hard_labels", synthetic, EvaluationParams(label_smoothing=0.4, clean_share=0.25))
-    assert (bare.label_smoothing, bare.clean_share) == (0, 0.25)
 
 
 def test_the_learned_step_size_is_used_where_the_protocol_says_so(synthetic, toy_info):
@@ -365,7 +363,7 @@ def test_an_evaluation_cut_short_keeps_the_networks_it_has(synthetic, toy_info, 
 
 
 def test_the_view_idc_is_idcs_protocol_whatever_the_sets_own(synthetic):
-    own = EvaluationParams(protocol="ridge", epochs=7, batch=5, repeats=4, label_smoothing=0.3)
+    own = EvaluationParams(protocol="ridge", epochs=7, batch=5, repeats=4)
     same, how = apply_view("idc", synthetic, own)
     assert same is synthetic
     assert how == EvaluationParams(protocol="idc", repeats=4)
@@ -424,11 +422,11 @@ def test_a_key_of_any_layer_wins_over_the_protocol(reading):
         ({"networks": {"name": "mlp", "option": {}}}, "did you mean 'options'?"),
         ({"views": ["plane"]}, "views.0: Input should be 'plain', 'hard_labels'"),
         ({"views": "plain"}, "valid list, got 'plain'"),
-        ({"decay": "tenths"}, "'idc_steps', 'tenth' or 'none', got 'tenths'"),
+        ({"decay": "tenths"}, "'idc_steps' or 'tenth', got 'tenths'"),
         ({"networks": ["mlp", "convnett"]}, "did you mean 'convnet'?"),
         ({"networks": 3}, "got 3"),  # it was the number of networks before `repeats`
         ({"repeat": 3}, "did you mean 'repeats'?"),
-        ({"label_smoothing": 1}, "label_smoothing: Input should be less than 1, got 1"),
+        ({"momentum": 1}, "momentum: Input should be less than 1, got 1"),
         ({"clean_share": 1.2}, "clean_share: Input should be less than or equal to 1, got 1.2"),
     ],
 )

@@ -16,8 +16,8 @@ from dreamlib._engine.files import read_json
 from dreamlib.data import DATASETS, create
 from dreamlib.distill import Distiller
 from dreamlib.matching import OBJECTIVES
+from dreamlib.matching.label_sources import LABELS
 from dreamlib.networks import NETWORKS
-from dreamlib.sampling.coresets import SELECTIONS
 from dreamlib.sampling.real_batches import SAMPLERS
 from dreamlib.synthetic.initial import INITS
 from pipeline.project import Project, Setting
@@ -27,7 +27,7 @@ from pipeline.stages.evaluation import run_evaluation
 
 ROOT = Path(__file__).parents[1]
 LIBRARY, PAGE = ROOT / "dreamlib", (ROOT / "docs" / "development.md").read_text(encoding="utf-8")
-REGISTRIES = (DATASETS, NETWORKS, OBJECTIVES, SAMPLERS, SELECTIONS, INITS)
+REGISTRIES = (DATASETS, NETWORKS, OBJECTIVES, SAMPLERS, INITS, LABELS)
 SETTING = Setting("moments", 2, 0)
 ITERATIONS, STOPPED_AT = 8, 3
 PARAMS = {
@@ -60,7 +60,7 @@ def blocks(language):
 
 @pytest.fixture
 def project(tmp_path, threads_restored):
-    """A temporary project whose data set, network, objective, sampler and initialisation are the page's."""
+    """A temporary project whose data set, network, objective, sampler, initialisation and labels are the page's."""
     before = [registry.names() for registry in REGISTRIES]
     path = tmp_path / "dreamlib" / "additions.py"
     path.parent.mkdir()
@@ -103,12 +103,15 @@ def test_one_of_each_goes_through_the_stages_and_resumes(project, monkeypatch, g
     assert steps == [0, 1, 2, "stopped", *range(STOPPED_AT, ITERATIONS)], "it goes on from the checkpoint"
     assert file.read_bytes() == written and resumed.history == whole.history
 
+    labels = torch.full((5, 5), 0.02).fill_diagonal_(0.92).repeat_interleave(SETTING.ipc * 4, 0)
+    torch.testing.assert_close(whole.synthetic.soft_labels, labels)
     losses = [loss for _, loss in whole.history]
     assert len(losses) == ITERATIONS and losses[-1] < 0.8 * losses[ITERATIONS // 2], "on the second network"
     evaluation, curve = run_evaluation(project, SETTING)
     metrics = read_json(project.file("evaluation", SETTING, ".json"))
     assert [view["network"] for view in metrics["views"]] == ["shallow", "mlp"]
     assert metrics["accuracy"] == evaluation.mean > 0.3, "of five classes"
+    assert metrics["label_kind"] == "soft"
     assert curve["iteration"].iloc[-1] == ITERATIONS
 
 
@@ -156,16 +159,17 @@ def test_a_file_in_its_package_is_found(tmp_path):
     root = tmp_path / "dreamlib"
     shutil.copytree(LIBRARY, root, ignore=shutil.ignore_patterns("__pycache__"))
     files = re.findall(r"^```python\n# (\S+)\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE)
-    assert len(files) == 5
+    assert len(files) == 6
     for path, text in files:
         assert not (tmp_path / path).exists()
         (tmp_path / path).write_text(text, encoding="utf-8")
     asked = """
 from dreamlib import data, distill, matching, networks, sampling, synthetic
-from dreamlib.sampling import coresets, real_batches
+from dreamlib.sampling import real_batches
 assert data.__file__.startswith("{}"), data.__file__
 assert "even_digits" in data.DATASETS and "moments" in matching.OBJECTIVES and "shallow" in networks.NETWORKS
-assert "uncertain" in real_batches.SAMPLERS and "spread" in coresets.SELECTIONS and "spread" in synthetic.initial.INITS
+assert "uncertain" in real_batches.SAMPLERS and "spread" in synthetic.initial.INITS
+assert "smoothed" in matching.label_sources.LABELS
 """
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     subprocess.run([sys.executable, "-c", asked.format(tmp_path)], cwd=tmp_path, env=environment, check=True)

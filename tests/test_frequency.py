@@ -25,10 +25,10 @@ def toys(size=8, per_class=20):
 
 def test_the_transform_and_its_inverse_are_scipys():
     x = images()
-    want = scipy.fft.dctn(x.numpy(), axes=(2, 3), norm="ortho")
-    np.testing.assert_allclose(frequency.dct(x).numpy(), want, atol=1e-12)
-    theirs = scipy.fft.idctn(want, axes=(2, 3), norm="ortho")
-    np.testing.assert_allclose(frequency.inverse_dct(torch.tensor(want)).numpy(), theirs, atol=1e-12)
+    expected = scipy.fft.dctn(x.numpy(), axes=(2, 3), norm="ortho")
+    np.testing.assert_allclose(frequency.dct(x).numpy(), expected, atol=1e-12)
+    theirs = scipy.fft.idctn(expected, axes=(2, 3), norm="ortho")
+    np.testing.assert_allclose(frequency.inverse_dct(torch.tensor(expected)).numpy(), theirs, atol=1e-12)
 
 
 def test_the_strongest_frequencies_are_those_with_the_largest_mean_square():
@@ -43,11 +43,11 @@ def test_an_image_of_the_kept_frequencies_comes_back_whole_and_others_as_their_n
     back = frequency.unpack(frequency.pack(x, kept, 2), kept, 2)
     spectrum = scipy.fft.dctn(x.numpy(), axes=(2, 3), norm="ortho").reshape(8, 2, 60)
     spectrum[:, :, np.setdiff1d(np.arange(60), kept.numpy())] = 0
-    want = scipy.fft.idctn(spectrum.reshape(8, 2, 6, 10), axes=(2, 3), norm="ortho")
-    assert want.min() > 0 and want.max() < 1  # nothing to clamp
-    np.testing.assert_allclose(back.numpy(), want, atol=1e-12)
+    expected = scipy.fft.idctn(spectrum.reshape(8, 2, 6, 10), axes=(2, 3), norm="ortho")
+    assert expected.min() > 0 and expected.max() < 1  # nothing to clamp
+    np.testing.assert_allclose(back.numpy(), expected, atol=1e-12)
     again = frequency.unpack(frequency.pack(back, kept, 2), kept, 2)
-    np.testing.assert_allclose(again.numpy(), want, atol=1e-12)
+    np.testing.assert_allclose(again.numpy(), expected, atol=1e-12)
 
 
 def test_where_each_coefficient_lies_in_a_canvas():

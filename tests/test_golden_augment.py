@@ -99,7 +99,7 @@ IDC_OPS = [(way, op) for way in ("batch", "per_image") for op in IDC_NAMES if (w
 def test_each_op_of_idc(kind, way, op):
     images = golden("augment_idc")[f"{kind}.input"]
     numbers = golden("augment_idc", f"{kind}.{way}.{op}.")
-    wanted, (ours, names) = numbers.pop("output"), IDC_NAMES[op]
+    expected, (ours, names) = numbers.pop("output"), IDC_NAMES[op]
     numbers = {names[name]: value for name, value in numbers.items()}
     if ours == "color":  # the other two at their neutral strengths
         neutral = {"brightness_added": 0.0, "saturation_factor": 1.0, "contrast_factor": 1.0}
@@ -107,7 +107,7 @@ def test_each_op_of_idc(kind, way, op):
         numbers = {other: torch.full_like(drawn, value) for other, value in neutral.items()} | {name: drawn}
     draw = recorded_draw((ours,), numbers, images.shape[-1])
     assert draw.count == (1 if way == "batch" else len(images))
-    assert_near(Augmentation((ours,), "idc").apply(images, draw), wanted, tolerance_of((ours,)))
+    assert_near(Augmentation((ours,), "idc").apply(images, draw), expected, tolerance_of((ours,)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -122,8 +122,8 @@ def test_each_op_of_dsa_and_mtt(kind, way, op):
     assert len(outputs) == (2 if op in ("scale", "rotate") else 1)
     draw = recorded_draw((op,), {names.get(name, name): value for name, value in numbers.items()}, images.shape[-1])
     assert draw.count == (1 if way == "siamese" else len(images))
-    for wanted in outputs:
-        assert_near(Augmentation((op,), "dsa").apply(images, draw), wanted, tolerance_of((op,)))
+    for expected in outputs:
+        assert_near(Augmentation((op,), "dsa").apply(images, draw), expected, tolerance_of((op,)))
 
 
 # ---- whole lists ----------------------------------------------------------------------------------------------------
@@ -131,8 +131,8 @@ def test_each_op_of_dsa_and_mtt(kind, way, op):
 
 def idc_lists():
     """(kind, use, list, seed) of all recorded whole lists."""
-    found = {tuple(name.split(".")[:5]) for name in golden("augment_idc") if ".whole." in name}
-    return sorted((kind, use, ops, seed) for kind, _, use, ops, seed in found)
+    results = {tuple(name.split(".")[:5]) for name in golden("augment_idc") if ".whole." in name}
+    return sorted((kind, use, ops, seed) for kind, _, use, ops, seed in results)
 
 
 @pytest.mark.parametrize(("kind", "use", "listed", "seed"), idc_lists())
@@ -151,8 +151,8 @@ DSA_ORDER = ("color", "crop", "cutout", "flip", "scale", "rotate")  # in which t
 
 def dsa_draws():
     """(way, seed) of the recorded calls of mode S that have an output."""
-    found = [name.split(".") for name in golden("augment_dsa", "color.S.") if name.endswith(".output")]
-    return sorted((way, seed) for way, seed, _ in found)
+    results = [name.split(".") for name in golden("augment_dsa", "color.S.") if name.endswith(".output")]
+    return sorted((way, seed) for way, seed, _ in results)
 
 
 @pytest.mark.parametrize(("way", "seed"), dsa_draws())
@@ -178,8 +178,8 @@ ALL = "_".join(OPS)
 def choices(mode, count=64, draws=40):
     """Which ops happen in ``draws`` batches: op → (draws, count) bool; and the strengths of the last batch."""
     augmentation, rng = Augmentation.parse(ALL, mode), torch.Generator().manual_seed(0)
-    found = [augmentation.draw(count, (3, 16, 16), rng) for _ in range(draws)]
-    return {op: torch.stack([draw.active[op] for draw in found]) for op in OPS}, found[-1].values
+    results = [augmentation.draw(count, (3, 16, 16), rng) for _ in range(draws)]
+    return {op: torch.stack([draw.active[op] for draw in results]) for op in OPS}, results[-1].values
 
 
 def test_the_released_code_chooses_once_for_a_batch_with_strengths_for_each_image():

@@ -69,9 +69,9 @@ def run(numbers):
 
 
 def test_one_step_a_class_on_the_shared_momentum(run, numbers):
-    found = run("per_class")
-    assert_near(found.after_turn, numbers["per_class.pixels"], TOLERANCE)
-    assert_near(found.at_turn[0, 0], numbers["start"], 0)
+    result = run("per_class")
+    assert_near(result.after_turn, numbers["per_class.pixels"], TOLERANCE)
+    assert_near(result.at_turn[0, 0], numbers["start"], 0)
     # The first class's step leaves the others alone; the second class's moves the first's on.
     moved = (numbers["per_class.pixels"][0, 1] - numbers["per_class.pixels"][0, 0]).view(CLASSES, -1).abs().amax(1)
     assert moved[0] > 0 and moved[1] > 0 and moved[2] == 0
@@ -85,13 +85,13 @@ def test_clamping_before_each_outer_iteration(run, numbers):
     """Ours clamps at the end of an outer iteration, the released loop at the start of the next: the same pixels are
     matched, and the momentum is left alone by both.
     """
-    found, released = run("per_class", inner_iterations=2), numbers["clamped_every_2.pixels"]
+    result, released = run("per_class", inner_iterations=2), numbers["clamped_every_2.pixels"]
     assert ((numbers["start"] >= 0) & (numbers["start"] <= 1)).all()
-    assert_near(found.after_turn[:, -1], released, TOLERANCE)
+    assert_near(result.after_turn[:, -1], released, TOLERANCE)
     for iteration in (2, 4):
-        assert_near(found.at_turn[iteration, 0], released[iteration - 1].clamp(0, 1), TOLERANCE)
+        assert_near(result.at_turn[iteration, 0], released[iteration - 1].clamp(0, 1), TOLERANCE)
         assert released[iteration - 1].min() < 0 and released[iteration - 1].max() > 1
-    assert_near(found.at_turn[3, 0], released[2], TOLERANCE)
+    assert_near(result.at_turn[3, 0], released[2], TOLERANCE)
 
 
 def test_collapsed_is_the_released_update_up_to_the_momentum_to_the_number_of_classes(run, numbers):

@@ -48,10 +48,10 @@ def loss_and_gradient(numbers, network, options, together=False):
 
 def test_the_real_images_gradient(numbers, network):
     kernels, (matched, fixed) = CompiledNetwork(network, FLOAT64), matched_weights(network, "conv_linear")
-    found = kernels.weight_gradient(matched, fixed, numbers["real.images"], numbers["real.labels"])
+    result = kernels.weight_gradient(matched, fixed, numbers["real.images"], numbers["real.labels"])
     layers = ["conv1", "conv2", "conv3", "linear"]
-    assert len(found) == len(layers)
-    for layer, gradient in zip(layers, found.values(), strict=True):
+    assert len(result) == len(layers)
+    for layer, gradient in zip(layers, result.values(), strict=True):
         assert_near_relative(gradient, numbers[f"real.gradient.{layer}.weight"], TOLERANCE)
 
 

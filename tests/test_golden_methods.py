@@ -92,11 +92,11 @@ def trajectory(tmp_path):
 def test_trajectory_matchings_inner_steps(name, trajectory):
     numbers, images, network, _, _ = trajectory(name)
     start, target = (by_name(numbers[end], network) for end in ("start", "target"))
-    found = InnerTraining(network).run(
+    result = InnerTraining(network).run(
         start, [(images, numbers["labels"])] * STEPS[name], [numbers["rate"]] * STEPS[name]
     )
-    assert_near(torch.cat([value.flatten() for value in found.values()]), numbers["after_last_step"], TOLERANCE)
-    assert_near(squared_distance(found, target) / squared_distance(start, target), numbers["loss"], TOLERANCE)
+    assert_near(torch.cat([value.flatten() for value in result.values()]), numbers["after_last_step"], TOLERANCE)
+    assert_near(squared_distance(result, target) / squared_distance(start, target), numbers["loss"], TOLERANCE)
 
 
 @pytest.mark.parametrize("recompute", [True, False])

@@ -89,9 +89,9 @@ def with_loss(recorded, parameters, after_block1, features, logits):
 def assert_recorded(outputs, recorded):
     inputs = {name for name in recorded if name in ("images", "labels") or name.startswith("weights.")}
     assert outputs.keys() == recorded.keys() - inputs
-    for name, found in outputs.items():
-        assert found.dtype == torch.float64, name
-        assert_near(found, recorded[name], 1e-9)
+    for name, result in outputs.items():
+        assert result.dtype == torch.float64, name
+        assert_near(result, recorded[name], 1e-9)
 
 
 def test_torchs_own_layers_give_the_recorded_numbers(recorded):

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from dreamlib.data import info as dataset_info
-from dreamlib.matching.experts import ExpertSettings
 from dreamlib.networks import build
 from dreamlib.sampling.real_batches import SAMPLERS
+from dreamlib.settings import ExpertParams
 from dreamlib.synthetic.initial import INITS
 from dreamlib.synthetic.learned_set import effective_image_lr
 from dreamlib.training.augment import augmentation_for
@@ -273,8 +273,8 @@ def test_mtt(dataset, ipc):
 
 
 def test_the_experts_of_mtt():
-    asked, released, defaults = paper("cifar10").experts(), SETTINGS["mtt"]["experts"], ExpertSettings()
-    for how in (asked, defaults):
+    released = SETTINGS["mtt"]["experts"]
+    for how in (paper("cifar10").experts(), ExpertParams()):
         assert (how.count, how.epochs, how.lr, how.momentum, how.weight_decay, how.batch) == tuple(
             released[key] for key in ("number", "epochs", "lr", "momentum", "weight_decay", "batch")
         )

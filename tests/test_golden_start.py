@@ -5,12 +5,11 @@ import torch
 from golden_numbers import assert_near, golden, plain_info
 
 from dreamlib.data.types import LabeledImages
-from dreamlib.sampling import real_batches as sampling
+from dreamlib.sampling import representatives
 from dreamlib.sampling.kmeans import Clustering, kmeans, squared_distances
-from dreamlib.sampling.real_batches import ReleasedSampler
-from dreamlib.synthetic import initial as initialize
+from dreamlib.sampling.representatives import ReleasedSampler, cluster_class
 from dreamlib.synthetic.decode import decode, tile
-from dreamlib.synthetic.initial import cluster_class, fill, noise
+from dreamlib.synthetic.initial import fill, noise
 
 TOLERANCE = 1e-9
 TABLES = ("blobs", "loose")
@@ -53,11 +52,11 @@ def test_lloyds_steps_from_given_centres(table):
 
 def test_an_empty_clusters_centre_goes_to_the_origin_and_stays():
     numbers = golden("initialisation", "kmeans.empty.")
-    found = from_given_centres(numbers)
-    assert_near(found.centers[0], numbers["centres"], TOLERANCE)
-    assert torch.equal(found.assignment[0], numbers["assignment"])
-    assert 2 not in found.assignment
-    assert torch.equal(squared_distances(numbers["features"][None], found.centers)[0].argmin(0), numbers["chosen"])
+    result = from_given_centres(numbers)
+    assert_near(result.centers[0], numbers["centres"], TOLERANCE)
+    assert torch.equal(result.assignment[0], numbers["assignment"])
+    assert 2 not in result.assignment
+    assert torch.equal(squared_distances(numbers["features"][None], result.centers)[0].argmin(0), numbers["chosen"])
 
 
 # ---- picks ----------------------------------------------------------------------------------------------------------
@@ -67,25 +66,29 @@ def test_an_empty_clusters_centre_goes_to_the_origin_and_stays():
 def test_the_nearest_of_all_is_picked_for_each_centre(table, monkeypatch):
     numbers = golden("initialisation", f"kmeans.{table}.")
     start = numbers["start_centres"].float().unsqueeze(0)
-    monkeypatch.setattr(initialize, "kmeans", lambda *points, **how: kmeans(*points, **{**how, "start": start}))
-    found = cluster_class(of_one_class(numbers["features"]), 0, start.shape[1], 0, as_features, pick="released")
-    assert torch.equal(found.representatives, numbers["chosen"])
+    monkeypatch.setattr(
+        representatives, "kmeans", lambda *points, **options: kmeans(*points, **{**options, "start": start})
+    )
+    result = cluster_class(of_one_class(numbers["features"]), 0, start.shape[1], 0, as_features, pick="released")
+    assert torch.equal(result.representatives, numbers["chosen"])
 
 
 def test_two_centres_may_pick_the_same_image(monkeypatch):
     numbers = golden("initialisation", "nearest.")
     centres = numbers["centres"].float().unsqueeze(0)
     assignment = torch.zeros(1, len(numbers["features"]), dtype=torch.long)
-    monkeypatch.setattr(initialize, "kmeans", lambda *_, **__: Clustering(centres, assignment, torch.zeros(1), 1))
-    found = cluster_class(of_one_class(numbers["features"]), 0, 3, 0, as_features, pick="released")
-    assert found.representatives.tolist() == numbers["chosen"].tolist() == [1, 1, 5]
+    monkeypatch.setattr(representatives, "kmeans", lambda *_, **__: Clustering(centres, assignment, torch.zeros(1), 1))
+    result = cluster_class(of_one_class(numbers["features"]), 0, 3, 0, as_features, pick="released")
+    assert result.representatives.tolist() == numbers["chosen"].tolist() == [1, 1, 5]
 
 
 @pytest.mark.parametrize("table", TABLES)
 def test_the_three_nearest_of_all_make_a_real_batch(table, monkeypatch):
     numbers = golden("initialisation", f"kmeans.{table}.")
     given = numbers["start_centres"].float().unsqueeze(0)
-    monkeypatch.setattr(sampling, "kmeans", lambda *args, start, **options: kmeans(*args, start=given, **options))
+    monkeypatch.setattr(
+        representatives, "kmeans", lambda *args, start, **options: kmeans(*args, start=given, **options)
+    )
     sampler = ReleasedSampler(of_one_class(numbers["features"]), batch=12, seed=0, per_cluster=3)
     sampler.prepare(0, as_features)
     assert torch.equal(sampler.rows(0, 0).view(4, 3), numbers["chosen_three_nearest"])
@@ -97,13 +100,13 @@ def test_the_three_nearest_of_all_make_a_real_batch(table, monkeypatch):
 
 def cells_of_decoding(side, factor):
     """Start and size along a side of what ``decode`` cuts a canvas into, found by marking one row after the other."""
-    blank, found = torch.zeros(1, 1, side, side), []
+    blank, results = torch.zeros(1, 1, side, side), []
     for row in range(side):
         marked = blank.clone()
         marked[..., row, 0] = 1.0
         changed = (decode(marked, factor) != decode(blank, factor)).flatten(1).any(1)
-        found.append(int(changed.nonzero()) // factor)
-    return [[found.index(cell), found.count(cell)] for cell in range(factor)]
+        results.append(int(changed.nonzero()) // factor)
+    return [[results.index(cell), results.count(cell)] for cell in range(factor)]
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ from dreamlib.training.trainer import Trainer, TrainSettings, fit
 
 @pytest.mark.parametrize("epochs", [1000, 300, 150, 30])
 def test_idcs_rates(epochs):
-    found = torch.tensor([decayed_lr(0.01, epoch, epochs) for epoch in range(epochs)], dtype=torch.float64)
-    assert_near(found, golden("schedules")[f"idc.epochs{epochs}"], 1e-12)
+    result = torch.tensor([decayed_lr(0.01, epoch, epochs) for epoch in range(epochs)], dtype=torch.float64)
+    assert_near(result, golden("schedules")[f"idc.epochs{epochs}"], 1e-12)
 
 
 TENTH = [  # the released loops run one epoch more than their name says: ours is told the real number
@@ -31,8 +31,8 @@ TENTH = [  # the released loops run one epoch more than their name says: ours is
 
 @pytest.mark.parametrize(("name", "rate", "epochs"), TENTH)
 def test_the_rates_of_dc_and_its_successors(name, rate, epochs):
-    found = torch.tensor([tenth_lr(rate, epoch, epochs) for epoch in range(epochs)], dtype=torch.float64)
-    assert_near(found, golden("schedules")[name], 1e-12)
+    result = torch.tensor([tenth_lr(rate, epoch, epochs) for epoch in range(epochs)], dtype=torch.float64)
+    assert_near(result, golden("schedules")[name], 1e-12)
 
 
 class OneWeight(nn.Module):
@@ -129,23 +129,23 @@ def recorded_step(monkeypatch):
     return prepare
 
 
-def assert_weights(network, wanted):
+def assert_weights(network, expected):
     """Compare all parameters, in the order of the layers."""
     layers = ("conv1", "norm1", "conv2", "norm2", "conv3", "norm3", "linear")
     names = [f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]
     for name, parameter in zip(names, network.parameters(), strict=True):
-        assert_near(parameter, wanted[name], 1e-9)
+        assert_near(parameter, expected[name], 1e-9)
 
 
 def test_loss_and_gradient_of_two_mixed_batches(images, labels, network, recorded_step):
     kernels = CompiledNetwork(network, FLOAT64)
     optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
     for number in (0, 1):
-        wanted, after = recorded_step(number)
+        expected, after = recorded_step(number)
         x, own, other, kept = cutmix(images, labels, torch.Generator())
         share = torch.tensor(kept, dtype=torch.float64)
         gradients, loss = kernels.training_gradient(weights_of(network), x, own, other, share)
-        assert_near(loss, wanted, 1e-9)
+        assert_near(loss, expected, 1e-9)
         for name, parameter in network.named_parameters():
             parameter.grad = gradients[name]
         optimizer.step()
@@ -156,6 +156,6 @@ def test_two_steps_of_the_trainer(images, labels, network, recorded_step):
     settings = TrainSettings(lr=0.01, momentum=0.9, weight_decay=5e-4, cutmix=1.0)
     trainer = Trainer(network, plain_info(images, 10), settings, CompiledNetwork(network, FLOAT64))
     for number in (0, 1):
-        wanted, after = recorded_step(number)
-        assert_near(trainer.step(images, labels, torch.Generator()), wanted, 1e-9)
+        expected, after = recorded_step(number)
+        assert_near(trainer.step(images, labels, torch.Generator()), expected, 1e-9)
         assert_weights(network, after)

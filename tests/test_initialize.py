@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from dreamlib.data.types import LabeledImages
+from dreamlib.sampling.representatives import cluster_class
 from dreamlib.settings import DistillParams
 from dreamlib.synthetic.decode import tile
-from dreamlib.synthetic.initial import check_budget, cluster_class, fill, images_needed, noise, random_rows
+from dreamlib.synthetic.initial import check_budget, fill, images_needed, noise, random_rows
 
 
 def pixels(images):

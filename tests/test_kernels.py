@@ -55,13 +55,13 @@ def test_gradient_and_match_equal_the_tape(tiny, double, rtol, atol, distance, l
     network = tiny(double=double)
     kernels = CompiledNetwork(network, Compute(dtype=dtype))
     (real, y), (x, _) = batch(6, 0, dtype), batch(4, 1, dtype)
-    want, got = (f(distance, x, real, y, layers) for f in (
+    expected, got = (f(distance, x, real, y, layers) for f in (
         lambda *a: plain(network, *a), lambda *a: ours(kernels, network, *a)))  # fmt: skip
-    assert set(got[0]) == set(want[0])
-    for name in want[0]:
-        torch.testing.assert_close(got[0][name], want[0][name], rtol=rtol, atol=atol)
-    torch.testing.assert_close(got[1], want[1], rtol=rtol, atol=atol)
-    torch.testing.assert_close(got[2], want[2], rtol=rtol, atol=atol * float(want[2].abs().max()) + atol)
+    assert set(got[0]) == set(expected[0])
+    for name in expected[0]:
+        torch.testing.assert_close(got[0][name], expected[0][name], rtol=rtol, atol=atol)
+    torch.testing.assert_close(got[1], expected[1], rtol=rtol, atol=atol)
+    torch.testing.assert_close(got[2], expected[2], rtol=rtol, atol=atol * float(expected[2].abs().max()) + atol)
 
 
 def test_training_loss_logits_and_features_are_the_networks(tiny):
@@ -72,11 +72,11 @@ def test_training_loss_logits_and_features_are_the_networks(tiny):
     lam = torch.tensor(0.3, dtype=torch.float64)
     reference = copy.deepcopy(network).train()
     logits = reference(x)
-    want = 0.3 * F.cross_entropy(logits, a) + 0.7 * F.cross_entropy(logits, b)
+    expected = 0.3 * F.cross_entropy(logits, a) + 0.7 * F.cross_entropy(logits, b)
     got = kernels.training_loss(weights_of(network), x, a, b, lam)
-    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(got, expected)
     got.backward()
-    want.backward()
+    expected.backward()
     for (name, p), q in zip(network.named_parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, msg=name)
     with torch.no_grad():
@@ -109,14 +109,14 @@ def test_bfloat16_stays_close_to_float64(tiny, distance):
     network = tiny()
     arbiter = tiny(double=True)
     (real, y), (x, _) = batch(32, 0, torch.float64), batch(16, 1, torch.float64)
-    want = plain(arbiter, distance, x, real, y)
+    expected = plain(arbiter, distance, x, real, y)
     half = CompiledNetwork(network, Compute(dtype=torch.bfloat16))
     got = ours(half, network, distance, x.bfloat16(), real.bfloat16(), y)
     for name, gradient in got[0].items():
         assert gradient.dtype == torch.float32
-        assert (gradient - want[0][name]).norm() < 0.15 * want[0][name].norm()
-    assert got[1].item() == pytest.approx(want[1].item(), rel=0.05)
-    assert F.cosine_similarity(got[2].double().flatten(), want[2].flatten(), dim=0) > (
+        assert (gradient - expected[0][name]).norm() < 0.15 * expected[0][name].norm()
+    assert got[1].item() == pytest.approx(expected[1].item(), rel=0.05)
+    assert F.cosine_similarity(got[2].double().flatten(), expected[2].flatten(), dim=0) > (
         0.9 if distance is absolute else 0.97
     )
 
@@ -141,8 +141,8 @@ def test_compiled_equals_uncompiled(tiny):
             value = kernels.match(squared, pixels, y, matched, fixed, target)
             value.backward()
             results.append((value.detach(), pixels.grad))
-    for got, want in zip(*results, strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-5)
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-5)
 
 
 @needs_compiler

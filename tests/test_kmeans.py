@@ -27,8 +27,8 @@ def generator(seed=0):
 
 def test_squared_distances_equal_a_loop():
     a, b = blobs(2, 5, 2, 3, 0), blobs(2, 4, 2, 3, 1)
-    want = [[[float(((p - c) ** 2).sum()) for c in b[i]] for p in a[i]] for i in range(2)]
-    torch.testing.assert_close(squared_distances(a, b), torch.tensor(want, dtype=torch.float64))
+    expected = [[[float(((p - c) ** 2).sum()) for c in b[i]] for p in a[i]] for i in range(2)]
+    torch.testing.assert_close(squared_distances(a, b), torch.tensor(expected, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -49,8 +49,8 @@ def test_same_start_gives_scikit_learns_labels_and_inertia(seed, batch, n, k, di
 def test_sums_of_clusters_equal_a_hand_worked_case(by_product):
     points = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], [[10.0, 0.0], [20.0, 0.0], [30.0, 1.0]]])
     assignment = torch.tensor([[2, 0, 2], [1, 1, 0]])
-    want = [[[3.0, 4.0], [0.0, 0.0], [6.0, 8.0]], [[30.0, 1.0], [30.0, 0.0], [0.0, 0.0]]]
-    assert _sums(points, assignment, 3, by_product=by_product).tolist() == want
+    expected = [[[3.0, 4.0], [0.0, 0.0], [6.0, 8.0]], [[30.0, 1.0], [30.0, 0.0], [0.0, 0.0]]]
+    assert _sums(points, assignment, 3, by_product=by_product).tolist() == expected
 
 
 def test_sums_by_adding_equal_those_by_product_at_the_size_of_a_batch():

@@ -190,8 +190,8 @@ def test_convnet_under_vmap_equals_the_loop():
     together = torch.vmap(torch.func.grad(squared_gradient, argnums=1), in_dims=(0, None))(parameters, x)
     for net, got in zip(nets, together, strict=True):
         leaf = x.clone().requires_grad_()
-        want = torch.autograd.grad(matching(copy.deepcopy(net), leaf, labels), leaf)[0]
-        assert torch.allclose(got, want, atol=1e-4 * want.abs().max().item())
+        expected = torch.autograd.grad(matching(copy.deepcopy(net), leaf, labels), leaf)[0]
+        assert torch.allclose(got, expected, atol=1e-4 * expected.abs().max().item())
 
 
 def test_options_are_validated_at_the_door():
@@ -203,7 +203,7 @@ def test_options_are_validated_at_the_door():
         build("convnet", info(), rng(), {"norm": "instanse"})
     with pytest.raises(UnknownNameError, match="did you mean 'batch'"):
         build("resnet18", info(), rng(), {"norm": "bach"})
-    with pytest.raises(ValueError, match="width=0 must be at least 1"):
+    with pytest.raises(ValueError, match="greater than or equal to 1, got 0"):
         build("resnet18", info(), rng(), {"width": 0})
     with pytest.raises(ValueError, match="depth between 1 and 3"):
         build("convnet", info(3, 8), rng(), {"depth": 4})
@@ -283,16 +283,16 @@ def test_a_convolution_normed_at_once_is_differentiated_twice():
 def test_a_convolution_normed_at_once_keeps_faint_contrast_in_half_precision():
     conv, norm = first_and_norm(1, 1)
     x = (5 + 0.5 * pixels(4, 1, 16)).bfloat16()  # far from zero, as an image of one bright colour
-    want = norm(conv(x.double()))
-    found = conv.normed(x, norm)
-    assert found.dtype == torch.bfloat16
-    assert (found.double() - want).square().mean().sqrt() < 4e-3 * want.square().mean().sqrt()
+    expected = norm(conv(x.double()))
+    result = conv.normed(x, norm)
+    assert result.dtype == torch.bfloat16
+    assert (result.double() - expected).square().mean().sqrt() < 4e-3 * expected.square().mean().sqrt()
 
 
 def test_an_image_of_one_colour_has_the_norms_bias():
     conv, norm = first_and_norm(1, 0)
-    found = conv.normed(torch.full((1, 1, 6, 6), 0.3).double(), norm)
-    torch.testing.assert_close(found, norm.bias.view(1, 4, 1, 1).expand_as(found), rtol=1e-10, atol=1e-10)
+    result = conv.normed(torch.full((1, 1, 6, 6), 0.3).double(), norm)
+    torch.testing.assert_close(result, norm.bias.view(1, 4, 1, 1).expand_as(result), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("size", [8, 7])
@@ -308,9 +308,9 @@ def test_the_instance_norm_in_steps_is_the_group_norm(dtype, rng):
         norm.weight.copy_(torch.tensor([0.5, 1.0, -2.0]))
         norm.bias.copy_(torch.tensor([0.1, 0.0, 1.0]))
     x = torch.rand(4, 3, 5, 6, generator=rng(0), dtype=torch.float64).to(dtype)
-    want, found = F.group_norm(x.double(), 3, norm.weight, norm.bias), norm.in_steps(x)
-    assert found.dtype == dtype
+    expected, result = F.group_norm(x.double(), 3, norm.weight, norm.bias), norm.in_steps(x)
+    assert result.dtype == dtype
     close = {torch.float64: 1e-12, torch.bfloat16: 2e-2}[dtype]
-    torch.testing.assert_close(found.double(), want, rtol=close, atol=close)
+    torch.testing.assert_close(result.double(), expected, rtol=close, atol=close)
     if dtype == torch.float64:  # matching differentiates it twice
         assert torch.autograd.gradgradcheck(norm.in_steps, x[:2, :, :2].requires_grad_())

@@ -98,7 +98,7 @@ def plain_loss(state, canvases, label, distance, smallest):
 
 @pytest.mark.parametrize("augmentation", ["none", "color_crop_cutout"])
 @pytest.mark.parametrize("layers", ["conv", "conv_linear"])
-@pytest.mark.parametrize("distance", DISTANCES.names())
+@pytest.mark.parametrize("distance", DISTANCES)
 def test_loss_and_pixel_gradient_equal_the_plain_loops_and_its_finite_differences(
     state_of, distance, layers, augmentation
 ):
@@ -164,7 +164,7 @@ def test_both_sides_of_a_class_get_one_draw_and_classes_get_their_own(state_of, 
 
 def test_a_set_that_matches_its_real_batch_has_no_distance(state_of):
     """Canvases that are the real images: every gradient is met exactly, whatever the augmentation."""
-    for distance in DISTANCES.names():
+    for distance in DISTANCES:
         state = state_of(augmentation="color_crop_cutout")
         rows = torch.cat([state.sampler.rows(label, 0) for label in range(3)])
         images = state.sampler.data.images[rows].clone().requires_grad_()

@@ -11,9 +11,9 @@ from dreamlib._engine.compute import Compute
 from dreamlib.data.types import LabeledImages
 from dreamlib.distill import Distiller
 from dreamlib.matching import OBJECTIVES, MatchState, Objective
-from dreamlib.matching.experts import ExpertSettings, train_experts
+from dreamlib.matching.experts import train_experts
 from dreamlib.sampling.real_batches import RandomSampler
-from dreamlib.settings import DistillParams
+from dreamlib.settings import DistillParams, ExpertParams
 from dreamlib.synthetic.initial import fill, random_rows
 from dreamlib.training.augment import Augmentation
 
@@ -36,7 +36,7 @@ CASES = [pytest.param(name, small, id=f"{name}-{i}") for name in SMALL for i, sm
 def experts(digits, toy_info, tmp_path_factory):
     """Two experts of three epochs on digits."""
     folder, info = tmp_path_factory.mktemp("experts"), toy_info(classes=10, name="digits")
-    settings = ExpertSettings(count=2, epochs=3, batch=128)
+    settings = ExpertParams(count=2, epochs=3, batch=128)
     train_experts(folder, digits, info, NETWORK, settings, Compute(), seed=0)
     return folder
 

@@ -16,18 +16,18 @@ def test_loss_and_gradient_are_those_of_numpys_means(factor, toy_info, toy_data,
     state = make_state(
         objective, data, info, network, factor=factor, compute=float64, augmentation=Augmentation.parse("none")
     )
-    found, gradients = losses_and_gradients(objective, state)
+    result, gradients = losses_and_gradients(objective, state)
 
     def features(images):
         normalised = (images.detach().numpy() - info.mean[0]) / info.std[0]
         return network.features(torch.from_numpy(normalised)).detach().numpy()
 
-    wanted = []
+    expected = []
     for label in range(3):
         real, ours = features(state.real_images(label)), features(state.synthetic.decode_class(label))
-        wanted.append(((np.mean(real, 0) - np.mean(ours, 0)) ** 2).sum())
-    assert [label for label, _ in found] == [0, 1, 2]
-    np.testing.assert_allclose([float(loss) for _, loss in found], wanted, rtol=1e-10)
+        expected.append(((np.mean(real, 0) - np.mean(ours, 0)) ** 2).sum())
+    assert [label for label, _ in result] == [0, 1, 2]
+    np.testing.assert_allclose([float(loss) for _, loss in result], expected, rtol=1e-10)
 
     # One pixel of class 1, moved by hand: central differences of the sum over classes.
     def total(shift):
@@ -49,12 +49,12 @@ def test_equal_sets_are_at_distance_zero_under_any_augmentation(toy_info, toy_da
 
 
 def test_dream_plus_adds_the_distance_of_mean_features_to_the_gradients(toy_info, toy_data, tiny, float64):
-    info, data, found = toy_info(), toy_data(dtype=torch.float64), []
+    info, data, results = toy_info(), toy_data(dtype=torch.float64), []
     for name, options in (("gradient", {}), ("distribution", {}), ("gradient", {"feature_weight": 0.3})):
         objective = objectives.make(name, options)
         state = make_state(objective, data, info, tiny(info, double=True), compute=float64)
-        found.append(losses_and_gradients(objective, state))
-    for (_, gradient), (_, features), (_, both) in zip(*(losses for losses, _ in found), strict=True):
+        results.append(losses_and_gradients(objective, state))
+    for (_, gradient), (_, features), (_, both) in zip(*(losses for losses, _ in results), strict=True):
         torch.testing.assert_close(both, gradient + 0.3 * features)
-    gradient, features, both = (gradients["canvases"] for _, gradients in found)
+    gradient, features, both = (gradients["canvases"] for _, gradients in results)
     torch.testing.assert_close(both, gradient + 0.3 * features)

@@ -14,8 +14,9 @@ from torch import nn
 from dreamlib import matching as objectives
 from dreamlib._engine.compute import Compute
 from dreamlib._engine.seeding import derive, generator
-from dreamlib.matching.experts import FORMAT, ExpertError, Experts, ExpertSettings, expert_path, train_experts
+from dreamlib.matching.experts import FORMAT, ExpertError, Experts, expert_path, train_experts
 from dreamlib.networks import build
+from dreamlib.settings import ExpertParams
 from dreamlib.training.augment import Augmentation
 
 TINY = ("convnet", {"width": 8})
@@ -98,7 +99,7 @@ def test_a_pass_takes_every_image_once_in_batches(by_hand):
 def test_bounded_memory_gives_the_unbounded_result(tmp_path, toy_info, toy_data, tiny, float64):
     """On a network with hidden layers, several experts and starting epochs, batches and augmentation."""
     info, data, results = toy_info(), toy_data(dtype=torch.float64), []
-    train_experts(tmp_path, data, info, TINY, ExpertSettings(count=2, **PLAIN), float64, seed=0)
+    train_experts(tmp_path, data, info, TINY, ExpertParams(count=2, **PLAIN), float64, seed=0)
     for recompute in (True, False):
         small = {"synthetic_steps": 5, "expert_epochs": 1, "max_start": 2, "batch": 5, "recompute": recompute}
         objective = objectives.make("trajectory", small | {"experts": str(tmp_path)})
@@ -136,7 +137,7 @@ def test_what_is_missing_or_wrong_is_named_with_the_remedy(by_hand, tmp_path, ti
 
 def test_experts_follow_torch_sgd(tmp_path, toy_info, toy_data, global_generators_untouched):
     info, data = toy_info(), toy_data(per_class=4)
-    (path,) = train_experts(tmp_path, data, info, TINY, ExpertSettings(count=1, **PLAIN), Compute(), seed=7)
+    (path,) = train_experts(tmp_path, data, info, TINY, ExpertParams(count=1, **PLAIN), Compute(), seed=7)
     own = derive(7, "expert", 0)
     network = build(*TINY[:1], info, generator(own, "network"), TINY[1])
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
@@ -155,7 +156,7 @@ def test_experts_follow_torch_sgd(tmp_path, toy_info, toy_data, global_generator
 
 def test_experts_are_used_again_only_where_everything_is_the_same(tmp_path, toy_info, toy_data, monkeypatch):
     info, data = toy_info(), toy_data(per_class=4)
-    settings = ExpertSettings(count=2, **PLAIN)
+    settings = ExpertParams(count=2, **PLAIN)
     first = train_experts(tmp_path, data, info, TINY, settings, Compute(), seed=0)
     content = [path.read_bytes() for path in first]
     assert content[0] != content[1]
@@ -171,8 +172,6 @@ def test_experts_are_used_again_only_where_everything_is_the_same(tmp_path, toy_
     assert [path.read_bytes() for path in first] == content
     assert times()[1] == before[1]
     other = toy_data(per_class=4, seed=1)
-    train_experts(tmp_path, other, info, TINY, ExpertSettings(count=1, **PLAIN), Compute(), seed=0)
+    train_experts(tmp_path, other, info, TINY, ExpertParams(count=1, **PLAIN), Compute(), seed=0)
     assert [path.name for path in tmp_path.iterdir()] == ["expert-000.safetensors"]
     assert first[0].read_bytes() != content[0]
-    with pytest.raises(ValueError, match="must be at least 1"):
-        train_experts(tmp_path, data, info, TINY, ExpertSettings(count=0), Compute(), seed=0)

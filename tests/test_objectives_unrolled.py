@@ -28,8 +28,8 @@ def unrolled_state(toy_info, toy_data, tiny, float64):
         info, objective = toy_info(), objectives.make("unrolled", SMALL | options)
         network = tiny(info, double=True, activation="silu")
         data = toy_data(dtype=torch.float64)
-        how = Augmentation.parse(augmentation)
-        return objective, make_state(objective, data, info, network, factor=factor, compute=float64, augmentation=how)
+        chosen = {"factor": factor, "compute": float64, "augmentation": Augmentation.parse(augmentation)}
+        return objective, make_state(objective, data, info, network, **chosen)
 
     return make
 
@@ -226,17 +226,17 @@ def test_the_protocol_dd_replays_and_takes_nothing_else(rng, toy_info, toy_data,
     """Epochs, rate and augmentation play no part; the set's own augmentation does, by a draw for each network."""
     info, against, synthetic = toy_info().unbounded(), toy_data(per_class=40), unrolled_set(rng)
 
-    def accuracies(synthetic, **how):
-        how = EvaluationParams(protocol="dd", repeats=3, **how)
+    def accuracies(synthetic, **settings):
+        settings = EvaluationParams(protocol="dd", repeats=3, **settings)
         return evaluate(
-            synthetic, against, info, how, ("convnet", {"width": 8}), float64, seed=0, split="validation"
+            synthetic, against, info, settings, ("convnet", {"width": 8}), float64, seed=0, split="validation"
         ).accuracies
 
-    found = accuracies(synthetic)
-    assert found == accuracies(synthetic, epochs=7, lr=0.9, batch=1, augmentation="none", cutmix=0.0)
-    assert found != accuracies(unrolled_set(rng, {"augmentation": "color_crop_cutout"}))
+    result = accuracies(synthetic)
+    assert result == accuracies(synthetic, epochs=7, lr=0.9, batch=1, augmentation="none", cutmix=0.0)
+    assert result != accuracies(unrolled_set(rng, {"augmentation": "color_crop_cutout"}))
     faster = replace(synthetic, extras={"step_sizes": 10 * synthetic.extras["step_sizes"]})
-    assert found != accuracies(faster)
+    assert result != accuracies(faster)
     with pytest.raises(ValueError, match=r"protocol 'dd' replays .* such as idc"):
         accuracies(replace(synthetic, info={}))
 
@@ -263,9 +263,9 @@ def test_pixels_and_rates_learn(unrolled_state):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 0}, "steps = 0 must be at least 1"),
+        ({"steps": 0}, "option steps of objective 'unrolled': Input should be greater than or equal to 1, got 0"),
         ({"window": 5}, "between 1 and steps · passes = 4"),
-        ({"step_size": 0.0}, "step_size = 0.0 must be above 0"),
+        ({"step_size": 0.0}, "option step_size .* greater than 0, got 0.0"),
     ],
 )
 def test_options_out_of_range_are_refused(options, message):

@@ -97,9 +97,9 @@ def member(rank, folder):
     """One of two processes: what they find together."""
     meeting, patience = f"file://{folder}/meeting", timedelta(seconds=60)
     distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=patience)
-    found = {name: told(distiller(folder, name).run()) for name in RUNS}
+    results = {name: told(distiller(folder, name).run()) for name in RUNS}
     torch.set_num_threads(2)
-    found["side by side"] = told(distiller(folder, "representative", parallel_classes=2).run())
+    results["side by side"] = told(distiller(folder, "representative", parallel_classes=2).run())
     torch.set_num_threads(1)
     for name in ("warm pooled", "representative"):
         half = distiller(folder, name)
@@ -109,20 +109,20 @@ def member(rank, folder):
         if rank == 0:
             checkpoint.save(state)
         distributed.barrier()
-        found[f"resumed {name}"] = told(distiller(folder, name).run(checkpoint))
-    found["clustered"] = sorted(half.sampler.chosen)
-    found["kept"] = [len(state["sampler"]["chosen"][label]) for label in range(10)]
-    found["accuracies"] = evaluated(folder)
-    found["gathered"] = parallel.gather(parallel.my_share("abcde"))
-    found["said"] = parallel.as_the_first(rank == 0)
+        results[f"resumed {name}"] = told(distiller(folder, name).run(checkpoint))
+    results["clustered"] = sorted(half.sampler.chosen)
+    results["kept"] = [len(state["sampler"]["chosen"][label]) for label in range(10)]
+    results["accuracies"] = evaluated(folder)
+    results["gathered"] = parallel.gather(parallel.my_share("abcde"))
+    results["said"] = parallel.as_the_first(rank == 0)
     OBJECTIVES.register("careless")(Careless)
     for key, changes in {"careless": {"objective": "careless"}, "per_class": {"image_update": "per_class"}}.items():
         try:
             distiller(folder, "distribution", **changes).step()
         except (ValueError, RuntimeError) as error:
-            found[key] = str(error)
+            results[key] = str(error)
     OBJECTIVES.remove("careless")
-    return found
+    return results
 
 
 @pytest.fixture(scope="module")
@@ -152,9 +152,9 @@ def one_thread():
 
 @pytest.mark.parametrize("name", RUNS)
 def test_two_distil_what_one_distils(together, name):
-    folder, found = together
+    folder, result = together
     alone = told(distiller(folder, name).run())
-    for theirs in found:
+    for theirs in result:
         torch.testing.assert_close(theirs[name], alone, rtol=1e-12, atol=1e-14)
     assert not torch.equal(alone[0], alone[3][0]), "the pixels moved"
 
@@ -166,33 +166,33 @@ def test_each_matches_its_classes_side_by_side(together):
 
 @pytest.mark.parametrize("name", ["warm pooled", "representative"])
 def test_two_that_were_interrupted_end_where_the_uninterrupted_do(together, name):
-    _, found = together
-    for theirs in found:
+    _, result = together
+    for theirs in result:
         torch.testing.assert_close(theirs[f"resumed {name}"][:3], theirs[name][:3], rtol=0, atol=0)
         assert theirs["kept"] == [8] * 10, "a checkpoint holds every class's batch"
 
 
 def test_each_clusters_its_own_classes_only(together):
-    _, found = together
-    assert [theirs["clustered"] for theirs in found] == [[0, 2, 4, 6, 8], [1, 3, 5, 7, 9]]
+    _, result = together
+    assert [theirs["clustered"] for theirs in result] == [[0, 2, 4, 6, 8], [1, 3, 5, 7, 9]]
 
 
 def test_two_evaluate_to_the_accuracies_of_one_in_its_order(together):
-    folder, found = together
+    folder, result = together
     alone = evaluated(folder)
     assert len(set(alone)) > 1, "the order must show"
-    assert [theirs["accuracies"] for theirs in found] == [alone, alone]
+    assert [theirs["accuracies"] for theirs in result] == [alone, alone]
 
 
 def test_shares_come_together_in_order_and_decisions_are_the_firsts(together):
-    _, found = together
-    assert [theirs["gathered"] for theirs in found] == [list("abcde")] * 2
-    assert [theirs["said"] for theirs in found] == [True, True]
+    _, result = together
+    assert [theirs["gathered"] for theirs in result] == [list("abcde")] * 2
+    assert [theirs["said"] for theirs in result] == [True, True]
 
 
 def test_what_cannot_be_shared_is_refused(together):
-    _, found = together
-    for theirs in found:
+    _, result = together
+    for theirs in result:
         assert "batched or once_equivalent" in theirs["per_class"]
         assert "loop over state.classes, or set by_class = False" in theirs["careless"]
 
@@ -281,8 +281,8 @@ def test_more_workers_than_gpus_are_refused_before_they_meet(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     for here in (0, 1):
         monkeypatch.setattr(torch.cuda, "device_count", lambda here=here: here)
-        said = f"2 workers need a GPU each and this machine has {here}"
-        with pytest.raises(ValueError, match=said), parallel.joined("cuda"):
+        message = f"2 workers need a GPU each and this machine has {here}"
+        with pytest.raises(ValueError, match=message), parallel.joined("cuda"):
             pass
 
 

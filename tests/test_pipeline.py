@@ -341,7 +341,7 @@ MISTAKES = [
     (lambda p: listed(p, "mtt", sampler="representative"), "set sampler: random"),
     (lambda p: listed(p, "dm", pretrain_epochs=3), "pretrain_epochs = 3 has no effect with train_on: none"),
     (lambda p: listed(p, "dd_kd", labels="assigned"), "set labels: hard, or learn_labels: false"),
-    (lambda p: listed(p, "dd_kd", options={"label_confidence": 0.1}), "must lie between 1/10 and 1"),
+    (lambda p: listed(p, "dd_kd", labels="asigned"), "unknown label source 'asigned': did you mean 'assigned'"),
     (lambda p: listed(p, "mtt", options={"max_start": 4}), "choose max_start ≤ 3, or train the experts longer"),
 ]
 

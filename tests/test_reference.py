@@ -9,8 +9,9 @@ from dreamlib import reference
 from dreamlib._engine.seeding import generator
 from dreamlib.distill import Distiller
 from dreamlib.networks import build
+from dreamlib.sampling.representatives import cluster_class
 from dreamlib.settings import DistillParams
-from dreamlib.synthetic.initial import cluster_class, fill
+from dreamlib.synthetic.initial import fill
 from dreamlib.training.features import embed
 from dreamlib.training.trainer import compiled_network
 
@@ -34,7 +35,7 @@ def clustered_start(data, info, compute):
     model = compute.place(build(NETWORK[0], info, generator(SEED, "clustering-network"), NETWORK[1]))
     kernels, count = compiled_network(NETWORK, info, compute), IPC * SETTINGS.factor**2
     clusters = [cluster_class(data, c, count, SEED, lambda x: embed(model, x, info, kernels)) for c in range(3)]
-    return fill(data, torch.stack([found.representatives for found in clusters]), IPC, SETTINGS.factor, "single")
+    return fill(data, torch.stack([result.representatives for result in clusters]), IPC, SETTINGS.factor, "single")
 
 
 @pytest.mark.parametrize(("channels", "distance"), [(1, "mse"), (3, "l1")])

@@ -9,18 +9,11 @@ import torch
 from dreamlib._engine.seeding import generator
 from dreamlib._engine.threads import Workers
 from dreamlib.data.types import LabeledImages
-from dreamlib.sampling import real_batches as sampling
+from dreamlib.sampling import representatives
+from dreamlib.sampling.ablations import BoundarySampler, CenterSampler
 from dreamlib.sampling.kmeans import kmeans
-from dreamlib.sampling.real_batches import (
-    SAMPLERS,
-    BoundarySampler,
-    CenterSampler,
-    EndlessPass,
-    KeptSampler,
-    RandomSampler,
-    ReleasedSampler,
-    RepresentativeSampler,
-)
+from dreamlib.sampling.real_batches import SAMPLERS, EndlessPass, KeptSampler, RandomSampler
+from dreamlib.sampling.representatives import ReleasedSampler, RepresentativeSampler
 
 
 def pixels(images):
@@ -144,10 +137,10 @@ def test_classes_chosen_for_side_by_side_get_the_same_rows(name, toy_data, threa
     data = toy_data(per_class=30, classes=4)
     alone, beside = SAMPLERS[name](data, 6, seed=0), SAMPLERS[name](data, 6, seed=0, workers=Workers(2))
     for iteration in (0, 10, 20):
-        how = {"embed": drift(iteration), "predict": guesses}
-        expected = batches(alone, iteration, **how)
-        found = batches(beside, iteration, **how | {asks: together(how[asks])})
-        assert all(map(torch.equal, found, expected))
+        settings = {"embed": drift(iteration), "predict": guesses}
+        expected = batches(alone, iteration, **settings)
+        result = batches(beside, iteration, **settings | {asks: together(settings[asks])})
+        assert all(map(torch.equal, result, expected))
         assert (max(most) == 1) == (iteration == 0)
 
 
@@ -249,21 +242,26 @@ def planted(clusters=8, members=9, seed=0):
     return LabeledImages(images, torch.zeros(len(group), dtype=torch.long), 1), group
 
 
-def test_a_representative_batch_covers_groups_that_random_batches_miss():
+@pytest.fixture
+def careful_start(monkeypatch):
+    """Representatives of clusterings that start from k-means++, which finds every planted group."""
+    monkeypatch.setattr(representatives, "kmeans", lambda *a, start, **options: kmeans(*a, **options))
+
+
+def test_a_representative_batch_covers_groups_that_random_batches_miss(careful_start):
     data, group = planted()
     hit = {name: [] for name in SAMPLERS.names()}
     for seed in range(10):
         for name in hit:
-            options = {"start": "k-means++"} if name == "representative" else {}
-            hit[name].append(len(set(group[batches(SAMPLERS[name](data, 8, seed, **options), 0)[0]].tolist())))
+            hit[name].append(len(set(group[batches(SAMPLERS[name](data, 8, seed), 0)[0]].tolist())))
     assert hit["representative"] == [8] * 10
     assert sum(hit["random"]) / 10 < 5.5  # three of five images are in the large group
     assert max(hit["center"]) <= 2  # the mean lies by the large group, and its images alone are near
 
 
-def test_per_cluster_takes_that_many_of_each_group():
+def test_per_cluster_takes_that_many_of_each_group(careful_start):
     data, group = planted()
-    rows = batches(RepresentativeSampler(data, 24, 0, per_cluster=3, start="k-means++"), 0)[0]
+    rows = batches(RepresentativeSampler(data, 24, 0, per_cluster=3), 0)[0]
     assert torch.bincount(group[rows]).tolist() == [3] * 8
     assert group[rows].view(8, 3).unique(dim=1).shape == (8, 1)  # cluster by cluster
 
@@ -294,23 +292,24 @@ def test_rows_before_prepare_is_an_error(toy_data):
 
 def counted(sampler, monkeypatch):
     """(iterations, inertia) of each clustering the sampler asks for, in order."""
-    seen, ask = [], sampling.kmeans
+    seen, ask = [], representatives.kmeans
 
     def kmeans(*given, **options):
-        found = ask(*given, **options)
-        seen.append((found.iterations, float(found.inertia)))
-        return found
+        result = ask(*given, **options)
+        seen.append((result.iterations, float(result.inertia)))
+        return result
 
-    monkeypatch.setattr(sampling, "kmeans", kmeans)
+    monkeypatch.setattr(representatives, "kmeans", kmeans)
     return seen
 
 
 def test_a_warm_start_from_converged_centres_needs_no_search(monkeypatch):
     """Lloyd's algorithm cannot move centres that are their clusters' means: one pass sees it, and none is worse."""
     data, _ = planted()
+    monkeypatch.setattr(representatives, "CLUSTERING_STEPS", 50)
     runs = {}
     for warm in (False, True):
-        sampler = RepresentativeSampler(data, 8, seed=3, interval=1, max_iterations=50, warm_start=warm)
+        sampler = RepresentativeSampler(data, 8, seed=3, interval=1, warm_start=warm)
         with monkeypatch.context() as patch:
             runs[warm] = counted(sampler, patch)
             for iteration in range(6):
@@ -318,7 +317,7 @@ def test_a_warm_start_from_converged_centres_needs_no_search(monkeypatch):
     (first, inertia), again = runs[True][0], runs[True][1:]
     assert runs[False][0] == (first, inertia), "the first is started alike"
     assert [iterations for iterations, _ in again] == [1] * 5
-    assert [found for _, found in again] == pytest.approx([inertia] * 5, rel=1e-5)
+    assert [result for _, result in again] == pytest.approx([inertia] * 5, rel=1e-5)
     assert all(iterations > 1 for iterations, _ in runs[False])
 
 
@@ -326,7 +325,8 @@ def test_a_warm_start_goes_on_where_few_iterations_left_off(monkeypatch):
     """Two iterations at a time: the second warm clustering is a single run's third and fourth, by the algorithm."""
     data, _ = planted(clusters=12)
     points = pixels(data.images).unsqueeze(0)
-    warm = RepresentativeSampler(data, 12, seed=0, interval=1, max_iterations=2, warm_start=True)
+    monkeypatch.setattr(representatives, "CLUSTERING_STEPS", 2)
+    warm = RepresentativeSampler(data, 12, seed=0, interval=1, warm_start=True)
     with monkeypatch.context() as patch:
         seen = counted(warm, patch)
         warm.prepare(0, pixels)

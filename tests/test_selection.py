@@ -5,12 +5,17 @@ import itertools
 import pytest
 import torch
 
-from dreamlib.errors import UnknownNameError
-from dreamlib.sampling.coresets import SELECTIONS, herding, k_center, select
+from dreamlib.settings import DistillParams
+from dreamlib.synthetic.coresets import Herding, KCenter
+from dreamlib.synthetic.initial import StartState
+
+herding, k_center = Herding().select, KCenter().select
 
 
-def pixels(images):
-    return images.flatten(1)
+def state(data, info, ipc, seed=0, pool=0):
+    """A start at factor 1 whose features are the pixels."""
+    settings = DistillParams(factor=1)
+    return StartState(data, info, settings, ipc, seed, data, pool, lambda: lambda images: images.flatten(1), None)
 
 
 def test_herding_by_hand():
@@ -41,18 +46,21 @@ def test_k_center_is_within_twice_the_best_radius(seed, rng):
     assert radius(k_center(points, 3).tolist()) <= 2 * best + 1e-12
 
 
-@pytest.mark.parametrize("rule", SELECTIONS.names())
-def test_select_stays_in_the_class_repeats_nothing_and_repeats_itself(rule, toy_data, global_generators_untouched):
-    data = toy_data(per_class=12)
-    rows = select(data, 5, rule, 0, pixels)
+@pytest.mark.parametrize("kind", [Herding, KCenter])
+def test_rows_stay_in_the_class_repeat_nothing_and_repeat_themselves(
+    kind, toy_data, toy_info, global_generators_untouched
+):
+    data, info = toy_data(per_class=12), toy_info()
+    rows = kind().rows(state(data, info, 5))
     assert rows.shape == (3, 5)
     for label in range(3):
         assert (data.labels[rows[label]] == label).all()
         assert rows[label].unique().numel() == 5
-    assert torch.equal(rows, select(data, 5, rule, 1, pixels))  # nothing is drawn, so the seed says nothing,
-    pools = [select(data, 5, rule, seed, pixels, pool=6) for seed in (0, 0, 1)]  # until a pool is drawn
+    assert torch.equal(rows, kind().rows(state(data, info, 5, seed=1)))  # nothing is drawn, so the seed says nothing,
+    pools = [kind().rows(state(data, info, 5, seed, pool=6)) for seed in (0, 0, 1)]  # until a pool is drawn
     assert torch.equal(pools[0], pools[1])
     assert not torch.equal(pools[0], pools[2])
+    assert torch.equal(kind().start(state(data, info, 5)).canvases, data.images[rows.flatten()])
 
 
 def test_herding_keeps_the_mean_better_than_chance(toy_data, rng):
@@ -62,8 +70,6 @@ def test_herding_keeps_the_mean_better_than_chance(toy_data, rng):
     assert float((features[herding(features, 8)].mean(0) - mean).norm()) < min(chance)
 
 
-def test_refusals(toy_data):
-    with pytest.raises(UnknownNameError, match="did you mean 'herding'"):
-        select(toy_data(), 1, "hering", 0, pixels)
-    with pytest.raises(ValueError, match="cannot select 13 of 12 images of a class; ask for 1 to 12"):
-        select(toy_data(), 13, "k_center", 0, pixels)
+def test_more_images_than_a_class_has_are_refused(toy_data, toy_info):
+    with pytest.raises(ValueError, match="cannot select 13 of 12 images of a class; ask for at most as many"):
+        KCenter().rows(state(toy_data(), toy_info(), 13))

@@ -187,8 +187,8 @@ def test_cost_by_hand(claims):
 
 
 def test_verdicts_follow_the_numbers(claims):
-    found = stage_verdicts.verdicts(claims).verdict
-    want = {
+    result = stage_verdicts.verdicts(claims).verdict
+    expected = {
         "Representative batches stand": PARTLY,  # nearer and more even, but their norm varies more
         "Boundary batches have larger": HOLDS,
         "Representative batches have smaller": HOLDS,
@@ -204,14 +204,14 @@ def test_verdicts_follow_the_numbers(claims):
         "A set takes": HOLDS,
         "Training on a set": PARTLY,
     }
-    for start, verdict in want.items():
-        assert found[found.index.str.startswith(start)].tolist() == [verdict], start
-    said = stage_verdicts.answer(stage_verdicts.verdicts(claims))
-    counts = [list(found).count(verdict) for verdict in (HOLDS, PARTLY, NOT)]
-    told = "Claims that hold at this budget: {} of {}; partly: {}; not: {}.".format(counts[0], len(found), *counts[1:])
-    assert said.startswith(told) and sum(counts) == len(found)
-    assert "25 % of IDC's 160 iterations" in said and "re-clustering every 5" in said
-    assert stage_verdicts.as_markdown(stage_verdicts.verdicts(claims)).count("\n") == 2 + len(found)
+    for start, verdict in expected.items():
+        assert result[result.index.str.startswith(start)].tolist() == [verdict], start
+    message = stage_verdicts.answer(stage_verdicts.verdicts(claims))
+    counts = [list(result).count(verdict) for verdict in (HOLDS, PARTLY, NOT)]
+    told = "Claims that hold at this budget: {} of {}; partly: {}; not: {}.".format(counts[0], len(result), *counts[1:])
+    assert message.startswith(told) and sum(counts) == len(result)
+    assert "25 % of IDC's 160 iterations" in message and "re-clustering every 5" in message
+    assert stage_verdicts.as_markdown(stage_verdicts.verdicts(claims)).count("\n") == 2 + len(result)
 
 
 @pytest.mark.parametrize(
@@ -231,9 +231,9 @@ def test_verdicts_on_batches_turn_with_the_batches(copied, tmp_path, swapped, sm
     table = table.set_index(keys)
     table[measures] = turned[measures]
     table.reset_index().to_csv(path, index=False)
-    found = stage_verdicts.verdicts(copied).verdict
-    assert found[found.index.str.startswith("Representative batches have smaller")].tolist() == [smaller]
-    assert found[found.index.str.startswith("Boundary batches have larger")].tolist() == [edges]
+    result = stage_verdicts.verdicts(copied).verdict
+    assert result[result.index.str.startswith("Representative batches have smaller")].tolist() == [smaller]
+    assert result[result.index.str.startswith("Boundary batches have larger")].tolist() == [edges]
 
 
 def test_what_verdicts_rest_on_is_told_in_numbers(claims):
@@ -270,8 +270,8 @@ def test_a_margin_in_the_file_turns_a_verdict(copied):
     text = path.read_text()
     before, after = text.split("id: final_accuracy")
     path.write_text(f"{before}id: final_accuracy{after.replace('margin: 0', 'margin: 0.2', 1)}")
-    found = stage_verdicts.verdicts(copied).verdict
-    assert found[first] == NOT
+    result = stage_verdicts.verdicts(copied).verdict
+    assert result[first] == NOT
     path.write_text(text.replace("kind: size_ratio", "kind: size_ration"))
     with pytest.raises(ValueError, match="did you mean 'size_ratio'"):
         stage_verdicts.verdicts(copied)
@@ -309,8 +309,8 @@ def test_pictures_show_what_was_picked():
     picture = pd.DataFrame({"row": [5, 3, 8], "random": [1, 0, 1], "representative": [0, 1, 0]})
     picture["center"], picture["boundary"] = 1, 0
     images = torch.arange(10.0).view(10, 1, 1, 1)
-    found = stage_claims.picked_images(picture, images, count=2)
-    assert {k: v.flatten().tolist() for k, v in found.items()} == {
+    result = stage_claims.picked_images(picture, images, count=2)
+    assert {k: v.flatten().tolist() for k, v in result.items()} == {
         "random": [5, 8], "representative": [3], "center": [5, 3], "boundary": [],
     }  # fmt: skip
 
@@ -397,12 +397,12 @@ def test_the_first_seeds_set_is_kept_with_the_accuracies_of_all(tmp_path, claims
         write_json(project.file("evaluation", setting, ".json"), numbers)
         write_json(project.file("distillation", setting, ".json"), {"iterations": 40, "training_images": 10})
         write_atomically(project.file("curves", setting, ".csv"), b"iteration,accuracy,std,networks\n")
-    found = stage_best.gather(project, 1)
-    assert found["accuracy"] == pytest.approx(0.75)
-    assert found["std"] == pytest.approx((0.17 / 3) ** 0.5)  # deviations .25, .15, .15, .25
+    result = stage_best.gather(project, 1)
+    assert result["accuracy"] == pytest.approx(0.75)
+    assert result["std"] == pytest.approx((0.17 / 3) ** 0.5)  # deviations .25, .15, .15, .25
     idc = 0.75 if protocol == "idc" else 0.55
-    assert (found["idc"]["accuracy"], found["idc"]["std"]) == pytest.approx((idc, found["std"]))
-    assert (found["idc"]["networks"], found["idc"]["seeds"]) == (2, 2)
+    assert (result["idc"]["accuracy"], result["idc"]["std"]) == pytest.approx((idc, result["std"]))
+    assert (result["idc"]["networks"], result["idc"]["seeds"]) == (2, 2)
     kept = load(tmp_path / "results" / "best" / f"{p.dataset}-ipc1.safetensors", normalise=False)
     assert torch.equal(kept.images, made[4].canvases)
     assert (tmp_path / "results" / "best" / f"{p.dataset}-ipc1.png").is_file()
@@ -427,8 +427,8 @@ def test_the_kept_sets_store_no_more_than_so_many_images(path):
 
 def test_the_best_sets_command_says_what_is_wrong_in_one_line(capsys):
     assert stage_best.main(["7"]) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("error: ") and "best_ipc7" in said and said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and "best_ipc7" in message and message.count("\n") == 1
     with pytest.raises(SystemExit):
         stage_best.main(["seven"])
     assert "invalid int value" in capsys.readouterr().err

@@ -35,13 +35,13 @@ def project(tmp_path_factory):
             plain = accuracy - (0.05 if method == "random" else 0.10)
             seen = [("convnet", "protocol", accuracy), ("convnet", "plain", plain)]
             seen += [("mlp", "protocol", 0.3)] if seed == 0 else []
-            found = {
+            results = {
                 "accuracies": [accuracy], "accuracy": accuracy, "std": 0.0, "networks": 1, "network": "convnet",
                 "epochs": 9, "protocol": "idc", "split": "test", "method": method, "ipc": 1, "seed": seed, "factor": 1,
                 "label_kind": "hard", "stored_floats": 7840,
                 "views": [{"network": n, "view": v, "accuracies": [a], "accuracy": a, "std": 0.0} for n, v, a in seen],
             }  # fmt: skip
-            write_json(project.file("evaluation", setting, ".json"), found)
+            write_json(project.file("evaluation", setting, ".json"), results)
             made = {"iterations": 0 if method == "random" else 20, "training_images": 10}
             write_json(project.file("distillation", setting, ".json"), made)
             write_atomically(project.file("curves", setting, ".csv"), b"iteration,accuracy,std,networks\n")
@@ -132,5 +132,6 @@ def test_methods_below_the_chosen_images_are_named(copied):
         write_json(project.file("distillation", Setting("kmeans", 1, seed), ".json"), made)
         curve = project.file("curves", Setting("random", 1, seed), ".csv").read_bytes()
         write_atomically(project.file("curves", Setting("kmeans", 1, seed), ".csv"), curve)
-    said = stage_methods.verdict(project)
-    assert "Images chosen by k-means reach 62.0 ± 0.0 % undistilled" in said and "Not above those: `dc`, `idc`." in said
+    message = stage_methods.verdict(project)
+    assert "Images chosen by k-means reach 62.0 ± 0.0 % undistilled" in message
+    assert "Not above those: `dc`, `idc`." in message

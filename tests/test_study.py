@@ -17,7 +17,7 @@ from dreamlib.data import create
 from dreamlib.errors import ParameterError
 from dreamlib.matching import OBJECTIVES
 from dreamlib.networks import NETWORKS, build
-from dreamlib.synthetic.initial import cluster_class
+from dreamlib.sampling.representatives import cluster_class
 from dreamlib.synthetic.synthetic_set import SyntheticSet
 from pipeline.params import find_root, read_params
 from pipeline.params.check import check_names
@@ -131,12 +131,12 @@ def test_a_study_has_nothing_of_another_network_or_data_set(root):
     yaml.dump(params, path)
     study = {"dataset": "digits", "network": {"name": "convnet", "options": {"width": 8}}}
     write(root, study)
-    found = read_params(root, "small")
-    assert found.network.options == {"width": 8} and found.data.options == {}
-    assert found.data.directory == params["data"]["directory"]
+    result = read_params(root, "small")
+    assert result.network.options == {"width": 8} and result.data.options == {}
+    assert result.data.directory == params["data"]["directory"]
     write(root, {"seeds": [7]})  # the same data and network: theirs are kept
-    found = read_params(root, "small")
-    assert found.network.options == {"depth": 2} and found.data.options == {"path": "elsewhere"}
+    result = read_params(root, "small")
+    assert result.network.options == {"depth": 2} and result.data.options == {"path": "elsewhere"}
 
 
 def test_an_unknown_study_and_a_missing_file_are_said(root):
@@ -195,9 +195,9 @@ def test_a_study_runs_every_seed_and_the_first_meets_every_network(root):
 def evaluating(root):
     """The study of one set of real images, distilled already, with keys of its evaluation; again for other keys."""
 
-    def opened(**how):
-        how = {"validation_per_class": 20, "evaluation": {"repeats": 1, "curve_networks": 0} | how}
-        write(root, SMALL | {"methods": ["random"], "budgets": {"small": how}})
+    def opened(**settings):
+        settings = {"validation_per_class": 20, "evaluation": {"repeats": 1, "curve_networks": 0} | settings}
+        write(root, SMALL | {"methods": ["random"], "budgets": {"small": settings}})
         project = Project.open(root, study="small")
         if not project.file("sets", RANDOM, ".safetensors").is_file():
             run_distillation(project, RANDOM)
@@ -212,21 +212,14 @@ def evaluated(project):
     return read_json(project.file("evaluation", RANDOM, ".json"))
 
 
-def test_smoothed_labels_are_evaluated_hard_as_well(evaluating):
-    smoothed = evaluated(evaluating(label_smoothing=0.4, epochs=20, views=["hard_labels"]))
-    by_view = {view["view"]: view["accuracies"] for view in smoothed["views"]}
-    assert by_view["hard_labels"] != by_view["protocol"] == smoothed["accuracies"]
-    assert evaluated(evaluating(label_smoothing=0, epochs=20))["accuracies"] == by_view["hard_labels"]
-
-
 def test_a_fitted_last_layer_stands_beside_the_trained_one(evaluating):
-    how = {"repeats": 2, "epochs": 20, "views": ["plain"]}
-    fitted = evaluated(evaluating(last_layer="ridge", **how))
-    trained = evaluated(evaluating(last_layer="trained", **how))
+    settings = {"repeats": 2, "epochs": 20, "views": ["plain"]}
+    fitted = evaluated(evaluating(last_layer="ridge", **settings))
+    trained = evaluated(evaluating(last_layer="trained", **settings))
     assert [view["as_trained"] for view in fitted["views"]] == [view["accuracies"] for view in trained["views"]]
     assert fitted["accuracies"] != trained["accuracies"] and "as_trained" not in trained["views"][0]
     with pytest.raises(ParameterError, match="last_layer: Input should be 'trained' or 'ridge', got 'rigde'"):
-        evaluating(last_layer="rigde", **how)
+        evaluating(last_layer="rigde", **settings)
 
 
 def test_snapshots_are_read_for_a_curve_alone_and_before_any_training(evaluating, monkeypatch):
@@ -267,8 +260,8 @@ def test_methods_start_from_the_clusters_of_the_features_they_name(root):
     ):
         setting = Setting(method, 1, 0)
         rows = representatives(project, setting, 4)
-        for label, found in enumerate(rows):
-            assert torch.equal(found, cluster_class(train, label, 4, 0, embed, 0, most, pick).representatives)
+        for label, result in enumerate(rows):
+            assert torch.equal(result, cluster_class(train, label, 4, 0, embed, 0, most, pick).representatives)
         made = run_distillation(project, setting).synthetic.canvases
         first = train.images[rows[0, 0], 0]
         shrunk = first[::2, ::2] if method == "theirs" else F.avg_pool2d(first[None], 2)[0]
@@ -314,13 +307,13 @@ def test_experts_that_are_not_all_there_are_not_followed(root, capsys):
 
 def test_without_experts_the_run_says_how_to_make_them(root, capsys):
     assert study.main(["small", "run", "mtt"]) == 1
-    said = capsys.readouterr().err
-    assert "error: " in said and "experts" in said
+    message = capsys.readouterr().err
+    assert "error: " in message and "experts" in message
     assert not (root / "results" / "small" / "mtt" / "sets").exists()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "change", "said"),
+    ("arguments", "change", "part"),
     [
         (["smal", "clusters"], {}, "did you mean 'small'?"),
         (["small", "run"], {}, "which method? one of mtt"),
@@ -331,11 +324,11 @@ def test_without_experts_the_run_says_how_to_make_them(root, capsys):
         (["small", "clusters"], {"compute": "fast"}, "compute"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_one_and_nothing_is_written(root, capsys, arguments, change, said):
+def test_a_mistake_is_one_line_and_status_one_and_nothing_is_written(root, capsys, arguments, change, part):
     write(root, SMALL | change)
     assert study.main(arguments) == 1
-    told = capsys.readouterr().err
-    assert said in told and told.startswith("error: ") and len(told.strip().splitlines()) == 1
+    message = capsys.readouterr().err
+    assert part in message and message.startswith("error: ") and len(message.strip().splitlines()) == 1
     assert not (root / "results").exists()
 
 
@@ -346,10 +339,10 @@ def test_the_projects_own_studies_can_be_run(name):
     for ipc in params.ipc:
         for method in params.methods:
             assert all(network.name in NETWORKS for network in params.evaluation(method, ipc).networks)
-            how = params.distillation(method, ipc)
-            if how.objective == "trajectory":
-                assert how.options["experts"] == f"results/{name}/experts", "the study's own"
-                assert how.options["max_start"] - 1 + how.options["expert_epochs"] <= params.experts().epochs
+            settings = params.distillation(method, ipc)
+            if settings.objective == "trajectory":
+                assert settings.options["experts"] == f"results/{name}/experts", "the study's own"
+                assert settings.options["max_start"] - 1 + settings.options["expert_epochs"] <= params.experts().epochs
 
 
 TOY = '''

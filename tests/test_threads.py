@@ -200,13 +200,13 @@ def test_a_failed_task_is_raised_in_its_turn_and_the_rest_never_begin(threads_of
 
         return work
 
-    found = in_order(map(task, range(9)), 1, 1)
-    assert next(found) == 0
+    result = in_order(map(task, range(9)), 1, 1)
+    assert next(result) == 0
     first.wait(timeout=30)
     later = threading.Timer(0.2, hold.set)
     later.start()
     with pytest.raises(ValueError, match="the second"):
-        next(found)
+        next(result)
     later.join()
     assert 8 not in begun
     assert threads_of_a_new_thread() == torch.get_num_threads()
@@ -221,12 +221,12 @@ def test_a_caller_who_closes_waits_for_no_task_that_has_not_begun(threads_of_a_n
             second.set()
             go.wait(timeout=30)
 
-    found = in_order([work] * 9, 1, 1)
-    next(found)
+    result = in_order([work] * 9, 1, 1)
+    next(result)
     second.wait(timeout=30)
     later = threading.Timer(0.2, go.set)
     later.start()
-    found.close()
+    result.close()
     later.join()
     assert len(begun) < 9
     assert threads_of_a_new_thread() == torch.get_num_threads()

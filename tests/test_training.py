@@ -42,8 +42,8 @@ def toys(toy_info, toy_data, tiny):
 )
 def test_rates_of_idcs_schedule_by_hand(epochs, first, second):
     rates = [decayed_lr(0.01, epoch, epochs) for epoch in range(epochs)]
-    want = [0.01] * first + [0.002] * (second - first) + [0.0004] * (epochs - second)
-    assert rates == pytest.approx(want)
+    expected = [0.01] * first + [0.002] * (second - first) + [0.0004] * (epochs - second)
+    assert rates == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3, 7, 50])
@@ -69,11 +69,11 @@ def test_steps_without_augmentation_are_torchs_sgd(toys, soft):
     for start in (0, 8, 16, 3):
         images, targets = data.images[start : start + 8], labels[start : start + 8]
         loss = trainer.step(images, targets, rng)
-        want = F.cross_entropy(reference((images - info.mean[0]) / info.std[0]), targets)
+        expected = F.cross_entropy(reference((images - info.mean[0]) / info.std[0]), targets)
         optimizer.zero_grad()
-        want.backward()
+        expected.backward()
         optimizer.step()
-        torch.testing.assert_close(loss, want.detach(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(loss, expected.detach(), rtol=1e-5, atol=1e-6)
         assert not loss.requires_grad
     for (name, p), q in zip(mine.named_parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5, msg=name)
@@ -101,24 +101,24 @@ def test_cutmix_weighs_the_two_labels_by_their_pixels(toys, monkeypatch):
     settings = TrainSettings(batch=6, cutmix=0.7)
     with torch.no_grad():
         logits = network(mixed)
-        want = 0.25 * F.cross_entropy(logits, labels) + 0.75 * F.cross_entropy(logits, others)
+        expected = 0.25 * F.cross_entropy(logits, labels) + 0.75 * F.cross_entropy(logits, others)
     loss = Trainer(network, info, settings, kernels).step(images, labels, torch.Generator())
-    torch.testing.assert_close(loss, want)
+    torch.testing.assert_close(loss, expected)
 
 
 @pytest.mark.parametrize("cut", [0.0, 1.0])
 @pytest.mark.parametrize("soft", [False, True])
-def test_smoothed_labels_are_torchs(toys, soft, cut):
+def test_the_loss_is_torchs(toys, soft, cut):
     info, data, network, kernels = toys()
     images, labels = data.images[:6], data.labels[:6]
     labels = F.one_hot(labels, 3) * 0.7 + 0.1 if soft else labels
-    settings = TrainSettings(batch=6, cutmix=cut, label_smoothing=0.3)
+    settings = TrainSettings(batch=6, cutmix=cut)
     rng = torch.Generator().manual_seed(4)
     settings.augmentation.draw(6, tuple(images.shape[1:]), rng)  # draws, even for no augmentation, come first
     x, a, b, lam = cutmix(info.normalise(images), labels, rng, probability=cut)
     assert (lam < 1) == bool(cut)
     with torch.no_grad():
-        asked = [F.cross_entropy(network(x), y, label_smoothing=0.3) for y in (a, b)]
+        asked = [F.cross_entropy(network(x), y) for y in (a, b)]
     loss = Trainer(network, info, settings, kernels).step(images, labels, torch.Generator().manual_seed(4))
     torch.testing.assert_close(loss, lam * asked[0] + (1 - lam) * asked[1])
 
@@ -204,13 +204,13 @@ def test_fit_finishes_on_mirror_images_alone(toys, monkeypatch, epochs, clean_sh
     seen, original = [], Trainer.step
 
     def spy(self, *given):
-        seen.append((self.settings.augmentation.ops, self.settings.cutmix, self.settings.label_smoothing))
+        seen.append((self.settings.augmentation.ops, self.settings.cutmix))
         return original(self, *given)
 
     monkeypatch.setattr(Trainer, "step", spy)
-    how = TrainSettings(36, augmentation=Augmentation.parse("flip_color_crop"), cutmix=0.5, label_smoothing=0.1)
-    fit(network, data.images, data.labels, info, how, kernels, epochs=epochs, seed=0, clean_share=clean_share)
-    usual, last = (("flip", "color", "crop"), 0.5, 0.1), (("flip",), 0.0, 0.1)
+    settings = TrainSettings(36, augmentation=Augmentation.parse("flip_color_crop"), cutmix=0.5)
+    fit(network, data.images, data.labels, info, settings, kernels, epochs=epochs, seed=0, clean_share=clean_share)
+    usual, last = (("flip", "color", "crop"), 0.5), (("flip",), 0.0)
     assert seen == [usual] * first + [last] * (epochs - first)
 
 
@@ -229,9 +229,9 @@ def test_training_on_real_images_is_passes_of_color_crop_and_cutmix(toys, monkey
     assert [len(images) for images, _ in shown] == [128] * steps
     for pair in zip(shown[::2], shown[1::2], strict=False):
         assert len(torch.cat([images for images, _ in pair]).unique(dim=0)) == 256
-    how = shown[0][1]
-    assert (how.lr, how.momentum, how.weight_decay, how.cutmix) == (0.01, 0.9, 5e-4, 0.5)
-    assert how.augmentation == Augmentation.parse("color_crop")
+    settings = shown[0][1]
+    assert (settings.lr, settings.momentum, settings.weight_decay, settings.cutmix) == (0.01, 0.9, 5e-4, 0.5)
+    assert settings.augmentation == Augmentation.parse("color_crop")
 
 
 def test_fit_learns_digits(digits, tiny):
@@ -260,10 +260,10 @@ def test_a_last_layer_fitted_by_ridge_predicts_as_the_objective_does(toys, per_c
     asked = torch.rand(10, *data.images.shape[1:])
     body = {name: tensor.clone() for name, tensor in network.state_dict().items() if "classifier" not in name}
     support, features = (embed(network, x, info, kernels).double() for x in (data.images, asked))
-    wanted = ridge_predictions(support, targets, features, penalty)
+    expected = ridge_predictions(support, targets, features, penalty)
     fit_last_layer(network, data.images, labels, info, kernels, penalty)
-    assert torch.allclose(predict(network, asked, info, kernels).double(), wanted, atol=1e-5)
-    assert wanted.abs().max() > 0.01
+    assert torch.allclose(predict(network, asked, info, kernels).double(), expected, atol=1e-5)
+    assert expected.abs().max() > 0.01
     after = network.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in body.items())
 
@@ -305,9 +305,9 @@ def test_predictions_and_features_are_of_the_network_as_it_is_now(toys):
     _, _, other, _ = toys(seed=1)
     x = (data.images - info.mean[0]) / info.std[0]
     with torch.no_grad():
-        want = other.eval()(x)
-    torch.testing.assert_close(predict(other, data.images, info, kernels), want, rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(predict(network, data.images, info, kernels), want)
+        expected = other.eval()(x)
+    torch.testing.assert_close(predict(other, data.images, info, kernels), expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(predict(network, data.images, info, kernels), expected)
 
 
 def test_half_precision_predictions_come_back_wide(toys):
@@ -315,9 +315,9 @@ def test_half_precision_predictions_come_back_wide(toys):
     half = CompiledNetwork(network, Compute(dtype=torch.bfloat16))
     full = CompiledNetwork(network, Compute())
     for ask in (predict, embed):
-        got, want = ask(network, data.images, info, half), ask(network, data.images, info, full)
+        got, expected = ask(network, data.images, info, half), ask(network, data.images, info, full)
         assert got.dtype == torch.float32
-        assert (got - want).norm() < 0.05 * want.norm()
+        assert (got - expected).norm() < 0.05 * expected.norm()
 
 
 def test_accuracy_counts_argmax_hits():

@@ -15,8 +15,8 @@ from dreamlib._engine.compute import Compute
 from dreamlib.data import create, load_split, whitening
 from dreamlib.data.whitening import ZCA, whitened_info
 from dreamlib.distill import Distiller
-from dreamlib.matching.experts import ExpertError, Experts, ExpertSettings, train_experts
-from dreamlib.settings import DistillParams
+from dreamlib.matching.experts import ExpertError, Experts, train_experts
+from dreamlib.settings import DistillParams, ExpertParams
 from dreamlib.synthetic.initial import fill, random_rows
 from dreamlib.synthetic.synthetic_set import SyntheticSet
 from pipeline.params import find_root
@@ -123,7 +123,7 @@ def test_canvases_are_clamped_where_pixels_are_bounded_and_nowhere_else(toy_info
 
 def test_experts_are_not_followed_across_a_whitening(tmp_path, toy_info, toy_data, tiny):
     data, info = toy_data(per_class=4), toy_info()
-    settings = ExpertSettings(count=1, epochs=1, batch=8, augmentation="none")
+    settings = ExpertParams(count=1, epochs=1, batch=8, augmentation="none")
     for about, other in ((info, whitened_info(info)), (whitened_info(info), info)):
         train_experts(tmp_path, data, about, ("convnet", {"width": 8}), settings, Compute(), seed=0)
         assert Experts.open(tmp_path, tiny(), about).epochs == 1

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from dreamlib._engine.compilation import compilation_works
 from dreamlib._engine.compute import Compute
-from dreamlib._engine.cuda_graphs import CudaGraphed, side_streams
+from dreamlib._engine.cuda_graphs import CudaGraphs, side_streams
 from dreamlib._engine.network import network_traits
 from dreamlib._engine.release_python_lock import release_python_lock
 
@@ -46,7 +46,8 @@ class CompiledNetwork:
         self.logits = self._wrap(lambda weights, x: functional_call(self._eval.network, weights, (x,)))
         self.features = self._wrap(self._features)
         self.training_loss = self._wrap(self._training_loss)
-        self._made: dict[Any, Callable[..., Any]] = {}
+        self._compiled: dict[Any, Callable[..., Any]] = {}
+        self.graphs = CudaGraphs()
 
     @property
     def pure(self) -> bool:
@@ -96,30 +97,26 @@ class CompiledNetwork:
         self, weights: Weights, x: Tensor, a: Tensor, b: Tensor, lam: Tensor
     ) -> tuple[Weights, Tensor]:
         """Return (gradients, loss) of ``training_loss`` with respect to all weights."""
-        if "training" not in self._made:
-            self._made["training"] = self._wrap(grad_and_value(self._training_loss))
         with torch.no_grad():
-            return self._made["training"](weights, x, a, b, lam)
+            return self.compiled("training", grad_and_value(self._training_loss))(weights, x, a, b, lam)
 
     def pull_back(self, weights: Weights, x: Tensor, upstream: Tensor) -> Tensor:
         """Return the gradient with respect to x (n, C, H, W) of Σ ``features`` · ``upstream`` (n, D)."""
-        if "pull back" not in self._made:
 
-            def weighted_sum(x: Tensor, weights: Weights, upstream: Tensor) -> Tensor:
-                return (self._features(weights, x).to(upstream.dtype) * upstream).sum()
+        def weighted_sum(x: Tensor, weights: Weights, upstream: Tensor) -> Tensor:
+            return (self._features(weights, x).to(upstream.dtype) * upstream).sum()
 
-            self._made["pull back"] = self._wrap(grad(weighted_sum))
         with torch.no_grad():
-            return self._made["pull back"](x, weights, upstream)
+            return self.compiled("pull back", grad(weighted_sum))(x, weights, upstream)
 
     def compiled(self, key: Any, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function, compiled if this network is; equal keys return the same compiled function.
 
         Variables that the function closes over must be equal for equal keys; they live as long as this object.
         """
-        if ("compiled", key) not in self._made:
-            self._made["compiled", key] = self._wrap(function)
-        return self._made["compiled", key]
+        if key not in self._compiled:
+            self._compiled[key] = self._wrap(function)
+        return self._compiled[key]
 
     def replayed(self, name: str) -> Callable[[Weights, Tensor], Tensor]:
         """Return ``logits`` or ``features`` without gradients, as a CUDA graph where steps are recorded.
@@ -130,7 +127,7 @@ class CompiledNetwork:
         function = getattr(self, name)
         if not self.replays:
             return function
-        recorded = self.recorded(name, function)
+        recorded = self.graphs.get(name, function)
 
         def replayed(weights: Weights, x: Tensor) -> Tensor:
             if x.numel() > RECORDED_PIXELS:
@@ -139,15 +136,6 @@ class CompiledNetwork:
 
         return replayed
 
-    def recorded(self, key: Any, function: Callable[..., Any], high_priority: bool = False) -> Callable[..., Any]:
-        """Return the function as a CUDA graph (``CudaGraphed``); equal keys return the same graph.
-
-        Variables that the function closes over must be equal for equal keys; they live as long as this object.
-        """
-        if ("recorded", key) not in self._made:
-            self._made["recorded", key] = CudaGraphed(function, high_priority)
-        return self._made["recorded", key]
-
     def _class_loss(self, matched: Weights, fixed: Weights, x: Tensor, y: Tensor) -> Tensor:
         # Copies, because a batch norm in training mode writes to its statistics, and matching must leave them alone.
         weights = {**matched, **{name: tensor.clone() for name, tensor in fixed.items()}}
@@ -155,10 +143,8 @@ class CompiledNetwork:
 
     def weight_gradient(self, matched: Weights, fixed: Weights, x: Tensor, y: Tensor) -> Weights:
         """Return ∂(mean cross-entropy)/∂matched for images x (n, C, H, W) with labels y (n,), constant in x."""
-        if "gradient" not in self._made:
-            self._made["gradient"] = self._wrap(grad(self._class_loss))
         with torch.no_grad():
-            return self._made["gradient"](matched, fixed, x, y)
+            return self.compiled("gradient", grad(self._class_loss))(matched, fixed, x, y)
 
     def match(
         self,
@@ -179,14 +165,11 @@ class CompiledNetwork:
         return KnownGradient.apply(x, value, gradient)
 
     def _matching(self, distance: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Any]:
-        if distance not in self._made:
+        def loss(x: Tensor, y: Tensor, matched: Weights, fixed: Weights, target: Weights) -> Tensor:
+            gradients = grad(self._class_loss)(matched, fixed, x, y)
+            return torch.stack([distance(target[name], gradients[name]) for name in gradients]).sum()
 
-            def loss(x: Tensor, y: Tensor, matched: Weights, fixed: Weights, target: Weights) -> Tensor:
-                ours = grad(self._class_loss)(matched, fixed, x, y)
-                return torch.stack([distance(target[name], ours[name]) for name in ours]).sum()
-
-            self._made[distance] = self._wrap(grad_and_value(loss))
-        return self._made[distance]
+        return self.compiled(("matching", distance), grad_and_value(loss))
 
     def match_together(
         self,
@@ -197,7 +180,7 @@ class CompiledNetwork:
         matched: Weights,
         fixed: Weights,
     ) -> tuple[Tensor, Tensor]:
-        """Match each of K classes against its own real images; return (values (K,), gradient with respect to x).
+        """Match each of K classes to the real images of that class; return (values (K,), gradient with respect to x).
 
         real: (K·n, C, H, W), ordered by class as ``labels``, equally many images of each class.
         x: (K·m, C, H, W), ordered likewise.
@@ -207,10 +190,10 @@ class CompiledNetwork:
         """
         gradients, values, classes = [], [], len(labels)
         parts = zip(real.chunk(classes), x.chunk(classes), labels.split(1), strict=True)
-        for (theirs, ours, label), stream in side_streams(parts, real.is_cuda):
+        for (of_real, of_x, label), stream in side_streams(parts, real.is_cuda):
             with stream, torch.no_grad():
-                target = self.weight_gradient(matched, fixed, theirs, label.repeat(len(theirs)))
-                gradient, value = self._matching(distance)(ours, label.repeat(len(ours)), matched, fixed, target)
+                target = self.weight_gradient(matched, fixed, of_real, label.repeat(len(of_real)))
+                gradient, value = self._matching(distance)(of_x, label.repeat(len(of_x)), matched, fixed, target)
             gradients.append(gradient)
             values.append(value)
         return torch.stack(values), torch.cat(gradients)

@@ -49,19 +49,42 @@ class CudaGraphed:
 
     def __call__(self, *arguments: Any) -> Any:
         """Return the function's result for these arguments."""
-        given, structure = tree_flatten(arguments)
-        if not given[0].is_cuda:
+        tensors, structure = tree_flatten(arguments)
+        if not tensors[0].is_cuda:
             return self._function(*arguments)
-        key = tuple((x.shape, x.dtype, x.stride()) for x in given)
-        with torch.cuda.device(given[0].device):  # streams and graphs are the current device's
+        key = tuple((x.shape, x.dtype, x.stride()) for x in tensors)
+        with torch.cuda.device(tensors[0].device):  # streams and graphs are the current device's
             if key not in self._recordings:
-                inputs = [x.detach().clone() for x in given]
+                inputs = [x.detach().clone() for x in tensors]
                 graph, outputs = _record(lambda: self._function(*tree_unflatten(inputs, structure)), self._priority)
                 self._recordings[key] = _Recording(inputs, graph, outputs)
             recording = self._recordings[key]
-            _copy(recording.inputs, given)
+            _copy(recording.inputs, tensors)
             recording.graph.replay()
         return recording.outputs
+
+
+class CudaGraphs:
+    """CUDA graphs by key; a variable that a function closes over must be the same for equal keys.
+
+    Two of these exist, because graphs have two lifetimes. Those of a ``CompiledNetwork`` are functions of an
+    architecture: they serve every network of the process. Those of a ``Strategy`` close over the set that one run
+    distils, and hold memory of its size: they end with the run.
+    """
+
+    def __init__(self) -> None:
+        self._graphs: dict[Any, CudaGraphed] = {}
+
+    def get(self, key: Any, function: Callable[..., Any], high_priority: bool = False) -> CudaGraphed:
+        """Return the graph of a key, at its first use that of ``function`` (see ``CudaGraphed``)."""
+        if key not in self._graphs:
+            self._graphs[key] = CudaGraphed(function, high_priority)
+        return self._graphs[key]
+
+    def forget(self) -> None:
+        """Free the memory of all graphs; they are captured anew when they are called again."""
+        for graph in self._graphs.values():
+            graph.forget()
 
 
 def _record(function: Callable[[], Any], priority: int) -> tuple[torch.cuda.CUDAGraph, Any]:
@@ -76,10 +99,10 @@ def _record(function: Callable[[], Any], priority: int) -> tuple[torch.cuda.CUDA
     return graph, outputs
 
 
-def _copy(into: list[Tensor], given: list[Tensor]) -> None:
+def _copy(into: list[Tensor], tensors: list[Tensor]) -> None:
     """Copy all tensors in a few kernels, one for each number format."""
-    for dtype in {x.dtype for x in given}:
-        pairs = [(a, b.detach()) for a, b in zip(into, given, strict=True) if a.dtype == dtype]
+    for dtype in {x.dtype for x in tensors}:
+        pairs = [(a, b.detach()) for a, b in zip(into, tensors, strict=True) if a.dtype == dtype]
         torch._foreach_copy_([a for a, _ in pairs], [b for _, b in pairs])
 
 

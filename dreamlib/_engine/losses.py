@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class DistillationDivergedError(RuntimeError):
-    """A matching loss, a pixel or a learned value is not finite; the last good checkpoint is kept."""
+    """A matching loss, a pixel or a learned value is not finite; the last good checkpoint stays."""
 
 
 @dataclass

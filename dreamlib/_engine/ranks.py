@@ -151,22 +151,22 @@ def report_failure(message: str) -> None:
         return
 
 
-def run_workers(workers: int, arguments: Sequence[str], root: Path, threads: int = 0) -> None:
-    """Run ``python -m pipeline.worker *arguments`` in ``workers`` processes under torchrun, in folder ``root``.
+def run_workers(workers: int, module: str, arguments: Sequence[str], root: Path, threads: int = 0) -> None:
+    """Run ``python -m module *arguments`` in ``workers`` processes under torchrun, in folder ``root``.
 
     Their standard error is passed on line by line. Their standard input stays open as long as this process lives.
     Raises WorkerError with the message of the first failure.
     """
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
     # Workers must import the code that this process runs.
-    path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
     with tempfile.TemporaryDirectory(prefix="dream-workers-") as folder:
         failure = Path(folder) / "failure"
         env = {**os.environ, "PYTHONPATH": path, FAILURE_FILE: str(failure)}
         env["OMP_NUM_THREADS"] = str(share_of_threads(threads, workers))
         last = ""
         with subprocess.Popen(
-            [*torchrun, "-m", "pipeline.worker", *arguments],
+            [*torchrun, "-m", module, *arguments],
             cwd=root, env=env, text=True, errors="replace",
             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         ) as process:  # fmt: skip
@@ -181,4 +181,4 @@ def run_workers(workers: int, arguments: Sequence[str], root: Path, threads: int
         if process.returncode:
             no_message = f"ended without an error message; last output: {last}"
             message = failure.read_text(encoding="utf-8") if failure.exists() else no_message
-            raise WorkerError(f"one of {workers} workers of `pipeline.worker {' '.join(arguments)}`: {message}")
+            raise WorkerError(f"one of {workers} workers of `{module} {' '.join(arguments)}`: {message}")

@@ -1,8 +1,10 @@
 """Registries of components by name, with errors that suggest the nearest match."""
 
-from collections.abc import Callable, Iterator, Mapping
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
-from typing import Any, Generic, Literal, TypeVar, get_origin, get_type_hints
+from typing import Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -11,14 +13,25 @@ from dreamlib.errors import unknown
 T = TypeVar("T")
 
 
+def import_modules(package: str, folders: Iterable[str]) -> None:
+    """Import the modules of a package, which register what they define; not those whose names begin with ``_``.
+
+    package, folders: the package's ``__name__`` and ``__path__``.
+    """
+    for module in pkgutil.iter_modules(folders):
+        if not module.name.startswith("_"):
+            importlib.import_module(f"{package}.{module.name}")
+
+
 def configured(kind: Callable[..., T], options: Mapping[str, Any], what: str) -> T:
     """Return a component built from its options.
 
     kind: the component's dataclass.
-    options: values by field name, as read from a file; types are checked.
+    options: values by field name, as read from a file; types and limits are checked.
     what: the component's name, for errors.
 
-    Raises UnknownNameError for an option it does not have, ValueError for a value of another type.
+    Raises UnknownNameError for an option it does not have and for a value that is not among a ``Literal``'s, ValueError
+    for a value of another type or out of range.
 
     >>> from dataclasses import make_dataclass
     >>> square = make_dataclass("Square", [("side", int, 1)])
@@ -30,13 +43,12 @@ def configured(kind: Callable[..., T], options: Mapping[str, Any], what: str) ->
     ValueError: option side of shape 'square': Input should be a valid integer, ... an integer, got 'big'
     """
     known = sorted(field.name for field in fields(kind))  # type: ignore[arg-type]
-    types, checked = get_type_hints(kind), {}
+    types, checked = get_type_hints(kind, include_extras=True), {}
     for name, value in options.items():
         if name not in known:
             raise unknown(f"option of {what}", name, known or ["(it takes none)"])
-        if get_origin(types[name]) is Literal:  # the component itself names the choices, with the nearest match
-            checked[name] = value
-            continue
+        if get_origin(types[name]) is Literal and value not in get_args(types[name]):
+            raise unknown(f"{name} of {what}", value, list(get_args(types[name])))
         try:
             converted = TypeAdapter(types[name]).validate_python(value)
         except ValidationError as error:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dreamlib._engine import ranks
 from dreamlib._engine.compiled_network import SHAPES, CompiledNetwork
-from dreamlib._engine.cuda_graphs import CudaGraphed, on_another_stream
+from dreamlib._engine.cuda_graphs import CudaGraphed, CudaGraphs, on_another_stream
 from dreamlib._engine.threads import Workers, shares
 
 LOSSES_READ_EVERY = 50  # iterations, on a GPU, where reading a loss waits for all work queued before it
@@ -51,7 +51,7 @@ class Strategy:
     num_classes: number K of classes of the data set.
     workers: threads for work on several classes at a time.
     shared: whether ranks share the classes, so that gradients are summed over ranks.
-    graphs: CUDA graphs that live as long as the run.
+    graphs: CUDA graphs of the run.
     """
 
     losses_read_every: ClassVar[int] = 1
@@ -61,7 +61,7 @@ class Strategy:
     num_classes: int
     workers: Workers = field(default_factory=Workers)
     shared: bool = False
-    graphs: dict[str, CudaGraphed] = field(default_factory=dict)
+    graphs: CudaGraphs = field(default_factory=CudaGraphs)
 
     @property
     def overlaps_training(self) -> bool:
@@ -82,7 +82,7 @@ class Strategy:
         compute = self.kernels.compute
         if compute.device.type != "cuda" or not compute.compile:
             return None
-        return self.graphs.setdefault(name, CudaGraphed(function))
+        return self.graphs.get(name, function)
 
     def of_all_classes(self, state: dict[str, dict[int, Tensor]]) -> dict[str, dict[int, Tensor]]:
         """Return tensors by name and class from all ranks (collective); where ranks share no classes, as given."""
@@ -97,8 +97,7 @@ class Strategy:
 
     def release(self) -> None:
         """Free the memory of the run's CUDA graphs."""
-        for graph in self.graphs.values():
-            graph.forget()
+        self.graphs.forget()
 
     def match(self, step: MatchingStep, concurrent_job: Callable[[], None] | None = None) -> ClassLosses:
         """Add each class's gradient to ``step.leaves`` and yield (class, detached loss).
@@ -157,7 +156,7 @@ class SideBySide(Strategy):
                 losses = list(step.losses((label,), network, kernels))
             finally:
                 spare.put((network, kernels))
-            _check_classes(step.objective, [given for given, _ in losses], (label,))
+            _check_classes(step.objective, [number for number, _ in losses], (label,))
             loss = losses[0][1]
             return label, loss.detach(), torch.autograd.grad(loss.sum(), step.leaves, allow_unused=True)
 

@@ -1,4 +1,4 @@
-"""Make ``import torchvision`` work beside a CPU build of torch; import this module before torchvision, always.
+"""Make ``import torchvision`` work with a CPU build of torch; always import this module before torchvision.
 
 torchvision's wheel from the package registry links CUDA libraries. Without them its compiled part does not load
 and the import stops at ``operator torchvision::nms does not exist``, although the readers, transforms and models used

@@ -5,8 +5,6 @@ with ``@DATASETS.register(name)``.
 """
 
 import hashlib
-import importlib
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dreamlib._engine.registry import configured
+from dreamlib._engine.registry import configured, import_modules
 from dreamlib._engine.seeding import generator
 from dreamlib.data.base import DATASETS, Dataset
 from dreamlib.data.fetch import DataError, md5_of
@@ -25,9 +23,7 @@ __all__ = ["DATASETS", "DataError", "Dataset", "create", "data_hash", "info", "l
 
 SPLITS = ("train", "validation", "test")
 
-for _module in pkgutil.iter_modules(__path__):
-    if _module.name != "__main__":
-        importlib.import_module(f"{__name__}.{_module.name}")
+import_modules(__name__, __path__)
 
 
 def create(name: str, options: Mapping[str, Any] | None = None) -> Dataset:

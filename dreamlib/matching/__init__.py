@@ -1,16 +1,13 @@
 """What the distilled set is made to match: one objective a file; every file in this folder is imported."""
 
-import importlib
-import pkgutil
 from typing import Any
 
-from dreamlib._engine.registry import configured
+from dreamlib._engine.registry import configured, import_modules
 from dreamlib.matching.objective import OBJECTIVES, MatchState, Objective
 
 __all__ = ["OBJECTIVES", "MatchState", "Objective", "make"]
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+import_modules(__name__, __path__)
 
 
 def make(name: str, options: dict[str, Any]) -> Objective:

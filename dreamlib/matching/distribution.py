@@ -65,5 +65,5 @@ class DistributionMatching(Objective):
         for label in state.classes:
             draw = state.draw(label)
             real = state.prepare(state.real_images(label), draw)
-            ours = state.prepare(state.synthetic_images(label), draw)
-            yield label, mean_feature_distance(state, weights, real, ours)
+            synthetic = state.prepare(state.synthetic_images(label), draw)
+            yield label, mean_feature_distance(state, weights, real, synthetic)

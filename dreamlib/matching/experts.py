@@ -1,9 +1,9 @@
-"""Expert trajectories: networks trained on the real images, their weights kept after every epoch (MTT's buffers)."""
+"""Expert trajectories: networks trained on the real images, with their weights after every epoch (MTT's buffers)."""
 
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from dreamlib._engine.progress import progress
 from dreamlib._engine.seeding import derive, generator
 from dreamlib.data.types import CHUNK, DatasetInfo, LabeledImages, as_float
 from dreamlib.networks import build
-from dreamlib.settings import digest
+from dreamlib.settings import ExpertParams, digest
 from dreamlib.training.augment import augmentation_for
+from dreamlib.training.schedules import constant_lr
 from dreamlib.training.trainer import TrainSettings, fit
 
 FORMAT = "dreamlib-expert-2"
@@ -29,28 +30,6 @@ AGAIN = "make them with `python -m pipeline.stages.experts`"
 
 class ExpertError(RuntimeError):
     """Expert trajectories are missing, torn, or of another network; the message names the command that makes them."""
-
-
-@dataclass(frozen=True)
-class ExpertSettings:
-    """Settings of ``count`` networks trained for ``epochs`` epochs of plain SGD; the defaults are MTT's.
-
-    ``augmentation`` and ``mode`` are those of ``augmentation_for``, with one draw per image.
-    """
-
-    count: int = 100
-    epochs: int = 50
-    batch: int = 256
-    lr: float = 0.01
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    augmentation: str = "flip_color_crop_scale_rotate_cutout"
-    mode: str = "dsa"
-
-    def training(self, info: DatasetInfo) -> TrainSettings:
-        """Return the settings of ``fit``."""
-        augmentation = augmentation_for(info, self.augmentation, self.mode)
-        return TrainSettings(self.batch, self.lr, self.momentum, self.weight_decay, augmentation)
 
 
 def data_fingerprint(data: LabeledImages) -> str:
@@ -71,7 +50,7 @@ def expert_path(folder: str | Path, index: int) -> Path:
 
 
 def expert_folder(base: str | Path, whitening: str) -> Path:
-    """Return the folder of experts trained on images after ``whitening``: a folder of its own for each whitening.
+    """Return the folder of experts trained on images after ``whitening``: one folder for each whitening.
 
     >>> expert_folder("experts", "none").as_posix(), expert_folder("experts", "zca").as_posix()
     ('experts', 'experts/zca')
@@ -84,7 +63,7 @@ def train_experts(
     data: LabeledImages,
     info: DatasetInfo,
     network: tuple[str, dict[str, Any]],
-    settings: ExpertSettings,
+    settings: ExpertParams,
     compute: Compute,
     *,
     seed: int,
@@ -92,16 +71,14 @@ def train_experts(
 ) -> list[Path]:
     """Train the experts that are missing in ``folder``; return the files, one per expert.
 
+    data: the real images that the experts see; ``settings.images`` is the caller's choice of them.
+
     A file holds a key of what made it (settings, network, data, format, seed, ``code_hash``) and is reused only if the
     key is the same. Files are written atomically, each when its expert is done, so a killed run continues with the next
     one; files of experts beyond ``count`` are removed. Expert i depends only on (seed, i).
-
-    Raises ValueError for fewer than one expert or epoch.
     """
-    if settings.count < 1 or settings.epochs < 1:
-        raise ValueError(f"count = {settings.count} and epochs = {settings.epochs} of the experts must be at least 1")
     seen = (info.name, info.whitening, info.mean, info.std, data_fingerprint(data))
-    made_by = (asdict(settings) | {"count": None}, network, *seen, str(compute.dtype))
+    made_by = (settings.model_dump(exclude={"images", "count"}), network, *seen, str(compute.dtype))
     common = digest(*made_by, seed, code_hash, FORMAT)  # the same for all experts; a key is one expert's
     placed, kernels, paths = data.to(compute.device), None, []
     with progress(settings.count * settings.epochs, "experts", unit="epoch") as bar:
@@ -127,7 +104,7 @@ def _trajectory(
     model: nn.Module,
     data: LabeledImages,
     info: DatasetInfo,
-    settings: ExpertSettings,
+    settings: ExpertParams,
     kernels: CompiledNetwork,
     seed: int,
     on_epoch: Callable[[], object],
@@ -144,9 +121,11 @@ def _trajectory(
         on_epoch()
 
     store()
+    augmentation = augmentation_for(info, settings.augmentation, settings.mode)
+    training = TrainSettings(settings.batch, settings.lr, settings.momentum, settings.weight_decay, augmentation)
     fit(
-        model, data.images, data.labels, info, settings.training(info), kernels,
-        epochs=settings.epochs, seed=seed, schedule=lambda lr, _epoch, _epochs: lr, on_epoch=after_epoch,
+        model, data.images, data.labels, info, training, kernels,
+        epochs=settings.epochs, seed=seed, schedule=constant_lr, on_epoch=after_epoch,
     )  # fmt: skip
     return {name: torch.stack(values) for name, values in trajectory.items()}
 

@@ -8,19 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from dreamlib._engine.compiled_network import KnownGradient, Weights, weights_of
-from dreamlib._engine.registry import Registry
 from dreamlib.data.types import DatasetInfo
-from dreamlib.errors import unknown
 from dreamlib.matching.distribution import detached, mean_feature_distance, squared
 from dreamlib.matching.objective import OBJECTIVES, MatchState, Objective
-
-DISTANCES: Registry[Callable[[Tensor, Tensor], Tensor]] = Registry("distance")
-
-
-DISTANCES.register("mse")(squared)  # the sum of squared differences, not normalised (IDC's 'mse')
+from dreamlib.settings import NonNegative
 
 
-@DISTANCES.register("l1")
 def absolute(real: Tensor, synthetic: Tensor) -> Tensor:
     """Sum of absolute differences, not normalised (IDC's 'l1').
 
@@ -31,7 +24,6 @@ def absolute(real: Tensor, synthetic: Tensor) -> Tensor:
     return (synthetic - real).abs().sum()
 
 
-@DISTANCES.register("cosine")
 def row_cosine(real: Tensor, synthetic: Tensor) -> Tensor:
     """Σ over output rows of (1 − cosine) (DC, appendix): a conv weight (out, in, h, w) has ``out`` rows.
 
@@ -43,6 +35,10 @@ def row_cosine(real: Tensor, synthetic: Tensor) -> Tensor:
     """
     a, b = real.flatten(1), synthetic.flatten(1)
     return (1 - (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-6)).sum()
+
+
+# By option; 'mse' is the sum of squared differences, not normalised (IDC's 'mse').
+DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": squared, "l1": absolute, "cosine": row_cosine}
 
 
 def matched_weights(network: nn.Module, layers: str) -> tuple[Weights, Weights]:
@@ -69,14 +65,7 @@ class GradientMatching(Objective):
 
     distance: Literal["mse", "l1", "cosine"] = "mse"
     layers: Literal["conv", "conv_linear"] = "conv"
-    feature_weight: float = 0.0
-
-    def __post_init__(self) -> None:
-        DISTANCES[self.distance]
-        if self.layers not in ("conv", "conv_linear"):
-            raise unknown("choice of layers", self.layers, ["conv", "conv_linear"])
-        if self.feature_weight < 0:
-            raise ValueError(f"options.feature_weight = {self.feature_weight} must be at least 0")
+    feature_weight: NonNegative = 0.0
 
     def check(self, network: nn.Module, info: DatasetInfo, expert_epochs: int | None = None) -> None:
         """See ``Objective.check`` and ``matched_weights``."""
@@ -93,11 +82,11 @@ class GradientMatching(Objective):
             draw = state.draw(label)
             real = state.prepare(state.real_images(label), draw)
             target = kernels.weight_gradient(matched, fixed, real, state.targets(label, len(real)))
-            ours = state.prepare(state.synthetic_images(label), draw)
-            loss = kernels.match(distance, ours, state.targets(label, len(ours)), matched, fixed, target)
+            synthetic = state.prepare(state.synthetic_images(label), draw)
+            loss = kernels.match(distance, synthetic, state.targets(label, len(synthetic)), matched, fixed, target)
             if self.feature_weight:
                 weights = detached(weights_of(state.network))
-                loss = loss + self.feature_weight * mean_feature_distance(state, weights, real, ours, distance)
+                loss = loss + self.feature_weight * mean_feature_distance(state, weights, real, synthetic, distance)
             yield label, loss
 
     def _together(self, state: MatchState, real: Tensor, matched: Weights, fixed: Weights) -> Tensor:
@@ -113,16 +102,16 @@ class GradientMatching(Objective):
             matched: Weights,
             fixed: Weights,
         ) -> tuple[Tensor, Tensor]:
-            ours, pull_back = state.decode_drawn(canvases, rows, table)
-            theirs = state.prepare_drawn(real, table)
+            synthetic, pull_back = state.decode_drawn(canvases, rows, table)
+            prepared = state.prepare_drawn(real, table)
             values, gradient = state.kernels.match_together(
-                DISTANCES[self.distance], theirs, ours, labels, matched, fixed
+                DISTANCES[self.distance], prepared, synthetic, labels, matched, fixed
             )
             return values, pull_back(gradient)
 
         canvases, name = state.synthetic.canvases, f"gradient {self}"
         with torch.no_grad():
-            values, gradient = state.cuda_graph(name, whole)(
+            values, gradient = state.graphs.get(name, whole)(
                 canvases, state.synthetic_rows(), real, state.draw_table(state.classes), labels, matched, fixed
             )
         return KnownGradient.apply(canvases, values, gradient.clone())  # the next replay overwrites the original

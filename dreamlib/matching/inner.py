@@ -17,7 +17,7 @@ from dreamlib._engine.compiled_network import Weights
 from dreamlib.errors import unknown
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's
-FIRST, SECOND, COUNT = "first moment of ", "second moment of ", "steps taken"  # Adam's state, beside the weights
+FIRST, SECOND, COUNT = "first moment of ", "second moment of ", "steps taken"  # Adam's state, carried with the weights
 
 
 class InnerTraining:

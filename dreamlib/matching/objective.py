@@ -3,13 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from dreamlib._engine.compiled_network import CompiledNetwork
-from dreamlib._engine.cuda_graphs import CudaGraphed
+from dreamlib._engine.cuda_graphs import CudaGraphs
 from dreamlib._engine.registry import Registry
 from dreamlib._engine.seeding import generator
 from dreamlib.data.types import DatasetInfo
@@ -33,7 +33,8 @@ class MatchState:
     synthetic_batch: limit of decoded images of a class in one step.
     classes: the classes to give losses for: all, a rank's share, or one of several matched at the same time.
     together: whether to match all classes in one function if the objective can, as is fastest on a GPU.
-    graphs: the CUDA graphs of the run so far.
+    graphs: the CUDA graphs of the run, for functions that close over what stays the same during a run: ``info``,
+        ``augmentation``, ``kernels``, ``classes`` and all of ``synthetic`` except its canvases.
 
     Randomness comes from ``rng``, a generator made anew for (seed, purpose, iteration), so that a resumed run draws the
     same numbers as an uninterrupted one.
@@ -50,7 +51,7 @@ class MatchState:
     synthetic_batch: int
     classes: Sequence[int] = field(default=())
     together: bool = False
-    graphs: dict[str, CudaGraphed] = field(default_factory=dict)
+    graphs: CudaGraphs = field(default_factory=CudaGraphs)
 
     def __post_init__(self) -> None:
         self.classes = self.classes or range(self.info.num_classes)
@@ -115,16 +116,6 @@ class MatchState:
         forward, backward = self._prepared()
         return forward(images, table), lambda upstream: to_canvases(backward(images, table, upstream))[0]
 
-    def cuda_graph(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the function as a CUDA graph that serves the whole run (see ``CudaGraphed``).
-
-        It may close over what stays the same during a run: ``info``, ``augmentation``, ``kernels``, ``classes`` and all
-        of ``synthetic`` except its canvases.
-        """
-        if name not in self.graphs:
-            self.graphs[name] = CudaGraphed(function)
-        return self.graphs[name]
-
     def prepare(self, images: Tensor, draw: AugmentationDraw) -> Tensor:
         """Return images (n, C, H, W) in [0, 1] as the network takes them: normalised, augmented, cast."""
         return self.kernels.compute.cast(self.augmentation.apply(self.info.normalise(images), draw))
@@ -161,18 +152,12 @@ class Objective(ABC):
     # Whether ``losses`` gives one loss for each of ``state.classes``, which ranks and threads may share. An objective
     # with one loss for the whole set, given as class -1, sets it to False: every rank then computes all of it.
     by_class: ClassVar[bool] = True
+    # Whether it reads the real batches that a sampler chooses.
+    uses_sampler: ClassVar[bool] = True
     # The setting that makes the objective use a sampler's batches where ``uses_sampler`` is False, for errors.
     sampler_option: ClassVar[str] = ""
-
-    @property
-    def uses_sampler(self) -> bool:
-        """Whether it reads the real batches that a sampler chooses."""
-        return True
-
-    @property
-    def learns_labels(self) -> bool:
-        """Whether it learns the labels, so that none may be assigned afterwards."""
-        return False
+    # Whether it learns the labels, so that none may be assigned afterwards.
+    learns_labels: ClassVar[bool] = False
 
     def check(self, network: nn.Module, info: DatasetInfo, expert_epochs: int | None = None) -> None:  # noqa: B027 (most have nothing to refuse)
         """Raise ValueError, before any work, for a network or data set that these options cannot be used with.

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from dreamlib._engine.compiled_network import Weights, weights_of
 from dreamlib.matching.distribution import detached
 from dreamlib.matching.objective import OBJECTIVES, MatchState, Objective
+from dreamlib.settings import Rate
 
 
 def centred_targets(labels: Tensor, num_classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -75,17 +76,11 @@ class RidgeRegression(Objective):
     that a step takes one forward pass of the real batch and one forward and backward pass of the distilled set. The
     loss is half the mean squared distance to the centred one-hot targets, over all classes. FRePo trains its networks
     on the distilled set (``train_on: synthetic``). Unlike in FRePo, labels are hard and a sampler chooses real images.
-
-    Raises ValueError for a ``penalty`` that is not positive.
     """
 
     by_class: ClassVar[bool] = False
 
-    penalty: float = 1e-3
-
-    def __post_init__(self) -> None:
-        if not self.penalty > 0:
-            raise ValueError(f"options.penalty = {self.penalty} must be above 0, for example 0.001")
+    penalty: Rate = 1e-3
 
     def losses(self, state: MatchState) -> Iterator[tuple[int, Tensor]]:
         """See ``Objective.losses``; one loss for all classes, given as class -1."""
@@ -95,11 +90,11 @@ class RidgeRegression(Objective):
         else:
             draw = state.draw(-1)
             real = [state.real_images(c) for c in range(classes)]
-            ours = [state.synthetic_images(c) for c in range(classes)]
+            synthetic = [state.synthetic_images(c) for c in range(classes)]
             with torch.no_grad():
                 features = state.kernels.features(weights, state.prepare(torch.cat(real), draw))  # (n, D)
-            support = state.kernels.features(weights, state.prepare(torch.cat(ours), draw))  # (m, D)
-            counts = [[len(x) for x in images] for images in (real, ours)]
+            support = state.kernels.features(weights, state.prepare(torch.cat(synthetic), draw))  # (m, D)
+            counts = [[len(x) for x in images] for images in (real, synthetic)]
         wide = torch.float64 if support.dtype == torch.float64 else torch.float32
         real_targets, support_targets = (
             centred_targets(torch.cat([state.targets(c, n) for c, n in enumerate(each)]), classes, wide)
@@ -119,16 +114,16 @@ class RidgeRegression(Objective):
         def forward(
             canvases: Tensor, rows: Tensor, real: Tensor, table: Tensor, weights: Weights
         ) -> tuple[Tensor, ...]:
-            ours, _ = state.decode_drawn(canvases, rows, table)
-            return tuple(kernels.features(weights, x) for x in (ours, state.prepare_drawn(real, table)))
+            synthetic, _ = state.decode_drawn(canvases, rows, table)
+            return tuple(kernels.features(weights, x) for x in (synthetic, state.prepare_drawn(real, table)))
 
         def backward(canvases: Tensor, rows: Tensor, table: Tensor, weights: Weights, upstream: Tensor) -> Tensor:
-            ours, pull_back = state.decode_drawn(canvases, rows, table)
-            return pull_back(kernels.pull_back(weights, ours, upstream))
+            synthetic, pull_back = state.decode_drawn(canvases, rows, table)
+            return pull_back(kernels.pull_back(weights, synthetic, upstream))
 
         with torch.no_grad():
-            support, features = state.cuda_graph("ridge forward", forward)(canvases, rows, real, table, weights)
-        back = state.cuda_graph("ridge backward", backward)
+            support, features = state.graphs.get("ridge forward", forward)(canvases, rows, real, table, weights)
+        back = state.graphs.get("ridge backward", backward)
         support = _Support.apply(canvases, support, lambda upstream: back(canvases, rows, table, weights, upstream))
         return support, features.clone(), [[len(x) // classes] * classes for x in (real, rows)]
 

@@ -14,6 +14,7 @@ from dreamlib.matching.experts import Experts, expert_folder
 from dreamlib.matching.inner import InnerTraining
 from dreamlib.matching.objective import OBJECTIVES, MatchState, Objective
 from dreamlib.matching.soft_labels import labels_of
+from dreamlib.settings import Natural, Positive, Rate
 from dreamlib.synthetic.synthetic_set import SyntheticSet
 
 RATE = "step_size"
@@ -43,33 +44,22 @@ class TrajectoryMatching(Objective):
     step_size: initial value of the step size, which is learned.
     recompute: bounds memory, see ``InnerTraining``.
 
-    Raises ValueError, naming the option, for a value out of range; ExpertError when the experts are missing or short.
+    Raises ExpertError when the experts are missing or short.
 
     >>> TrajectoryMatching(synthetic_steps=50, max_start=2).expert_epochs
     2
     """
 
     by_class: ClassVar[bool] = False
+    uses_sampler: ClassVar[bool] = False  # the experts have seen the real images
 
     experts: str = "results/experts"
-    synthetic_steps: int = 30
-    expert_epochs: int = 2
-    max_start: int = 20
-    batch: int = 0
-    step_size: float = 0.01
+    synthetic_steps: Positive = 30
+    expert_epochs: Positive = 2
+    max_start: Positive = 20
+    batch: Natural = 0
+    step_size: Rate = 0.01
     recompute: bool = True
-
-    def __post_init__(self) -> None:
-        for name, least in (("synthetic_steps", 1), ("expert_epochs", 1), ("max_start", 1), ("batch", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"options.{name} = {getattr(self, name)} must be at least {least}")
-        if not self.step_size > 0:
-            raise ValueError(f"options.step_size = {self.step_size} must be above 0, for example 0.01")
-
-    @property
-    def uses_sampler(self) -> bool:
-        """False: the experts have seen the real images."""
-        return False
 
     def learned(self, start: SyntheticSet) -> dict[str, Tensor]:
         """Return 'step_size', a scalar."""

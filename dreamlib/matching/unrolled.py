@@ -12,7 +12,8 @@ from dreamlib._engine.compute import Compute
 from dreamlib.data.types import DatasetInfo
 from dreamlib.matching.inner import InnerTraining, parameters_of
 from dreamlib.matching.objective import OBJECTIVES, MatchState, Objective
-from dreamlib.matching.soft_labels import LOGITS, check_confidence, keep_learned_labels, labels_of, starting_logits
+from dreamlib.matching.soft_labels import LOGITS, keep_learned_labels, labels_of, starting_logits
+from dreamlib.settings import Natural, Positive, Rate
 from dreamlib.synthetic.synthetic_set import SyntheticSet
 from dreamlib.training.augment import Augmentation, augmentation_for
 
@@ -107,10 +108,10 @@ class UnrolledTraining(Objective):
         differentiates through the last W only (RaT-BPTT, Feng et al. 2024).
     real_batch: real images, of all classes, to measure the loss on; 0 takes the sampler's batch of every class.
     augment_real: whether they are augmented, each with a draw of its own.
-    learn_labels: whether the labels are learned too, starting with ``label_confidence`` in the class.
+    learn_labels: whether the labels are learned too.
     recompute: bounds memory, see ``InnerTraining``.
 
-    Raises ValueError, naming the option, for a value out of range.
+    Raises ValueError for a window out of range.
 
     >>> UnrolledTraining(steps=10, passes=3).total
     30
@@ -119,24 +120,18 @@ class UnrolledTraining(Objective):
     by_class: ClassVar[bool] = False
     sampler_option: ClassVar[str] = "options.real_batch: 0"
 
-    steps: int = 10
-    passes: int = 3
-    step_size: float = 0.02
+    steps: Positive = 10
+    passes: Positive = 3
+    step_size: Rate = 0.02
     optimizer: Literal["sgd", "adam"] = "sgd"
     learn_rates: bool = True
     window: int | None = None
-    real_batch: int = 1024
+    real_batch: Natural = 1024
     augment_real: bool = False
     learn_labels: bool = False
-    label_confidence: float = 0.9
     recompute: bool = True
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("passes", 1), ("real_batch", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"options.{name} = {getattr(self, name)} must be at least {least}")
-        if not self.step_size > 0:
-            raise ValueError(f"options.step_size = {self.step_size} must be above 0, for example 0.02")
         if self.window is not None and not 1 <= self.window <= self.total:
             raise ValueError(
                 f"options.window = {self.window} must lie between 1 and steps · passes = {self.total}; "
@@ -158,18 +153,13 @@ class UnrolledTraining(Objective):
         """Whether ``learn_labels`` is set."""
         return self.learn_labels
 
-    def check(self, network: nn.Module, info: DatasetInfo, expert_epochs: int | None = None) -> None:
-        """See ``Objective.check`` and ``check_confidence``."""
-        if self.learn_labels:
-            check_confidence(self.label_confidence, info.num_classes)
-
     def learned(self, start: SyntheticSet) -> dict[str, Tensor]:
         """Return 'step_sizes' (steps·passes,) before the softplus and 'label_logits' (M, K), where they are learned."""
         values = {}
         if self.learn_rates:
             values[RATES] = start.canvases.new_full((self.total,), raw_rate(self.step_size)).detach()
         if self.learn_labels:
-            values[LOGITS] = starting_logits(start, self.label_confidence).detach()
+            values[LOGITS] = starting_logits(start).detach()
         return values
 
     def finish(self, synthetic: SyntheticSet) -> SyntheticSet:

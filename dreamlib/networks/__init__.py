@@ -5,14 +5,12 @@ To add a family, add a module with a frozen dataclass of options, decorated with
 features (N, D) by ``features``. Modules whose name starts with an underscore hold shared parts.
 """
 
-import importlib
-import pkgutil
 from typing import Protocol
 
 import torch
 from torch import nn
 
-from dreamlib._engine.registry import Registry, configured
+from dreamlib._engine.registry import Registry, configured, import_modules
 from dreamlib.data.types import DatasetInfo
 
 
@@ -51,6 +49,4 @@ def build(name: str, info: DatasetInfo, rng: torch.Generator, options: dict | No
         return family.build(info)
 
 
-for _module in pkgutil.iter_modules(__path__):
-    if not _module.name.startswith("_"):
-        importlib.import_module(f"{__name__}.{_module.name}")
+import_modules(__name__, __path__)

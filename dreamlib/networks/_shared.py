@@ -1,10 +1,13 @@
 """Parts that several network families share."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from dreamlib.data.types import DatasetInfo
-from dreamlib.errors import unknown
+
+Norm = Literal["instance", "batch"]  # the norms of ``set_norm``
 
 
 class FeatureNet(nn.Module):
@@ -35,13 +38,7 @@ class FeatureNet(nn.Module):
         return self.head(self.features(x))
 
 
-def check_norm(norm: str) -> None:
-    """Raise UnknownNameError unless ``norm`` is a norm that ``set_norm`` supports."""
-    if norm not in ("instance", "batch"):
-        raise unknown("norm", norm, ["instance", "batch"])
-
-
-def set_norm(module: nn.Module, norm: str) -> nn.Module:
+def set_norm(module: nn.Module, norm: Norm) -> nn.Module:
     """Return the module, for ``norm`` 'instance' with each batch norm replaced by an instance norm, in place.
 
     For networks of torchvision, which take no such argument. As in the distillation literature, an instance norm is a
@@ -54,6 +51,11 @@ def set_norm(module: nn.Module, norm: str) -> nn.Module:
             else:
                 set_norm(child, norm)
     return module
+
+
+def is_small_grey(info: DatasetInfo) -> bool:
+    """Return whether images are grey and of 28 pixels (the MNIST family): DC's first convolution pads them to 32."""
+    return info.channels == 1 and info.size == 28
 
 
 def need_side(network: str, info: DatasetInfo, least: int, remedy: str) -> None:

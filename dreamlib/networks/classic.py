@@ -10,14 +10,10 @@ from torch import nn
 
 from dreamlib.data.types import DatasetInfo
 from dreamlib.networks import NETWORKS
-from dreamlib.networks._shared import FeatureNet, check_norm, need_side, set_norm
+from dreamlib.networks._shared import FeatureNet, Norm, is_small_grey, need_side, set_norm
+from dreamlib.settings import Positive
 
 _VGG11 = ((64,), (128,), (256, 256), (512, 512), (512, 512))
-
-
-def _is_small_grey(info: DatasetInfo) -> bool:
-    """Return whether images are grey and of 28 pixels (the MNIST family): DC's first convolution pads them to 32."""
-    return info.channels == 1 and info.size == 28
 
 
 @NETWORKS.register("mlp")
@@ -25,7 +21,7 @@ def _is_small_grey(info: DatasetInfo) -> bool:
 class MLPFamily:
     """Two hidden layers with ReLU; ``width`` is their number of units."""
 
-    width: int = 128
+    width: Positive = 128
 
     def build(self, info: DatasetInfo) -> FeatureNet:
         """Return the network for a data set's channels, side and classes."""
@@ -60,7 +56,7 @@ class AlexNetFamily:
     def build(self, info: DatasetInfo) -> FeatureNet:
         """Return the network for a data set's channels, side and classes."""
         need_side("alexnet", info, 8, "use mlp, or larger images")
-        padding = 4 if _is_small_grey(info) else 2
+        padding = 4 if is_small_grey(info) else 2
         side = (info.size + 2 * padding - 4) // 8
         body = nn.Sequential(
             *(nn.Conv2d(info.channels, 128, 5, padding=padding), nn.ReLU(), nn.MaxPool2d(2)),
@@ -81,16 +77,13 @@ class VGG11Family:
     Images of 32 pixels and more are pooled five times.
     """
 
-    norm: str = "instance"
-
-    def __post_init__(self) -> None:
-        check_norm(self.norm)
+    norm: Norm = "instance"
 
     def build(self, info: DatasetInfo) -> FeatureNet:
         """Return the network for a data set's channels, side and classes."""
         need_side("vgg11", info, 4, "use mlp, or larger images")
         layers, channels, side = [], info.channels, info.size
-        first_padding = 3 if _is_small_grey(info) else 1
+        first_padding = 3 if is_small_grey(info) else 1
         side += 2 * (first_padding - 1)
         for number, stage in enumerate(_VGG11):
             for width in stage:

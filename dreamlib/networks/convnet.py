@@ -4,6 +4,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 
 from dreamlib._engine.network import Network
 from dreamlib.data.types import DatasetInfo
-from dreamlib.errors import unknown
 from dreamlib.networks import NETWORKS
+from dreamlib.networks._shared import is_small_grey
+from dreamlib.settings import Positive
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -201,29 +203,24 @@ class ConvNetFamily:
 
     depth: number of blocks; None takes ``default_depth`` of the images' side.
     width: channels of each block.
-    norm: 'instance', 'batch', 'group' (4 groups), 'layer' or 'none'.
-    activation: 'relu', 'leaky_relu', 'sigmoid' or 'silu'.
-    pooling: 'avg' or 'max'.
+    norm, activation, pooling: of each block; 'group' has 4 groups.
 
-    Raise UnknownNameError for an unknown norm, activation or pooling, ValueError for a depth or width out of range.
+    Raise ValueError for a depth or width out of range.
     """
 
     depth: int | None = None
-    width: int = 128
-    norm: str = "instance"
-    activation: str = "relu"
-    pooling: str = "avg"
+    width: Positive = 128
+    norm: Literal["instance", "batch", "group", "layer", "none"] = "instance"
+    activation: Literal["relu", "leaky_relu", "sigmoid", "silu"] = "relu"
+    pooling: Literal["avg", "max"] = "avg"
 
     def __post_init__(self) -> None:
-        for option, known in (("norm", _NORMS), ("activation", _ACTIVATIONS), ("pooling", _POOLINGS)):
-            if getattr(self, option) not in known:
-                raise unknown(option, getattr(self, option), list(known))
-        if self.width < 1 or (self.norm == "group" and self.width % 4):
-            raise ValueError(f"width={self.width} must be at least 1, and divisible by 4 for norm 'group'")
+        if self.norm == "group" and self.width % 4:
+            raise ValueError(f"width={self.width} must be divisible by 4 for norm 'group'")
 
     def build(self, info: DatasetInfo) -> ConvNet:
         """Return the network for a data set's channels, side and classes."""
-        first_padding = 3 if info.channels == 1 and info.size == 28 else 1
+        first_padding = 3 if is_small_grey(info) else 1
         side = info.size + 2 * (first_padding - 1)
         depth = default_depth(info.size) if self.depth is None else self.depth
         if not 1 <= depth <= int(math.log2(side)):

@@ -7,7 +7,9 @@ from torch import nn
 from dreamlib._engine.torchvision_import import torchvision
 from dreamlib.data.types import DatasetInfo
 from dreamlib.networks import NETWORKS
-from dreamlib.networks._shared import FeatureNet, check_norm, need_side, set_norm
+from dreamlib.networks._shared import FeatureNet, Norm, need_side, set_norm
+
+GROWTH = 12  # channels that each layer adds
 
 
 @NETWORKS.register("densenet")
@@ -15,17 +17,12 @@ from dreamlib.networks._shared import FeatureNet, check_norm, need_side, set_nor
 class DenseNetFamily:
     """DenseNet-121 (Huang et al., CVPR 2017) with a 3×3 stem of stride 1 without norm and pooling, and no dropout.
 
-    growth: channels that each layer adds.
     blocks: layers of each dense block.
     norm: 'instance' or 'batch'.
     """
 
-    growth: int = 12
     blocks: tuple[int, ...] = (6, 12, 24, 16)
-    norm: str = "instance"
-
-    def __post_init__(self) -> None:
-        check_norm(self.norm)
+    norm: Norm = "instance"
 
     def build(self, info: DatasetInfo) -> FeatureNet:
         """Return the network for a data set's channels and classes."""
@@ -33,8 +30,8 @@ class DenseNetFamily:
         least = 2 ** (len(self.blocks) - (self.norm == "batch"))
         remedy = "use norm='batch', fewer blocks or the convnet" if self.norm == "instance" else "use the convnet"
         need_side("densenet", info, least, remedy)
-        width = 2 * self.growth
-        dense = torchvision.models.DenseNet(self.growth, tuple(self.blocks), num_init_features=width)
+        width = 2 * GROWTH
+        dense = torchvision.models.DenseNet(GROWTH, tuple(self.blocks), num_init_features=width)
         layers = dense.features
         stem = nn.Conv2d(info.channels, width, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(stem.weight)  # as torchvision initialises the other convolutions

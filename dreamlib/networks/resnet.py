@@ -24,19 +24,17 @@ from torch import nn
 from dreamlib._engine.torchvision_import import torchvision
 from dreamlib.data.types import DatasetInfo
 from dreamlib.networks import NETWORKS
-from dreamlib.networks._shared import FeatureNet, check_norm, need_side, set_norm
+from dreamlib.networks._shared import FeatureNet, Norm, need_side, set_norm
+from dreamlib.settings import Positive
 
 
 @dataclass(frozen=True)
 class _ResNetFamily:
     """The common part of the residual networks: four stages of ``blocks`` basic blocks each."""
 
-    norm: str = "instance"
+    norm: Norm = "instance"
     blocks: ClassVar[int]
     average_pooled: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        check_norm(self.norm)
 
     def first_width(self, info: DatasetInfo) -> int:
         """Return the number of channels of the stem and the first stage."""
@@ -77,13 +75,8 @@ class ResNet18Family(_ResNetFamily):
             released code has 32 for CIFAR.
     """
 
-    width: int = 64
+    width: Positive = 64
     blocks: ClassVar[int] = 2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.width < 1:
-            raise ValueError(f"width={self.width} must be at least 1")
 
     def first_width(self, info: DatasetInfo) -> int:
         """Return ``width``, whatever the data set."""

@@ -1,7 +1,5 @@
-"""Which real images stand for a class: k-means, real batches, coresets, coverage; found by being there."""
+"""Choice of real images: k-means, representatives, real batches, coverage. Every module is imported."""
 
-import importlib
-import pkgutil
+from dreamlib._engine.registry import import_modules
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+import_modules(__name__, __path__)

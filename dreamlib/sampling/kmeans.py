@@ -99,9 +99,8 @@ def _sums(points: Tensor, assignment: Tensor, k: int, *, by_product: bool) -> Te
     if by_product:
         return torch.bmm(torch.nn.functional.one_hot(assignment, k).to(points.dtype).mT, points)
     batch, _, width = points.shape
-    rows = assignment + k * torch.arange(batch, device=points.device).unsqueeze(
-        1
-    )  # clusters numbered over all problems
+    first = k * torch.arange(batch, device=points.device).unsqueeze(1)  # clusters are numbered over all problems
+    rows = assignment + first
     sums = points.new_zeros(batch * k, width)
     return sums.index_add_(0, rows.flatten(), points.flatten(0, 1)).view(batch, k, width)
 

@@ -1,8 +1,8 @@
-"""Which real images supervise a matching step: random ones, DREAM's representatives, or those of its ablations."""
+"""Which real images supervise a matching step: the contract of a sampler, and random batches (IDC)."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, ClassVar
 
@@ -14,12 +14,9 @@ from dreamlib._engine.seeding import generator
 from dreamlib._engine.strategies import Strategy
 from dreamlib._engine.threads import Workers
 from dreamlib.data.types import LabeledImages
-from dreamlib.sampling.kmeans import kmeans, lloyd_steps, nearest_members, squared_distances
 from dreamlib.settings import DistillParams
 
 SAMPLERS: Registry[type["Sampler"]] = Registry("sampler")
-RECORDED_NUMBERS = 2**27  # limit of numbers in features clustered by a CUDA graph, which keeps several times as many
-RELEASED_STEPS = 100  # limit of Lloyd's algorithm in DREAM's released code
 Embed = Callable[[Tensor], Tensor]  # images (n, C, H, W) in [0, 1] → features (n, D)
 Predict = Callable[[Tensor], Tensor]  # images (n, C, H, W) in [0, 1] → logits (n, K)
 
@@ -92,15 +89,13 @@ class Sampler(ABC):
 
     @classmethod
     def from_settings(cls, data: LabeledImages, settings: DistillParams, seed: int, strategy: Strategy) -> "Sampler":
-        """Return the sampler of a run; see ``options``."""
-        return cls(data=data, batch=settings.real_batch, seed=seed, **cls.options(settings, strategy))
+        """Return the sampler of a run: a field named as a setting has its value."""
+        named = settings.model_dump(include={field.name for field in fields(cls)})
+        return cls(data=data, batch=settings.real_batch, seed=seed, **named, **cls.execution(strategy))
 
     @classmethod
-    def options(cls, settings: DistillParams, strategy: Strategy) -> dict[str, Any]:
-        """Return the arguments besides data, batch and seed; a subclass with more fields adds its own.
-
-        strategy: tells which classes this process works on, on which threads, and records CUDA graphs.
-        """
+    def execution(cls, strategy: Strategy) -> dict[str, Any]:
+        """Return the arguments that come from the strategy: the classes of this process, its threads, CUDA graphs."""
         return {}
 
     def new_network(self) -> None:  # noqa: B027 (most samplers remember nothing about a network)
@@ -168,14 +163,9 @@ class KeptSampler(Sampler):
         self.classes = range(self.data.num_classes) if self.classes is None else self.classes
 
     @classmethod
-    def options(cls, settings: DistillParams, strategy: Strategy) -> dict[str, Any]:
-        """See ``Sampler.options``."""
-        return super().options(settings, strategy) | {
-            "interval": settings.interval,
-            "pool": settings.pool,
-            "classes": strategy.classes,
-            "workers": strategy.workers,
-        }
+    def execution(cls, strategy: Strategy) -> dict[str, Any]:
+        """See ``Sampler.execution``."""
+        return super().execution(strategy) | {"classes": strategy.classes, "workers": strategy.workers}
 
     @abstractmethod
     def choose(self, label: int, members: Tensor, rng: torch.Generator, embed: Embed, predict: Predict) -> Tensor:
@@ -211,170 +201,12 @@ class KeptSampler(Sampler):
     def load_state(self, saved: dict[str, dict[int, Tensor]]) -> None:
         """See ``Sampler.load_state``."""
         super().load_state(saved)
-        self.chosen = self._of_own_classes(saved["chosen"])
+        self.chosen = self._on_device(saved["chosen"])
 
-    def _of_own_classes(self, by_class: dict[int, Tensor]) -> dict[int, Tensor]:
+    def _on_device(self, by_class: dict[int, Tensor]) -> dict[int, Tensor]:
         device = self.data.labels.device
         return {label: by_class[label].to(device) for label in self.classes if label in by_class}
 
 
 def _no_predictions(images: Tensor) -> Tensor:
     raise ValueError("this sampler needs the network's predictions; give prepare() a predict function")
-
-
-@SAMPLERS.register("representative")
-@dataclass
-class RepresentativeSampler(KeptSampler):
-    """DREAM's batches: the images nearest to the centres of k-means on features (DREAM §3.3).
-
-    Every ``interval`` inner iterations each class is clustered into batch / ``per_cluster`` clusters, and the
-    ``per_cluster`` images nearest to each centre supervise the next ``interval`` iterations. The features are those
-    that ``prepare`` is given: in DREAM, the current network's.
-
-    max_iterations: limit of Lloyd's algorithm.
-    start: how a clustering starts, see ``kmeans``.
-    warm_start: start from the centres of the previous clustering instead, as long as the network is the same one;
-        the features of another network are another space.
-    centers: class → (k, D), with ``warm_start``.
-    lloyd: passed to ``kmeans`` where all classes are clustered together.
-
-    Raises ValueError when ``per_cluster`` does not divide the batch.
-    """
-
-    per_cluster: int = 1
-    max_iterations: int = 10
-    start: str = "random"
-    warm_start: bool = False
-    centers: dict[int, Tensor] = field(default_factory=dict)
-    lloyd: Callable[..., tuple[Tensor, ...]] | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.batch % self.per_cluster:
-            raise ValueError(
-                f"per_cluster = {self.per_cluster} must divide real_batch = {self.batch}; try "
-                f"{next(m for m in range(self.per_cluster, 0, -1) if self.batch % m == 0)}"
-            )
-
-    @classmethod
-    def options(cls, settings: DistillParams, strategy: Strategy) -> dict[str, Any]:
-        """See ``Sampler.options``."""
-        return super().options(settings, strategy) | {
-            "per_cluster": settings.per_cluster,
-            "max_iterations": settings.cluster_iterations,
-            "start": settings.cluster_start,
-            "warm_start": settings.warm_start,
-            "lloyd": strategy.cuda_graph("lloyd", partial(lloyd_steps, most=settings.cluster_iterations)),
-        }
-
-    def new_network(self) -> None:
-        """See ``Sampler.new_network``."""
-        self.centers = {}
-
-    def state(self) -> dict[str, dict[int, Tensor]]:
-        """See ``Sampler.state``."""
-        return super().state() | {"centers": self.centers}
-
-    def load_state(self, saved: dict[str, dict[int, Tensor]]) -> None:
-        """See ``Sampler.load_state``."""
-        super().load_state(saved)
-        self.centers = self._of_own_classes(saved["centers"])
-
-    def choose(self, label: int, members: Tensor, rng: torch.Generator, embed: Embed, predict: Predict) -> Tensor:
-        """See ``KeptSampler.choose``."""
-        return self.choose_together({label: members}, {label: rng}, embed)[label]
-
-    def choose_all(
-        self, members: dict[int, Tensor], rngs: dict[int, torch.Generator], embed: Embed, predict: Predict
-    ) -> dict[int, Tensor]:
-        """See ``KeptSampler.choose_all``; on a GPU, all classes at once if they have equally many images."""
-        if self.data.images.is_cuda and len({len(rows) for rows in members.values()}) == 1:
-            return self.choose_together(members, rngs, embed)
-        return super().choose_all(members, rngs, embed, predict)
-
-    def choose_together(
-        self, members: dict[int, Tensor], rngs: dict[int, torch.Generator], embed: Embed
-    ) -> dict[int, Tensor]:
-        """Return the representatives of classes with equally many members, by one clustering of all of them."""
-        count = len(next(iter(members.values())))
-        per_cluster = min(self.per_cluster, count)
-        k = min(self.batch, count) // per_cluster
-        features = embed(self.data.pixels(torch.cat(list(members.values())))).float()
-        features = features.unflatten(0, (len(members), count))  # (K, n, D)
-        continues = all(label in self.centers for label in members)
-        start = torch.stack([self.centers[label] for label in members]) if continues else self.start
-        lloyd = self.lloyd if len(members) > 1 and features.numel() <= RECORDED_NUMBERS else None
-        clusters = kmeans(
-            features, k, list(rngs.values()), max_iterations=self.max_iterations, start=start, lloyd=lloyd
-        )
-        if self.warm_start:
-            self.centers.update(zip(members, clusters.centers, strict=True))
-        nearest = nearest_members(features, clusters, per_cluster)
-        return {label: rows[indices] for (label, rows), indices in zip(members.items(), nearest, strict=True)}
-
-
-@SAMPLERS.register("released")
-@dataclass
-class ReleasedSampler(KeptSampler):
-    """DREAM's batches as its released code chooses them.
-
-    Features are of un-normalised images; k-means starts from random rows and takes up to 100 Lloyd steps; the centre of
-    an empty cluster stays at zero; the ``per_cluster`` nearest of all the class's images are taken for each centre, so
-    that a row may be chosen twice.
-    """
-
-    normalised_features: ClassVar[bool] = False
-    per_cluster: int = 1
-
-    @classmethod
-    def options(cls, settings: DistillParams, strategy: Strategy) -> dict[str, Any]:
-        """See ``Sampler.options``."""
-        return super().options(settings, strategy) | {"per_cluster": settings.per_cluster}
-
-    def choose(self, label: int, members: Tensor, rng: torch.Generator, embed: Embed, predict: Predict) -> Tensor:
-        """See ``KeptSampler.choose``."""
-        features = embed(self.data.pixels(members)).float().unsqueeze(0)  # (1, n, D)
-        per_cluster = min(self.per_cluster, len(members))
-        k = min(self.batch, len(members)) // per_cluster
-        clusters = kmeans(features, k, rng, max_iterations=RELEASED_STEPS, start="random", keep_empty=True)
-        nearest = squared_distances(features, clusters.centers)[0].topk(per_cluster, dim=0, largest=False).indices
-        return members[nearest.T.flatten()]
-
-
-@SAMPLERS.register("center")
-@dataclass
-class CenterSampler(KeptSampler):
-    """The images nearest to the class's mean feature: similar ones, none near the boundary (ablation, DREAM §3.1)."""
-
-    def choose(self, label: int, members: Tensor, rng: torch.Generator, embed: Embed, predict: Predict) -> Tensor:
-        """See ``KeptSampler.choose``; ties go to the lower row."""
-        features = embed(self.data.pixels(members)).float()  # (n, D)
-        distances = (features - features.mean(0)).square().sum(1)
-        return members[distances.argsort(stable=True)[: self.batch]]
-
-
-@SAMPLERS.register("boundary")
-@dataclass
-class BoundarySampler(KeptSampler):
-    """The images that the current network is least sure about (ablation, DREAM §3.1).
-
-    They have the smallest margin between the logit of their class and the largest other logit, which is the difference
-    of two log-probabilities, and negative for a misclassified image. Margins of an untrained network carry little
-    information.
-    """
-
-    def choose(self, label: int, members: Tensor, rng: torch.Generator, embed: Embed, predict: Predict) -> Tensor:
-        """See ``KeptSampler.choose``; ties go to the lower row."""
-        margin = margins(predict(self.data.pixels(members)), label)
-        return members[margin.argsort(stable=True)[: self.batch]]
-
-
-def margins(logits: Tensor, label: int) -> Tensor:
-    """Return the margins (n,) of logits (n, K): the logit of class ``label`` minus the largest other one.
-
-    >>> margins(torch.tensor([[3.0, 1.0, 2.0], [0.0, 4.0, 1.0]]), 0).tolist()
-    [1.0, -4.0]
-    """
-    is_label = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
-    is_label[label] = True
-    return logits[:, label].float() - logits.float().masked_fill(is_label, -torch.inf).max(1).values

@@ -1,7 +1,5 @@
-"""Synthetic sets: storage, decoding, initialisation; found by being there."""
+"""Synthetic sets: storage, decoding, initialisation. Every module is imported."""
 
-import importlib
-import pkgutil
+from dreamlib._engine.registry import import_modules
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+import_modules(__name__, __path__)

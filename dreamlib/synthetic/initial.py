@@ -1,6 +1,9 @@
-"""Initialisation of the canvases: noise, random real images, or k-means representatives of each class."""
+"""Initialisation of the canvases: the contract, and noise, random real images and k-means representatives."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -8,23 +11,109 @@ from torch import Tensor
 from dreamlib._engine.registry import Registry
 from dreamlib._engine.seeding import generator
 from dreamlib.data.types import DatasetInfo, LabeledImages
-from dreamlib.sampling.kmeans import Clustering, kmeans, nearest_members, squared_distances
-from dreamlib.sampling.real_batches import Embed, class_pool
+from dreamlib.sampling.real_batches import Embed
+from dreamlib.settings import DistillParams
 from dreamlib.synthetic.decode import formation, tile
 from dreamlib.synthetic.frequency import affordable, pack, strongest
 from dreamlib.synthetic.synthetic_set import SyntheticSet
 
-INITS: Registry[str] = Registry("initialisation")
-for _name, _description in {
-    "noise": "Gaussian noise: standard normal for normalised canvases (DC), else around 0.5, clamped to [0, 1] (IDC)",
-    "random": "random real images of the class, no image twice",
-    "kmeans": "the real image nearest to each centre of k-means on features (DREAM)",
-    "released": "k-means as in DREAM's released code: images not normalised, the nearest of all images of the class",
-    "herding": "real images whose mean feature is closest to the class's (see dreamlib.sampling.coresets)",
-    "k_center": "real images with no image of the class far from all of them (see dreamlib.sampling.coresets)",
-}.items():
-    INITS.register(_name)(_description)
-CLUSTERED = ("kmeans", "released")  # initialisations from k-means representatives
+INITS: Registry[type["Initialisation"]] = Registry("initialisation")
+
+
+@dataclass(frozen=True)
+class StartState:
+    """Everything that an initialisation may use.
+
+    data, info: the real training images in the units of the canvases, and their description.
+    settings: the distillation's settings, of which ``factor``, ``decode`` and ``shrink`` describe the canvases.
+    ipc: canvases of each class.
+    seed: source of all random numbers, by ``generator(seed, "purpose", ...)``.
+    pixels: the same images as pixels in [0, 1], as ``embedder`` takes them.
+    pool: random images of a class to choose from; 0 stands for all.
+    embedder: returns the feature map of the clustering, for which it may train a network.
+    representatives: number of clusters → rows (K, number) that the clustering stage has chosen.
+    """
+
+    data: LabeledImages
+    info: DatasetInfo
+    settings: DistillParams
+    ipc: int
+    seed: int
+    pixels: LabeledImages
+    pool: int
+    embedder: Callable[[], Embed]
+    representatives: Callable[[int], Tensor]
+
+    @property
+    def count(self) -> int:
+        """The number of real images that fill the canvases of a class."""
+        return images_needed(self.ipc, self.settings.factor, self.settings.decode)
+
+
+class Initialisation(ABC):
+    """What the canvases hold before the first iteration. A subclass is registered in ``INITS``."""
+
+    # Whether real images fill the canvases; each class must then have enough of them.
+    needs_images: ClassVar[bool] = False
+    # Whether they are chosen among the pool of the clustering, which must then be large enough.
+    uses_pool: ClassVar[bool] = False
+    # Whether the clustering stage chooses them.
+    uses_clusters: ClassVar[bool] = False
+
+    @abstractmethod
+    def start(self, state: StartState) -> SyntheticSet:
+        """Return the set that a run begins with."""
+
+
+class RealImages(Initialisation):
+    """Canvases filled with real images, which a subclass chooses."""
+
+    needs_images = True
+
+    def start(self, state: StartState) -> SyntheticSet:
+        """See ``Initialisation.start`` and ``fill``."""
+        settings = state.settings
+        return fill(state.data, self.rows(state), state.ipc, settings.factor, settings.decode, settings.shrink)
+
+    @abstractmethod
+    def rows(self, state: StartState) -> Tensor:
+        """Return the rows (K, ``state.count``) of ``state.data`` whose images fill the canvases."""
+
+
+@INITS.register("noise")
+class Noise(Initialisation):
+    """Gaussian noise: standard normal for normalised canvases (DC), else around 0.5, clamped to [0, 1] (IDC)."""
+
+    def start(self, state: StartState) -> SyntheticSet:
+        """See ``Initialisation.start`` and ``noise``."""
+        settings = state.settings
+        return noise(state.data, state.info, state.ipc, settings.factor, settings.decode, state.seed)
+
+
+@INITS.register("random")
+class RandomImages(RealImages):
+    """Random real images of the class, no image twice."""
+
+    def rows(self, state: StartState) -> Tensor:
+        """See ``RealImages.rows`` and ``random_rows``."""
+        return random_rows(state.data, state.count, state.seed)
+
+
+@INITS.register("kmeans")
+class Representatives(RealImages):
+    """The real image nearest to each centre of k-means on features (DREAM)."""
+
+    uses_pool = True
+    uses_clusters = True
+
+    def rows(self, state: StartState) -> Tensor:
+        """See ``RealImages.rows`` and ``dreamlib.sampling.representatives.cluster_class``."""
+        return state.representatives(state.count)
+
+
+@INITS.register("released")
+class ReleasedRepresentatives(Representatives):
+    """K-means as in DREAM's released code: images not normalised, the nearest of all images of the class."""
 
 
 def images_needed(ipc: int, factor: int, rule: str = "single") -> int:
@@ -55,7 +144,7 @@ def check_budget(
     counts = torch.bincount(data.labels, minlength=data.num_classes)
     smallest, fewest = int(counts.argmin()), int(counts.min())
     needed = images_needed(ipc, factor, rule)
-    if needed > fewest and init != "noise":
+    if needed > fewest and INITS[init].needs_images:
         largest = next((n for n in range(ipc, 0, -1) if images_needed(n, factor, rule) <= fewest), 0)
         remedy = f"choose ipc ≤ {largest}, or a smaller factor or" if largest else "choose a smaller factor or"
         raise ValueError(
@@ -72,59 +161,6 @@ def random_rows(data: LabeledImages, count: int, seed: int) -> Tensor:
         order = torch.randperm(len(class_rows), generator=generator(seed, "init", label))
         rows.append(class_rows[order[:count].to(class_rows.device)])
     return torch.stack(rows)
-
-
-@dataclass(frozen=True)
-class ClassClusters:
-    """The clustering of one class.
-
-    members: (n,) rows of the data that were clustered.
-    features: (n, D), their features.
-    clustering: the result of k-means, a batch of one.
-    representatives: (k,) rows of the data, the image nearest to each centre.
-    """
-
-    members: Tensor
-    features: Tensor
-    clustering: Clustering
-    representatives: Tensor
-
-
-def cluster_class(
-    data: LabeledImages,
-    label: int,
-    count: int,
-    seed: int,
-    embed: Embed,
-    pool: int = 0,
-    max_iterations: int = 50,
-    pick: str = "members",
-) -> ClassClusters:
-    """Cluster one class and choose the image nearest to each centre (DREAM §3.3).
-
-    data: the real images.
-    label: the class.
-    count: number of clusters, k.
-    seed: source of all random numbers.
-    embed: images (n, C, H, W) → features (n, D).
-    pool: random images of the class that are clustered; 0 takes all.
-    max_iterations: most Lloyd iterations.
-    pick: 'members' starts from k-means++ and chooses among the members of each cluster, none of which is empty, so no
-        image is chosen twice. 'released' does as DREAM's released code: k-means starts from random rows and leaves an
-        empty cluster's centre at zero, and the nearest of all images is chosen, so an image may be chosen twice.
-    """
-    rng = generator(seed, "init-kmeans", label, count)
-    members = class_pool(data, label, pool, rng)
-    features = embed(data.pixels(members)).float()
-    released = pick == "released"
-    start = "random" if released else "k-means++"
-    points = features.unsqueeze(0)  # (1, n, D)
-    clustering = kmeans(points, count, rng, max_iterations=max_iterations, start=start, keep_empty=released)
-    if released:
-        nearest = squared_distances(points, clustering.centers)[0].argmin(0)
-    else:
-        nearest = nearest_members(points, clustering)[0]
-    return ClassClusters(members, features, clustering, members[nearest])
 
 
 def fill(data: LabeledImages, rows: Tensor, ipc: int, factor: int, rule: str, shrink: str = "area") -> SyntheticSet:

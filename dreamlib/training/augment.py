@@ -21,6 +21,15 @@ OPS = ("flip", "color", "crop", "scale", "rotate", "cutout")
 GEOMETRIC = ("crop", "scale", "rotate")
 MODES = ("idc", "dsa", "dc", "idc_per_image")
 
+# The strengths of DSA and IDC.
+BRIGHTNESS = 0.5  # b adds U(−b, b) to every pixel
+SATURATION = 2.0  # s multiplies the distance to the channel mean by U(0, s)
+CONTRAST = 0.5  # c multiplies the distance to the image mean by U(1 − c, 1 + c)
+CUTOUT = 0.5  # side of the zeroed square, as a fraction of the image's side
+CROP = 0.125  # largest shift, as a fraction of the image's side
+SCALE = 1.2  # z samples x and y at U(1/z, z) times their distance from the centre; a factor above 1 shrinks the image
+ROTATE, ROTATE_DC = 15.0, 45.0  # largest angle in degrees, the second in mode 'dc'
+
 
 @dataclass(frozen=True)
 class AugmentationDraw:
@@ -58,7 +67,7 @@ class AugmentationDraw:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """A choice of ops, how they are combined and how strong they are; the default strengths are those of DSA and IDC.
+    """A choice of ops and how they are combined.
 
     ops: names from ``OPS``.
     mode: how ops are combined.
@@ -68,15 +77,8 @@ class Augmentation:
         'dc': as 'dsa', with the op chosen for each image (DC's evaluation on MNIST).
         In 'idc' and 'dsa' the op is chosen once for a batch and its strength for each image, as in the released code of
         IDC, DREAM, DSA, DM and MTT.
-    brightness: b adds U(−b, b) to every pixel.
-    saturation: s multiplies the distance to the channel mean by U(0, s).
-    contrast: c multiplies the distance to the image mean by U(1 − c, 1 + c).
-    cutout: side of the zeroed square, as a fraction of the image's side.
-    crop: largest shift, as a fraction of the image's side.
-    scale: z samples x and y at U(1/z, z) times their distance from the centre; a factor above 1 shrinks the image.
-    rotate: largest angle, in degrees.
 
-    Raise UnknownNameError for an unknown op or mode, ValueError for a repeated op or a strength out of range.
+    Raise UnknownNameError for an unknown op or mode, ValueError for a repeated op.
 
     >>> augmentation = Augmentation.parse("color_crop_cutout")
     >>> rng = torch.Generator().manual_seed(0)
@@ -88,13 +90,6 @@ class Augmentation:
 
     ops: tuple[str, ...]
     mode: str = "idc"
-    brightness: float = 0.5
-    saturation: float = 2.0
-    contrast: float = 0.5
-    cutout: float = 0.5
-    crop: float = 0.125
-    scale: float = 1.2
-    rotate: float = 15.0
 
     def __post_init__(self) -> None:
         for op in self.ops:
@@ -104,22 +99,15 @@ class Augmentation:
             raise ValueError(f"an augmentation is listed twice in {self.ops}; list each once")
         if self.mode not in MODES:
             raise unknown("augmentation mode", self.mode, list(MODES))
-        limits = {"brightness": (0, 1), "saturation": (0, math.inf), "contrast": (0, 1), "cutout": (0, 1)}
-        limits |= {"crop": (0, 1), "scale": (1, math.inf), "rotate": (0, 180)}
-        for field, (low, high) in limits.items():
-            if not low <= getattr(self, field) <= high:
-                raise ValueError(f"{field}={getattr(self, field)} is outside [{low}, {high}]; choose a value inside")
 
     @classmethod
     def parse(cls, text: str, mode: str = "idc") -> "Augmentation":
         """Return the augmentation spelled as in the literature: ops joined by underscores, '' or 'none' for no op.
 
-        Mode 'dc' rotates by up to 45°, the others by up to 15°.
-
         >>> Augmentation.parse("color_crop").ops, Augmentation.parse("none").ops
         (('color', 'crop'), ())
         """
-        return cls(() if text in ("", "none") else tuple(text.split("_")), mode, rotate=45.0 if mode == "dc" else 15.0)
+        return cls(() if text in ("", "none") else tuple(text.split("_")), mode)
 
     def draw(self, count: int, image_shape: tuple[int, int, int], rng: torch.Generator) -> AugmentationDraw:
         """Return ``count`` independent transforms of (C, H, W) images; ``rng`` is a CPU generator."""
@@ -136,7 +124,7 @@ class Augmentation:
     def of_uniform(self, u: Tensor, image_shape: tuple[int, int, int]) -> AugmentationDraw:
         """Return the transforms of (C, H, W) images that the numbers ``u`` (n, 11) of ``uniform`` determine."""
         _, height, width = image_shape
-        values = {op: _OPS[op][0](self, u, height, width).float() for op in self.ops}
+        values = {op: _OPS[op][0](u, height, width, self.mode).float() for op in self.ops}
         return AugmentationDraw(len(u), (height, width), self._choose(u), values)
 
     def from_table(self, table: Tensor, size: tuple[int, int]) -> AugmentationDraw:
@@ -203,29 +191,29 @@ def _everywhere(x: Tensor, active: Tensor, values: Tensor, transform: Callable[[
 # Each op's parameters (n, k) from the columns of the uniform numbers (n, 11).
 
 
-def _draw_color(a: Augmentation, u: Tensor, height: int, width: int) -> Tensor:
-    low = torch.tensor([-a.brightness, 0.0, 1 - a.contrast])
-    high = torch.tensor([a.brightness, a.saturation, 1 + a.contrast])
+def _draw_color(u: Tensor, height: int, width: int, mode: str) -> Tensor:
+    low = torch.tensor([-BRIGHTNESS, 0.0, 1 - CONTRAST])
+    high = torch.tensor([BRIGHTNESS, SATURATION, 1 + CONTRAST])
     return low + u[:, :3] * (high - low)
 
 
-def _draw_shift(a: Augmentation, u: Tensor, height: int, width: int) -> Tensor:
-    largest = torch.tensor([int(height * a.crop + 0.5), int(width * a.crop + 0.5)])
+def _draw_shift(u: Tensor, height: int, width: int, mode: str) -> Tensor:
+    largest = torch.tensor([int(height * CROP + 0.5), int(width * CROP + 0.5)])
     return (u[:, 3:5] * (2 * largest + 1)).floor() - largest  # pixels down and right
 
 
-def _draw_scale(a: Augmentation, u: Tensor, height: int, width: int) -> Tensor:
-    factor = 1 / a.scale + u[:, 5:7] * (a.scale - 1 / a.scale)
+def _draw_scale(u: Tensor, height: int, width: int, mode: str) -> Tensor:
+    factor = 1 / SCALE + u[:, 5:7] * (SCALE - 1 / SCALE)
     return torch.diag_embed(factor).flatten(1)  # output (x, y) is sampled from the input at matrix @ (x, y)
 
 
-def _draw_rotation(a: Augmentation, u: Tensor, height: int, width: int) -> Tensor:
-    angle = (2 * u[:, 5] - 1) * math.radians(a.rotate)
+def _draw_rotation(u: Tensor, height: int, width: int, mode: str) -> Tensor:
+    angle = (2 * u[:, 5] - 1) * math.radians(ROTATE_DC if mode == "dc" else ROTATE)
     return torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1)
 
 
-def _draw_box(a: Augmentation, u: Tensor, height: int, width: int) -> Tensor:
-    side = torch.tensor([int(height * a.cutout + 0.5), int(width * a.cutout + 0.5)])
+def _draw_box(u: Tensor, height: int, width: int, mode: str) -> Tensor:
+    side = torch.tensor([int(height * CUTOUT + 0.5), int(width * CUTOUT + 0.5)])
     # Centres may lie on the border, so the square may be clipped. As in DSA, an even side has one more position.
     first = (u[:, 7:9] * (torch.tensor([height, width]) + 1 - side % 2)).floor() - side // 2
     return torch.cat([first, first + side], 1)  # top, left, bottom, right: the last two exclusive, none clipped
@@ -292,9 +280,9 @@ def _cut(x: Tensor, values: Tensor) -> Tensor:
 
 
 _COLUMNS = {"flip": 0, "color": 3, "crop": 2, "scale": 4, "rotate": 4, "cutout": 4}  # parameters of each op
-_Draw = Callable[[Augmentation, Tensor, int, int], Tensor]
+_Draw = Callable[[Tensor, int, int, str], Tensor]
 _OPS: dict[str, tuple[_Draw, Callable[[Tensor, Tensor], Tensor]]] = {
-    "flip": (lambda a, u, height, width: u[:, :0], _flip),
+    "flip": (lambda u, height, width, mode: u[:, :0], _flip),
     "color": (_draw_color, _color),
     "crop": (_draw_shift, _shift),
     "scale": (_draw_scale, _warp),

@@ -25,23 +25,14 @@ class CutMixDraw:
     lam: float
 
 
-def draw_cutmix(
-    count: int, size: tuple[int, int], rng: torch.Generator, beta: float = 1.0, probability: float = 0.5
-) -> CutMixDraw | None:
-    """Return the random numbers of ``cutmix`` for ``count`` images of ``size`` (H, W); None if it is not applied.
-
-    Raise ValueError for β ≤ 0 or a probability outside [0, 1].
-    """
-    if beta <= 0 or not 0 <= probability <= 1:
-        raise ValueError(
-            f"cutmix needs beta > 0 and a probability in [0, 1]; got beta={beta}, probability={probability}"
-        )
+def draw_cutmix(count: int, size: tuple[int, int], rng: torch.Generator, probability: float = 0.5) -> CutMixDraw | None:
+    """Return the random numbers of ``cutmix`` for ``count`` images of ``size`` (H, W); None if it is not applied."""
     if torch.rand((), generator=rng).item() >= probability:
         return None
     height, width = size
     # torch's Beta distribution takes no generator; numpy's does, and is seeded from ``rng``.
     numpy_rng = np.random.default_rng(torch.randint(2**62, (), generator=rng).item())
-    side = math.sqrt(1 - numpy_rng.beta(beta, beta))
+    side = math.sqrt(1 - numpy_rng.beta(1.0, 1.0))
     middle_y, middle_x = numpy_rng.integers(height), numpy_rng.integers(width)
     half_y, half_x = int(height * side) // 2, int(width * side) // 2
     top, bottom = max(middle_y - half_y, 0), min(middle_y + half_y, height)
@@ -51,24 +42,23 @@ def draw_cutmix(
 
 
 def cutmix(
-    images: Tensor, labels: Tensor, rng: torch.Generator, beta: float = 1.0, probability: float = 0.5
+    images: Tensor, labels: Tensor, rng: torch.Generator, probability: float = 0.5
 ) -> tuple[Tensor, Tensor, Tensor, float]:
     """Return (images, labels_a, labels_b, lam); the training loss is lam · loss(labels_a) + (1 − lam) · loss(labels_b).
 
     images: (N, C, H, W).
     labels: (N,) class numbers or (N, K) probabilities.
     rng: CPU generator of all random numbers.
-    beta: the box has 1 − Beta(β, β) of the image's area before it is clipped at the border.
     probability: of applying CutMix to the batch.
 
-    The box is the same for the whole batch, as in IDC; lam is the exact share of pixels kept. A batch that is not
-    mixed is returned unchanged with lam = 1. Raise ValueError for β ≤ 0 or a probability outside [0, 1].
+    The box has 1 − Beta(1, 1) of the image's area before it is clipped at the border, and is the same for the whole
+    batch, as in IDC. lam is the exact share of pixels kept; it is 1 for a batch that is returned unchanged.
 
     >>> x, a, b, lam = cutmix(torch.rand(4, 1, 8, 8), torch.arange(4), torch.Generator(), probability=0.0)
     >>> lam, bool((a == b).all())
     (1.0, True)
     """
-    draw = draw_cutmix(len(images), tuple(images.shape[2:]), rng, beta, probability)
+    draw = draw_cutmix(len(images), tuple(images.shape[2:]), rng, probability)
     if draw is None:
         return images, labels, labels, 1.0
     partner, (top, bottom, left, right) = draw.partner.to(images.device), draw.box

@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dreamlib._engine.compiled_network import CompiledNetwork, weights_of
 from dreamlib._engine.compute import Compute
 from dreamlib._engine.network import network_traits
 from dreamlib.data.types import DatasetInfo
-from dreamlib.training.trainer import smoothed
 
 PREDICT_BATCH = 128  # images; bounds the memory of predictions and embeddings, results do not depend on it
 GPU_PREDICT_BATCHES = 8  # batches joined into one on a GPU, which a single batch does not fill
@@ -119,7 +119,8 @@ def fit_last_layer(
     """
     layer = last_linear(network)
     features = embed(network, images, info, kernels).double().cpu().numpy()
-    targets = smoothed(labels, info.num_classes, 0.0).double().cpu().numpy() - 1 / info.num_classes
+    probabilities = labels if labels.is_floating_point() else F.one_hot(labels, info.num_classes)
+    targets = probabilities.double().cpu().numpy() - 1 / info.num_classes
     from sklearn.linear_model import Ridge  # slow to import, and most stages do not refit
 
     ridge = Ridge(alpha=penalty * float((features**2).sum(1).mean()), fit_intercept=False).fit(features, targets)

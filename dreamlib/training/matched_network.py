@@ -20,7 +20,7 @@ from dreamlib.training.trainer import Trainer, TrainSettings
 
 
 def network_settings(settings: DistillParams, info: DatasetInfo) -> TrainSettings:
-    """Return the training settings of a distillation's own networks."""
+    """Return the settings by which the matched networks are trained."""
     augmentation = augmentation_for(info, settings.network_augmentation, settings.augmentation_mode)
     return TrainSettings(
         settings.network_batch,

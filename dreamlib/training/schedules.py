@@ -31,4 +31,4 @@ def constant_lr(lr: float, epoch: int, epochs: int) -> float:
     return lr
 
 
-SCHEDULES: dict[str, Schedule] = {"idc_steps": decayed_lr, "tenth": tenth_lr, "none": constant_lr}
+SCHEDULES: dict[str, Schedule] = {"idc_steps": decayed_lr, "tenth": tenth_lr}

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dreamlib._engine.compiled_network import CompiledNetwork, Weights, weights_of
 from dreamlib._engine.compute import Compute
@@ -32,7 +31,6 @@ class TrainSettings:
     lr: initial learning rate; it stays constant unless a schedule changes it.
     augmentation: drawn anew for each batch.
     cutmix: probability of CutMix for a batch.
-    label_smoothing: share of every label that is spread evenly over all classes.
     """
 
     batch: int = 64
@@ -41,7 +39,6 @@ class TrainSettings:
     weight_decay: float = 5e-4
     augmentation: Augmentation = field(default_factory=lambda: Augmentation(()))
     cutmix: float = 0.0
-    label_smoothing: float = 0.0
 
 
 @cache
@@ -55,20 +52,6 @@ def compiled_network(network: tuple[str, dict[str, Any]], info: DatasetInfo, com
     torch.compile falls back to eager execution for code that it has compiled too often.
     """
     return _shared_kernels(network[0], json.dumps(network[1], sort_keys=True), info, compute)
-
-
-def smoothed(labels: Tensor, num_classes: int, share: float) -> Tensor:
-    """Return probabilities (n, K), ``share`` of which is spread evenly over all classes.
-
-    labels: (n,) class numbers or (n, K) probabilities.
-
-    The definition is that of ``label_smoothing`` in torch's cross-entropy (Szegedy et al., CVPR 2016).
-
-    >>> smoothed(torch.tensor([1]), 2, 0.5).tolist()
-    [[0.25, 0.75]]
-    """
-    probabilities = labels if labels.is_floating_point() else F.one_hot(labels, num_classes).float()
-    return probabilities * (1 - share) + share / num_classes
 
 
 class Trainer:
@@ -144,8 +127,6 @@ class Trainer:
             return self._recorded_steps(images.unsqueeze(0), labels.unsqueeze(0), [draw])[0]
         with torch.no_grad():
             x = self.info.normalise(images)
-            if self.settings.label_smoothing:
-                labels = smoothed(labels, self.info.num_classes, self.settings.label_smoothing)
             x = self.settings.augmentation.apply(x, self.settings.augmentation.draw(len(x), tuple(x.shape[1:]), rng))
             x, a, b, lam = cutmix(x, labels, rng, probability=self.settings.cutmix)
             x = self.kernels.compute.cast(x)
@@ -192,10 +173,9 @@ class Trainer:
             tables = (part.to(device, non_blocking=True) for part in (table.unflatten(0, numbers.shape[:2]), *mixes))
             lr = torch.full((), self.optimizer.param_groups[0]["lr"], dtype=torch.float64, device=device)
             key = (
-                "training", settings.augmentation, settings.label_smoothing, settings.momentum,
-                settings.weight_decay, self.info,
+                "training", settings.augmentation, settings.momentum, settings.weight_decay, self.info,
             )  # fmt: skip
-            recorded = self.kernels.recorded(key, self._steps(), high_priority=True)
+            recorded = self.kernels.graphs.get(key, self._steps(), high_priority=True)
             *results, losses = recorded(weights, momenta, lr, images, labels, *tables)
             for old, new in zip((weights, momenta), results, strict=True):
                 torch._foreach_copy_(list(old.values()), [new[name] for name in old])
@@ -221,8 +201,6 @@ class Trainer:
         ) -> tuple[Weights, Weights, Tensor]:
             losses = []
             for x, y, table, partner, box in zip(images, labels, *tables, strict=True):
-                if settings.label_smoothing:
-                    y = smoothed(y, info.num_classes, settings.label_smoothing)
                 x = compiled_prepare(x, table, partner, box)
                 gradients, loss = kernels.training_gradient(weights, x, y, y[partner], box[4])
                 weights, momenta = _sgd(weights, gradients, momenta, lr, settings)

@@ -9,6 +9,7 @@ from dreamlib.data import DATASETS
 from dreamlib.data.types import DatasetInfo, LabeledImages
 from dreamlib.errors import ParameterError, unknown
 from dreamlib.matching import make as make_objective
+from dreamlib.matching.label_sources import LABELS
 from dreamlib.networks import NETWORKS, build
 from dreamlib.sampling.real_batches import SAMPLERS
 from dreamlib.settings import ComputeParams, DistillParams
@@ -51,7 +52,7 @@ def check_names(params: Params) -> None:
     for method in params.methods:
         for ipc in params.ipc:
             how = params.distillation(method, ipc)
-            for kind, registry in (("init", INITS), ("sampler", SAMPLERS)):
+            for kind, registry in (("init", INITS), ("sampler", SAMPLERS), ("labels", LABELS)):
                 registry[getattr(how, kind)]
             _check_workers(params.compute, how, method)
             _check_effects(method, how)
@@ -80,7 +81,7 @@ def _check_effects(method: str, how: DistillParams) -> None:
             f"{where}: sampler: {how.sampler} has no effect, since objective '{how.objective}' with these options does "
             f"not use a sampler's batches; set sampler: random{remedy}"
         )
-    if how.labels != "hard" and objective.learns_labels:
+    if LABELS[how.labels].soft and objective.learns_labels:
         raise ParameterError(
             f"{where}: labels: {how.labels} would replace the labels that options.learn_labels learns; set labels: "
             "hard, or learn_labels: false"
@@ -100,7 +101,7 @@ def _check_effects(method: str, how: DistillParams) -> None:
 def _check_pool(params: Params, method: str, ipc: int, how: DistillParams) -> None:
     """Refuse a clustering among fewer images than it is to choose; raises ParameterError."""
     pool, needed = params.clustering(method).pool, images_needed(ipc, how.factor, how.decode)
-    if how.init not in ("noise", "random") and 0 < pool < needed:
+    if INITS[how.init].uses_pool and 0 < pool < needed:
         raise ParameterError(
             f"params.yaml: clustering.pool = {pool} of budget {params.budget}, but method {method} (init: {how.init}) "
             f"starts from {needed} images a class at ipc {ipc}; raise the pool to {needed}, or 0 for all images"

@@ -18,8 +18,8 @@ from dreamlib.data import create
 from dreamlib.data.base import PublishedDataset
 from dreamlib.distill import DistillResult
 from dreamlib.evaluation import Evaluation
+from dreamlib.sampling.representatives import ClassClusters
 from dreamlib.settings import DistillParams, digest
-from dreamlib.synthetic.initial import ClassClusters
 from dreamlib.synthetic.synthetic_set import SyntheticSet
 from pipeline.params import Params
 from pipeline.project import Project, Setting

@@ -14,6 +14,7 @@ from pydantic_core import PydanticUndefined
 
 from dreamlib.data.base import DATASETS
 from dreamlib.matching import OBJECTIVES
+from dreamlib.matching.label_sources import LABELS
 from dreamlib.networks import NETWORKS
 from dreamlib.sampling.real_batches import SAMPLERS
 from dreamlib.settings import (
@@ -103,8 +104,6 @@ SECTIONS: dict[str, tuple[type[BaseModel], dict[str, str]]] = {
             "per_cluster": "images taken from each cluster; divides `real_batch`",
             "interval": "inner iterations between two clusterings",
             "pool": "images per class that enter a clustering on the way; 0 takes all",
-            "cluster_iterations": "Lloyd steps of a clustering on the way at most",
-            "cluster_start": "first centres of a clustering on the way",
             "cluster_features": "space of that clustering: current or one untrained network, pooled features or pixels",
             "warm_start": "start a clustering from the previous centres on the same network",
             "synthetic_batch": "decoded images per class in a matching step; more are drawn from at random",
@@ -130,10 +129,9 @@ SECTIONS: dict[str, tuple[type[BaseModel], dict[str, str]]] = {
             "network_augmentation": "their augmentation",
             "cutmix": "their probability of CutMix",
             "pretrain_epochs": "passes over the real images before a network's first matching",
-            "labels": "class labels, or a teacher's probabilities assigned at the end",
-            "temperature": "temperature of the teacher's probabilities",
+            "labels": "source of the labels, see [Components](#components)",
             "whitening": "`zca` whitens the real images (MTT); needs `factor: 1` and `bounded: false`",
-            "teacher_epochs": "training of the teacher",
+            "teacher_epochs": "training of the teacher, with `labels: assigned`",
             "parallel_classes": "classes clustered and matched side by side on a CPU",
             "checkpoint_every_s": "seconds between two checkpoints",
             "snapshots": "canvases kept on the way, for accuracy curves",
@@ -147,7 +145,7 @@ SECTIONS: dict[str, tuple[type[BaseModel], dict[str, str]]] = {
             "repeats": "fresh networks of each kind",
             "parallel_networks": "networks trained side by side on a CPU",
             "views": "further evaluations: no augmentation, IDC's protocol, hard labels in place of soft ones",
-            "decay": "learning rate: × 0.2 at 2/3 and 5/6 of the epochs, × 0.1 after half, or constant",
+            "decay": "learning rate: × 0.2 at 2/3 and 5/6 of the epochs, or × 0.1 after half of them",
             "epochs": "passes over the set",
             "batch": "images in a step",
             "lr": "learning rate",
@@ -156,7 +154,6 @@ SECTIONS: dict[str, tuple[type[BaseModel], dict[str, str]]] = {
             "augmentation": "operations, joined by `_`",
             "augmentation_mode": "family of operations and strengths",
             "cutmix": "probability of CutMix",
-            "label_smoothing": "share of a label that is spread over all classes",
             "clean_share": "last share of the epochs without CutMix and with mirror images alone",
             "last_layer": "`ridge` fits the last layer anew by ridge regression after training",
             "last_layer_penalty": "penalty of that regression",
@@ -267,14 +264,17 @@ def components() -> str:
     for kind, registry in (("objective", OBJECTIVES), ("network", NETWORKS), ("data set", DATASETS)):
         rows = []
         for name in registry.names():
-            component = registry[name]
-            summary = (component.__doc__ or "").splitlines()[0].replace("``", "`")
-            options = [f"`{option.name}: {_yaml(option.default)}`" for option in fields(component)]
-            rows.append((f"`{name}`", summary, ", ".join(options) or "–"))
+            options = [f"`{option.name}: {_yaml(option.default)}`" for option in fields(registry[name])]
+            rows.append((f"`{name}`", _summary(registry[name]), ", ".join(options) or "–"))
         parts.append(markdown((kind, "what it is", "options and their defaults"), rows))
-    for key, registry in (("init", INITS), ("sampler", SAMPLERS)):
-        parts.append(f"Values of `{key}`: {', '.join(f'`{name}`' for name in registry.names())}.\n")
+    for kind, registry in (("init", INITS), ("sampler", SAMPLERS), ("labels", LABELS)):
+        rows = [(f"`{name}`", _summary(registry[name])) for name in registry.names()]
+        parts.append(markdown((kind, "what it is"), rows))
     return "\n".join(parts)
+
+
+def _summary(component: type) -> str:
+    return (component.__doc__ or "").splitlines()[0].replace("``", "`")
 
 
 def _yaml(value: Any) -> str:

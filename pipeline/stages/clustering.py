@@ -14,8 +14,9 @@ from dreamlib._engine.files import write_atomically, write_json
 from dreamlib.data.types import LabeledImages
 from dreamlib.sampling.coverage import batch_coverage
 from dreamlib.sampling.real_batches import Embed
+from dreamlib.sampling.representatives import ClassClusters, cluster_class
 from dreamlib.settings import ClusteringParams
-from dreamlib.synthetic.initial import CLUSTERED, ClassClusters, cluster_class, images_needed
+from dreamlib.synthetic.initial import INITS, images_needed
 from pipeline.params import Params
 from pipeline.project import Project, Setting
 
@@ -27,7 +28,7 @@ def cluster_counts(params: Params, ipc: int, fewest: int) -> list[int]:
     the ``fewest`` images a class, or the pool of them, go.
     """
     how = [params.distillation(method, ipc) for method in params.methods]
-    started = {images_needed(ipc, h.factor, h.decode) for h in how if h.init in CLUSTERED}
+    started = {images_needed(ipc, h.factor, h.decode) for h in how if INITS[h.init].uses_clusters}
     return sorted(started or {min(ipc, fewest, params.clustering().pool or fewest)})
 
 
@@ -36,7 +37,7 @@ def other_clusterings(params: Params, ipc: int) -> list[tuple[str, ClusteringPar
     found = []
     for method in params.methods:
         how = params.distillation(method, ipc)
-        if how.init in CLUSTERED and params.clustering(method) != params.clustering():
+        if INITS[how.init].uses_clusters and params.clustering(method) != params.clustering():
             found.append((method, params.clustering(method), images_needed(ipc, how.factor, how.decode)))
     return found
 

@@ -1,6 +1,5 @@
 """The distillation stage: one setting from its starting canvases to its file."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -14,14 +13,11 @@ from dreamlib._engine.files import write_atomically, write_json
 from dreamlib.data.types import DatasetInfo, LabeledImages
 from dreamlib.distill import Distiller, DistillResult
 from dreamlib.matching import make as make_objective
-from dreamlib.matching.soft_labels import assign_soft_labels, train_teacher
+from dreamlib.matching.label_sources import LabelState, label
 from dreamlib.networks import build
-from dreamlib.sampling.coresets import SELECTIONS, select
 from dreamlib.settings import DistillParams, digest
-from dreamlib.synthetic.initial import check_budget, fill, images_needed, noise, random_rows
+from dreamlib.synthetic.initial import INITS, StartState, check_budget
 from dreamlib.synthetic.synthetic_set import SyntheticSet
-from dreamlib.training.augment import augmentation_for
-from dreamlib.training.trainer import TrainSettings
 from pipeline.project import Project, Setting
 from pipeline.report.provenance import code_hash
 from pipeline.stages.clustering import representatives
@@ -30,47 +26,24 @@ from pipeline.stages.clustering import representatives
 def starting_set(
     project: Project, setting: Setting, how: DistillParams, data: LabeledImages, info: DatasetInfo
 ) -> SyntheticSet:
-    """The canvases before distillation, by the method's ``init``; real images that fill them are rows of ``data``."""
+    """Return the canvases before distillation, by the method's ``init``.
+
+    ``data`` and ``info`` are the training images in the units of the canvases.
+    """
     check_budget(data, info, setting.ipc, how.factor, how.decode, how.init)
-    count = images_needed(setting.ipc, how.factor, how.decode)
-    make: dict[str, Callable[[], SyntheticSet]] = {
-        "noise": lambda: noise(data, info, setting.ipc, how.factor, how.decode, setting.seed),
-        "random": lambda: _filled(random_rows(data, count, setting.seed)),
-        "kmeans": lambda: _filled(representatives(project, setting, count)),
-        "released": lambda: _filled(representatives(project, setting, count)),
-    }
-
-    for rule in SELECTIONS:
-        make[rule] = lambda rule=rule: _filled(_selected(project, setting, count, rule))
-
-    def _filled(rows: Tensor) -> SyntheticSet:
-        return fill(data, rows, setting.ipc, how.factor, how.decode, how.shrink)
-
-    return make[how.init]()
-
-
-def _selected(project: Project, setting: Setting, count: int, rule: str) -> Tensor:
-    """Rows (K, count) that a selection rule picks in the features the clustering stage works in."""
-    how = project.params.clustering(setting.method)
-    return select(project.split("train"), count, rule, setting.seed, project.embedder(setting.seed, how), how.pool)
-
-
-def _labelled(
-    project: Project,
-    setting: Setting,
-    how: DistillParams,
-    synthetic: SyntheticSet,
-    data: LabeledImages,
-    info: DatasetInfo,
-) -> SyntheticSet:
-    """The set with the labels its method asks for."""
-    if how.labels == "hard":
-        return synthetic
-    train = TrainSettings(batch=128, augmentation=augmentation_for(info, how.network_augmentation), cutmix=how.cutmix)
-    teacher, kernels = train_teacher(
-        data, info, project.network, train, project.compute, epochs=how.teacher_epochs, seed=setting.seed
+    clustering = project.params.clustering(setting.method)
+    state = StartState(
+        data,
+        info,
+        how,
+        setting.ipc,
+        setting.seed,
+        pixels=project.split("train"),
+        pool=clustering.pool,
+        embedder=lambda: project.embedder(setting.seed, clustering),
+        representatives=lambda count: representatives(project, setting, count),
     )
-    return assign_soft_labels(synthetic, teacher, info, kernels, how.temperature)
+    return INITS[how.init]().start(state)
 
 
 def parameter_hash(project: Project, setting: Setting) -> str:
@@ -116,7 +89,8 @@ def run_distillation(project: Project, setting: Setting) -> DistillResult:
     result = run.run(checkpoint, setting.name)
     if not ranks.first():
         return result
-    result.synthetic = _labelled(project, setting, how, result.synthetic, data, info)
+    state = LabelState(data, info, how, project.network, project.compute, setting.seed)
+    result.synthetic = label(result.synthetic, state)
     result.synthetic.info |= describe(project, setting, how) | hashes
     _write_distillation(project, setting, result)
     checkpoint.delete()

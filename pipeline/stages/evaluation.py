@@ -47,7 +47,7 @@ def run_evaluation(
     evaluations, views, partials = [], [], []
     for network, view in wanted:
         seen, view_protocol = apply_view(view, synthetic, protocol)
-        if view == "hard_labels" and synthetic.soft_labels is None and not protocol.label_smoothing:
+        if view == "hard_labels" and synthetic.soft_labels is None:
             evaluations.append(evaluations[0])  # the labels are hard already
         else:
             partials.append(partial_results(project, setting.name, seen, view_protocol, network, setting.seed))

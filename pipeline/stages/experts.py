@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from dreamlib._engine.seeding import generator
-from dreamlib.matching.experts import ExpertSettings, expert_folder, train_experts
+from dreamlib.matching.experts import expert_folder, train_experts
 from dreamlib.sampling.real_batches import class_pool
 from dreamlib.settings import DistillParams
 from pipeline.failures import exit_status
@@ -21,9 +21,8 @@ def run_experts(project: Project, seed: int = 0) -> list[Path]:
     fewer than one expert or epoch.
     """
     project.require_writable(project.results / "experts" / "")
-    how, made = project.params.experts(), []
-    settings, data = ExpertSettings(**how.model_dump(exclude={"images"})), project.split("train")
-    rows = [class_pool(data, c, how.images, generator(seed, "expert-images", c)) for c in range(data.num_classes)]
+    settings, data, made = project.params.experts(), project.split("train"), []
+    rows = [class_pool(data, c, settings.images, generator(seed, "expert-images", c)) for c in range(data.num_classes)]
     for how_seen in inputs_of_followers(project):
         seen, info = project.seen(data, how_seen)
         made += train_experts(

@@ -1,1 +1,1 @@
-"""Studies beside the default pipeline."""
+"""Studies: longer runs than the default pipeline's, with parameters of their own."""

@@ -1,7 +1,7 @@
 """Real batches of several kinds, compared by a class's gradient while a network trains (DREAM §3.1).
 
-``python -m pipeline.studies.batch_gradients`` trains one network a seed, and asks how far each kind's gradients are
-from the class's own, how much they vary and how evenly the batches cover the class.
+``python -m pipeline.studies.batch_gradients`` trains one network for each seed. It measures how far each kind's
+gradients are from the gradient of the whole class, how much they vary, and how evenly the batches cover the class.
 """
 
 import sys
@@ -62,14 +62,14 @@ def class_gradient(
 
 
 def gradient_measures(full: Tensor, draws: Tensor) -> dict[str, float]:
-    """Compare the gradients of R batches, ``draws`` (R, P), with the class's own, ``full`` (P,).
+    """Compare the gradients of R batches, ``draws`` (R, P), with that of the whole class, ``full`` (P,).
 
     Return
 
     - norm, full_norm: mean length of the draws; length of ``full``
     - distance: mean distance of the draws to ``full``, relative to its length
     - norm_std: standard deviation of the lengths over draws, missing for a single draw
-    - variance: mean squared distance of the draws to their own mean, relative to ‖full‖²; a sample estimate too
+    - variance: mean squared distance of the draws to their mean, relative to ‖full‖²; a sample estimate too
 
     >>> measures = gradient_measures(torch.tensor([3.0, 4.0]), torch.tensor([[3.0, 0.0], [3.0, 8.0]]))
     >>> measures["distance"], measures["variance"]  # 4/5; 16 + 16 over R − 1 = 1, over 25

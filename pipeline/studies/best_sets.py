@@ -32,7 +32,7 @@ def gather(project: Project, ipc: int) -> dict[str, Any]:
 
     Write results/best/<dataset>-ipc<ipc>.safetensors, .png (its contact sheet) and .json. The first seed's set stands
     for the method whatever it scored. The accuracies by IDC's protocol with its defaults, which compare with published
-    ones, are kept under 'idc': those of the view 'idc', or of the protocol where it is IDC's. Raise ValueError for a
+    ones, are stored under 'idc': those of the view 'idc', or of the protocol where it is IDC's. Raise ValueError for a
     study of several methods.
     """
     p = project.params
@@ -40,10 +40,10 @@ def gather(project: Project, ipc: int) -> dict[str, Any]:
         raise ValueError(f"study {project.study} lists methods {p.methods}; the best set comes from one: list it alone")
     rows = read_results(project)
     rows = rows[(rows.ipc == ipc) & (rows.split == "test") & rows.matched]
-    own, by_idc = rows[rows.view == "protocol"], rows[rows.view == "idc"]
-    protocol, first = p.evaluation(p.methods[0], ipc), own.to_dict("records")[0]
+    by_protocol, by_idc = rows[rows.view == "protocol"], rows[rows.view == "idc"]
+    protocol, first = p.evaluation(p.methods[0], ipc), by_protocol.to_dict("records")[0]
     if by_idc.empty and is_idc(protocol):
-        by_idc = own
+        by_idc = by_protocol
     setting = Setting(p.methods[0], ipc, p.seeds[0])
     path = project.root / BEST / f"{p.dataset}-ipc{ipc}.safetensors"
     synthetic = SyntheticSet.open(project.file("sets", setting, ".safetensors"))
@@ -53,7 +53,7 @@ def gather(project: Project, ipc: int) -> dict[str, Any]:
     shared = ("protocol", "epochs", "method", "factor", "stored_floats", "label_kind")
     numbers = (
         {key: first[key] for key in shared}
-        | _accuracies(own)
+        | _accuracies(by_protocol)
         | {
             "seeds": p.seeds,
             "decode": synthetic.rule,
@@ -94,8 +94,10 @@ def record_table(root: Path, dataset: str) -> pd.DataFrame:
     compared = published.assign(evaluation="as published", own=False, **{ACCURACY: _published_percent(published)})
     # A set's own evaluation that is IDC's stands in the table as the view "idc" already.
     repeated = (best.view == "protocol") & (best.protocol == "idc") & (best.augmentation_mode == "idc")
-    ours = [_best_row(part) for _, part in best[~repeated].groupby(["ipc", "view"])]
-    table = pd.concat([compared, pd.DataFrame(ours, columns=["ipc", "own", "accuracy", *COLUMNS])], ignore_index=True)
+    best_rows = [_best_row(part) for _, part in best[~repeated].groupby(["ipc", "view"])]
+    table = pd.concat(
+        [compared, pd.DataFrame(best_rows, columns=["ipc", "own", "accuracy", *COLUMNS])], ignore_index=True
+    )
     table = table.sort_values(["ipc", "own", "accuracy"], ascending=[True, True, False], kind="stable")
     return table.set_index("ipc")[COLUMNS].astype(object).fillna("–")
 

@@ -138,11 +138,11 @@ def _study_by_seed(claims: Claims, study: str) -> pd.DataFrame:
     return by_seed(rows, rows.ipc.iloc[0])
 
 
-def _variants(table: pd.DataFrame, beside: Mapping[str, str]) -> pd.DataFrame:
-    """Return the accuracy of every method, and its gain over the one ``beside`` names, seed by seed."""
+def _variants(table: pd.DataFrame, baselines: Mapping[str, str]) -> pd.DataFrame:
+    """Return the accuracy of every method, and its gain over its entry of ``baselines``, seed by seed."""
     shown = {}
     for method in table.columns:
-        other = beside.get(method)
+        other = baselines.get(method)
         gain = points(list(table[method] - table[other])) if other else "–"
         shown[method] = {"test accuracy (%)": _shown(table[method]), "beside": other or "–", "gain": gain}
     return pd.DataFrame(shown).T.rename_axis("variant")

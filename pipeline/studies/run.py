@@ -40,7 +40,7 @@ def run_method(project: Project, method: str, every_seed: bool = False) -> None:
 
 
 def run_all(project: Project) -> None:
-    """Run the clustering and every method, and delete what need not be kept; see ``drop_bulk``."""
+    """Run the clustering and every method, and delete what need not stay; see ``drop_bulk``."""
     run_clusters(project)
     for method in project.params.methods:
         run_method(project, method, every_seed=True)
@@ -85,8 +85,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("study")
     parser.add_argument("part", choices=["clusters", "experts", "run", "all"])
     parser.add_argument("methods", nargs="*", metavar="method", help="for run: one or more")
-    given = parser.parse_args(arguments)
-    return exit_status(lambda: run_part(Project.open(study=given.study), given.part, given.methods))
+    options = parser.parse_args(arguments)
+    return exit_status(lambda: run_part(Project.open(study=options.study), options.part, options.methods))
 
 
 if __name__ == "__main__":

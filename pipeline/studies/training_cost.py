@@ -27,7 +27,7 @@ from dreamlib.networks import build
 from dreamlib.synthetic.synthetic_set import SyntheticSet
 from dreamlib.training.augment import augmentation_for
 from dreamlib.training.features import accuracy, fit_last_layer, predict
-from dreamlib.training.schedules import SCHEDULES
+from dreamlib.training.schedules import SCHEDULES, Schedule, constant_lr
 from dreamlib.training.trainer import Trainer, TrainSettings, compiled_network
 from pipeline.failures import exit_status
 from pipeline.launch_notebook import restart_prepared
@@ -38,7 +38,7 @@ from pipeline.stages.distillation import read_set
 
 METHOD = "dream"
 FULL = "all training images"
-RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")  # the processor's own meter, on Intel and AMD alike
+RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")  # the processor's energy meter, on Intel and AMD
 
 
 # ---- the measures: these need dreamlib alone --------------------------------------------------------------------
@@ -82,20 +82,20 @@ def watched_training(
     *,
     points: Sequence[int],
     seed: int,
-    decay: str = "none",
+    schedule: Schedule = constant_lr,
     clean_share: float = 0.0,
     last_layer_penalty: float = 0.0,
 ) -> Iterator[dict[str, float | None]]:
     """Train one fresh network and evaluate it on ``against`` after each number of steps in ``points``.
 
     Yield steps, images seen, accuracy, and the seconds and joules (None without a meter) of training alone, without the
-    evaluation. Batches are drawn epoch by epoch, as in ``fit``; ``decay`` and ``clean_share`` are the protocol's, over
-    the epochs up to the last point. With a ``last_layer_penalty`` above 0 a copy is evaluated whose last layer is
+    evaluation. Batches are drawn epoch by epoch, as in ``fit``; ``schedule`` and ``clean_share`` are the protocol's,
+    over the epochs up to the last point. With a ``last_layer_penalty`` above 0 a copy is evaluated whose last layer is
     fitted by ridge regression (see ``fit_last_layer``), which counts as training.
     """
-    own = derive(seed, "cost")
+    cost_seed = derive(seed, "cost")
     kernels = compiled_network(network, info, compute)
-    model = compute.place(build(network[0], info, generator(own, "network"), network[1]))
+    model = compute.place(build(network[0], info, generator(cost_seed, "network"), network[1]))
     trainer = Trainer(model, info, settings, kernels)
     per_epoch = -(-len(labels) // settings.batch)
     epochs = -(-max(points) // per_epoch)
@@ -103,8 +103,8 @@ def watched_training(
     seconds, joules = 0.0, 0.0 if energy_joules() is not None else None
     began, meter = time.perf_counter(), energy_joules()
     for epoch in range(epochs):
-        trainer.enter(epoch, epochs, SCHEDULES[decay], clean_share)
-        rng = generator(own, "fit", epoch)
+        trainer.enter(epoch, epochs, schedule, clean_share)
+        rng = generator(cost_seed, "fit", epoch)
         for rows in torch.randperm(len(labels), generator=rng).to(labels.device).split(settings.batch):
             loss = trainer.step(images[rows], labels[rows], rng)
             step, seen = step + 1, seen + len(rows)
@@ -174,7 +174,8 @@ def _trainings(project: Project, plan: CostParams) -> Iterator[_Training]:
         images, labels = synthetic.to(device).decode()
         settings = train_settings(project.info, protocol, synthetic)
         watch = partial(
-            watched_training, images, labels, settings=settings, decay=protocol.decay, clean_share=protocol.clean_share,
+            watched_training, images, labels, settings=settings, schedule=SCHEDULES[protocol.decay],
+            clean_share=protocol.clean_share,
             last_layer_penalty=protocol.last_layer_penalty if protocol.last_layer == "ridge" else 0.0, **shared,
         )  # fmt: skip
         last = protocol.epochs * -(-len(labels) // settings.batch)

@@ -1,0 +1,175 @@
+"""The real images nearest to the centres of k-means on a class's features: as a start, and as batches (DREAM §3.3)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from dreamlib._engine.seeding import generator
+from dreamlib._engine.strategies import Strategy
+from dreamlib.data.types import LabeledImages
+from dreamlib.sampling.kmeans import Clustering, kmeans, lloyd_steps, nearest_members, squared_distances
+from dreamlib.sampling.real_batches import SAMPLERS, Embed, KeptSampler, Predict, class_pool
+
+RECORDED_NUMBERS = 2**27  # limit of numbers in features clustered by a CUDA graph, which keeps several times as many
+CLUSTERING_STEPS = 10  # limit of Lloyd's algorithm in the sampler 'representative'
+RELEASED_STEPS = 100  # the same in DREAM's released code
+
+
+@dataclass(frozen=True)
+class ClassClusters:
+    """The clustering of one class.
+
+    members: (n,) rows of the data that were clustered.
+    features: (n, D), their features.
+    clustering: the result of k-means, a batch of one.
+    representatives: (k,) rows of the data, the image nearest to each centre.
+    """
+
+    members: Tensor
+    features: Tensor
+    clustering: Clustering
+    representatives: Tensor
+
+
+def cluster_class(
+    data: LabeledImages,
+    label: int,
+    count: int,
+    seed: int,
+    embed: Embed,
+    pool: int = 0,
+    max_iterations: int = 50,
+    pick: str = "members",
+) -> ClassClusters:
+    """Cluster one class and choose the image nearest to each centre (DREAM §3.3).
+
+    data: the real images.
+    label: the class.
+    count: number of clusters, k.
+    seed: source of all random numbers.
+    embed: images (n, C, H, W) → features (n, D).
+    pool: random images of the class that are clustered; 0 takes all.
+    max_iterations: most Lloyd iterations.
+    pick: 'members' starts from k-means++ and chooses among the members of each cluster, none of which is empty, so no
+        image is chosen twice. 'released' does as DREAM's released code: k-means starts from random rows and leaves an
+        empty cluster's centre at zero, and the nearest of all images is chosen, so an image may be chosen twice.
+    """
+    rng = generator(seed, "init-kmeans", label, count)
+    members = class_pool(data, label, pool, rng)
+    features = embed(data.pixels(members)).float()
+    released = pick == "released"
+    start = "random" if released else "k-means++"
+    points = features.unsqueeze(0)  # (1, n, D)
+    clustering = kmeans(points, count, rng, max_iterations=max_iterations, start=start, keep_empty=released)
+    if released:
+        nearest = squared_distances(points, clustering.centers)[0].argmin(0)
+    else:
+        nearest = nearest_members(points, clustering)[0]
+    return ClassClusters(members, features, clustering, members[nearest])
+
+
+@SAMPLERS.register("representative")
+@dataclass
+class RepresentativeSampler(KeptSampler):
+    """DREAM's batches: the images nearest to the centres of k-means on features (DREAM §3.3).
+
+    Every ``interval`` inner iterations each class is clustered into batch / ``per_cluster`` clusters, and the
+    ``per_cluster`` images nearest to each centre supervise the next ``interval`` iterations. The features are those
+    that ``prepare`` is given: in DREAM, the current network's.
+
+    warm_start: start from the centres of the previous clustering, not from random rows, as long as the network is the
+        same one; the features of another network are another space.
+    centers: class → (k, D), with ``warm_start``.
+    lloyd: passed to ``kmeans`` where all classes are clustered together.
+
+    Raises ValueError when ``per_cluster`` does not divide the batch.
+    """
+
+    per_cluster: int = 1
+    warm_start: bool = False
+    centers: dict[int, Tensor] = field(default_factory=dict)
+    lloyd: Callable[..., tuple[Tensor, ...]] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch % self.per_cluster:
+            raise ValueError(
+                f"per_cluster = {self.per_cluster} must divide real_batch = {self.batch}; try "
+                f"{next(m for m in range(self.per_cluster, 0, -1) if self.batch % m == 0)}"
+            )
+
+    @classmethod
+    def execution(cls, strategy: Strategy) -> dict[str, Any]:
+        """See ``Sampler.execution``."""
+        lloyd = strategy.cuda_graph("lloyd", partial(lloyd_steps, most=CLUSTERING_STEPS))
+        return super().execution(strategy) | {"lloyd": lloyd}
+
+    def new_network(self) -> None:
+        """See ``Sampler.new_network``."""
+        self.centers = {}
+
+    def state(self) -> dict[str, dict[int, Tensor]]:
+        """See ``Sampler.state``."""
+        return super().state() | {"centers": self.centers}
+
+    def load_state(self, saved: dict[str, dict[int, Tensor]]) -> None:
+        """See ``Sampler.load_state``."""
+        super().load_state(saved)
+        self.centers = self._on_device(saved["centers"])
+
+    def choose(self, label: int, members: Tensor, rng: torch.Generator, embed: Embed, predict: Predict) -> Tensor:
+        """See ``KeptSampler.choose``."""
+        return self.choose_together({label: members}, {label: rng}, embed)[label]
+
+    def choose_all(
+        self, members: dict[int, Tensor], rngs: dict[int, torch.Generator], embed: Embed, predict: Predict
+    ) -> dict[int, Tensor]:
+        """See ``KeptSampler.choose_all``; on a GPU, all classes at once if they have equally many images."""
+        if self.data.images.is_cuda and len({len(rows) for rows in members.values()}) == 1:
+            return self.choose_together(members, rngs, embed)
+        return super().choose_all(members, rngs, embed, predict)
+
+    def choose_together(
+        self, members: dict[int, Tensor], rngs: dict[int, torch.Generator], embed: Embed
+    ) -> dict[int, Tensor]:
+        """Return the representatives of classes with equally many members, by one clustering of all of them."""
+        count = len(next(iter(members.values())))
+        per_cluster = min(self.per_cluster, count)
+        k = min(self.batch, count) // per_cluster
+        features = embed(self.data.pixels(torch.cat(list(members.values())))).float()
+        features = features.unflatten(0, (len(members), count))  # (K, n, D)
+        continues = all(label in self.centers for label in members)
+        start = torch.stack([self.centers[label] for label in members]) if continues else "random"
+        lloyd = self.lloyd if len(members) > 1 and features.numel() <= RECORDED_NUMBERS else None
+        clusters = kmeans(features, k, list(rngs.values()), max_iterations=CLUSTERING_STEPS, start=start, lloyd=lloyd)
+        if self.warm_start:
+            self.centers.update(zip(members, clusters.centers, strict=True))
+        nearest = nearest_members(features, clusters, per_cluster)
+        return {label: rows[indices] for (label, rows), indices in zip(members.items(), nearest, strict=True)}
+
+
+@SAMPLERS.register("released")
+@dataclass
+class ReleasedSampler(KeptSampler):
+    """DREAM's batches as its released code chooses them.
+
+    Features are of un-normalised images; k-means starts from random rows and takes up to 100 Lloyd steps; the centre of
+    an empty cluster stays at zero; the ``per_cluster`` nearest of all the class's images are taken for each centre, so
+    that a row may be chosen twice.
+    """
+
+    normalised_features: ClassVar[bool] = False
+    per_cluster: int = 1
+
+    def choose(self, label: int, members: Tensor, rng: torch.Generator, embed: Embed, predict: Predict) -> Tensor:
+        """See ``KeptSampler.choose``."""
+        features = embed(self.data.pixels(members)).float().unsqueeze(0)  # (1, n, D)
+        per_cluster = min(self.per_cluster, len(members))
+        k = min(self.batch, len(members)) // per_cluster
+        clusters = kmeans(features, k, rng, max_iterations=RELEASED_STEPS, start="random", keep_empty=True)
+        nearest = squared_distances(features, clusters.centers)[0].topk(per_cluster, dim=0, largest=False).indices
+        return members[nearest.T.flatten()]
