@@ -23,7 +23,7 @@ class SelectedImages(RealImages):
             members = class_pool(state.pixels, label, state.pool, rng)
             if count > len(members):
                 raise ValueError(f"cannot select {count} of {len(members)} images of a class; ask for at most as many")
-            selected = self.select(embed(state.pixels.images[members]), count)
+            selected = self.select(embed(state.pixels.pixels(members)), count)
             rows.append(members[selected.to(members.device)])
         return torch.stack(rows)
 
