@@ -286,7 +286,7 @@ def test_a_late_reader_names_the_class_and_iteration_that_broke(digits, toy_info
 
 def test_the_graphs_of_a_run_end_with_it_and_those_of_its_architecture_stay(digits, toy_info, recorded, monkeypatch):
     forgotten = []
-    monkeypatch.setattr(CudaGraphed, "forget", forgotten.append)
+    monkeypatch.setattr(CudaGraphed, "forget", lambda graph: forgotten.append(graph))
     training._shared_kernels.cache_clear()
     run = distiller(digits, toy_info, RunAhead)
     run.run()
