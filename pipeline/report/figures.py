@@ -67,6 +67,11 @@ def color(method: str) -> str:
     return COLORS.get(method) or _SPARE[sum(map(ord, method)) % len(_SPARE)]
 
 
+def whiskers(std: pd.Series) -> pd.Series | None:
+    """Return the half-widths of error bars, or None where all are missing: a legend then shows no error bar either."""
+    return None if std.isna().all() else std
+
+
 def _grid(images: Sequence[Tensor], columns: int, gap: int = 2) -> np.ndarray:
     """Return images (C, H, W) in rows of ``columns`` on white, as one array (H', W', 3)."""
     _, h, w = images[0].shape
@@ -221,7 +226,7 @@ def lines(
     figure, axis = plt.subplots(figsize=(6.4, 4.0))
     factor = 100 if percent else 1
     for name, part in table.groupby(by, sort=False):
-        bars = part[spread] * factor if spread else None
+        bars = whiskers(part[spread] * factor) if spread else None
         label, line_color = literal(str(name)), color(str(name))
         axis.errorbar(part[x], part[y] * factor, yerr=bars, label=label, color=line_color, marker="o", ms=3, capsize=2)
     if logx:

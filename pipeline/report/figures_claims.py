@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from pipeline.report.figures import COLORS, color, finished
+from pipeline.report.figures import COLORS, color, finished, whiskers
 from pipeline.report.labels import literal
 
 _KINDS = {
@@ -26,7 +26,8 @@ def measures_by_step(table: pd.DataFrame, labels: dict[str, str]) -> Figure:
     figure, axes = plt.subplots(1, len(labels), figsize=(3.3 * len(labels), 3.2), squeeze=False)
     for axis, (measure, label) in zip(axes.flat, labels.items(), strict=True):
         for kind, part in table[table.measure == measure].groupby("batch", sort=False):
-            axis.errorbar(part["point"], part["mean"], part["std"], color=_KINDS[kind], marker="o", ms=3, capsize=2)
+            bars = whiskers(part["std"])
+            axis.errorbar(part["point"], part["mean"], bars, color=_KINDS[kind], marker="o", ms=3, capsize=2)
         axis.set(xlabel="training steps of the network", ylabel=label)
         values = table[table.measure == measure]["mean"]
         if values.min() > 0 and values.max() > 10 * values.min():
@@ -63,10 +64,10 @@ def accuracy_along(table: pd.DataFrame, x: str, xlabel: str) -> Figure:
     figure, axes = plt.subplots(1, len(groups), figsize=(5.0 * len(groups), 3.6), squeeze=False)
     for axis, (ipc, part) in zip(axes.flat, groups, strict=True):
         for method, line in part.groupby("method", sort=False):
+            label, bars = literal(method), whiskers(100 * line["std"])
             axis.errorbar(
-                line[x], 100 * line.accuracy, 100 * line["std"], label=literal(method), color=color(method), marker="o",
-                ms=3, capsize=2,
-            )  # fmt: skip
+                line[x], 100 * line.accuracy, bars, label=label, color=color(method), marker="o", ms=3, capsize=2
+            )
         stored = f"{ipc} stored image{'s' if ipc > 1 else ''} per class"
         axis.set(xlabel=xlabel, ylabel="validation accuracy (%)", title=stored)
         axis.legend()
@@ -96,10 +97,10 @@ def against_operations(table: pd.DataFrame) -> Figure:
     figure, axis = plt.subplots(figsize=(6.4, 4.0))
     for place, (name, part) in enumerate(table.groupby("data", sort=False)):
         set_color = list(_KINDS.values())[1 + place] if len(part) == 1 else "black"
+        label, bars = literal(name), whiskers(100 * part["std"])
         axis.errorbar(
-            part.operations, 100 * part.accuracy, 100 * part["std"], label=literal(name), color=set_color, marker="o",
-            ms=4, capsize=2,
-        )  # fmt: skip
+            part.operations, 100 * part.accuracy, bars, label=label, color=set_color, marker="o", ms=4, capsize=2
+        )
     axis.set_xscale("log")
     axis.set(xlabel="floating-point operations of training (log scale)", ylabel="validation accuracy (%)")
     axis.legend()
