@@ -1,7 +1,7 @@
 """Dataset distillation by representative matching: DREAM, its baseline IDC, and related objectives.
 
-``load`` and ``SyntheticSet`` read and write distilled sets, ``import_set`` reads those of other codes, ``Distiller``
-makes sets, ``evaluate`` measures them.
+``load`` and ``SyntheticSet`` read and write distilled sets, ``import_set`` and ``export_set`` those of other codes.
+``Distiller`` makes sets, ``evaluate`` measures them.
 """
 
 import os
@@ -19,6 +19,7 @@ _MODULES = {
     "Distiller": "dreamlib.distill",
     "SyntheticSet": "dreamlib.synthetic.synthetic_set",
     "evaluate": "dreamlib.evaluation",
+    "export_set": "dreamlib.synthetic.export",
     "import_set": "dreamlib.synthetic.foreign",
     "load": "dreamlib.synthetic.synthetic_set",
 }

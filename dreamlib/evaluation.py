@@ -163,8 +163,8 @@ def evaluate(
 
     With several workers (``dreamlib._engine.ranks``), each trains a part of the networks and all return all accuracies.
 
-    Raise ValueError, before any training, for a set whose values do not fit, and for real images that ``info`` describes
-    in other units than the set's: bounds, mean and std, whitening and its epsilon, number of classes, shape.
+    Raise ValueError, before any training, for a set whose values do not fit, and for real images that ``info`` says to
+    be in other units than the set's: see ``dreamlib.synthetic.checks.check_beside``.
     """
     repeats = protocol.repeats if repeats is None else repeats
     epochs = protocol.epochs if epochs is None else epochs

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from dreamlib import evaluation
 from dreamlib._engine.compute import Compute
 from dreamlib._engine.seeding import derive, generator
+from dreamlib.data.whitening import whitened_info
 from dreamlib.evaluation import PartialResults, apply_view, curve, evaluate, train_settings
 from dreamlib.networks import build
 from dreamlib.settings import PROTOCOLS, EvaluationParams
@@ -273,6 +274,68 @@ def test_one_trace_serves_all_networks_and_batches_of_a_thread_count(
         made.append(traces() - seen)
     assert results[0] == results[1]
     assert made == [2, 1], "training and predictions; then training on one thread instead of two"
+
+
+# The units a set states, and those of the real images; and what the error says, None where they agree.
+SAME = {"bounded": True, "mean": [0.4], "std": [0.25]}
+WHITE = {"bounded": False, "mean": [0.0], "std": [1.0], "whitening": "zca"}
+UNITS = [
+    ({}, lambda info: info, None),
+    ({}, lambda info: info.unbounded(), None),
+    (SAME, lambda info: info, None),
+    (SAME | {"bounded": False}, lambda info: info.unbounded(), None),
+    (WHITE, whitened_info, None),
+    (WHITE | {"zca_epsilon": 0.5}, lambda info: whitened_info(info, 0.5), None),
+    ({"bounded": False}, lambda info: info.unbounded(), None),
+    (SAME, lambda info: info.unbounded(), r"units .* differ: pixels in \[0, 1\] and normalised or whitened pixels"),
+    (SAME | {"bounded": False}, lambda info: info, "differ: normalised or whitened pixels and pixels in"),
+    (SAME | {"std": [0.2]}, lambda info: info, r"std .* differ: \[0\.2\] and \[0\.25\]; bring the real images"),
+    (SAME | {"bounded": False, "mean": [0.5]}, lambda info: info.unbounded(), r"mean .* differ: \[0\.5\] and \[0\.4\]"),
+    (WHITE, lambda info: info.unbounded(), "whitening .* differ: zca and none"),
+    (SAME, whitened_info, "whitening .* differ: none and zca"),
+    (WHITE | {"zca_epsilon": 0.5}, whitened_info, r"epsilon .* differ: 0\.5 and 0\.1; .*ZCA\.fit\(training images"),
+    (SAME, lambda info: replace(info, classes=("a", "b")), r"has 3 classes of \(1, 8, 8\) images, toy has 2 of"),
+    (SAME, lambda info: replace(info, size=9), r"toy has 3 of \(1, 9, 9\): evaluate the set on the data"),
+]
+
+
+@pytest.mark.parametrize(("about", "real", "message"), UNITS)
+def test_real_images_in_other_units_than_the_sets_are_refused_before_any_training(
+    about, real, message, synthetic, toy_info, toy_data, monkeypatch
+):
+    monkeypatch.setattr(evaluation, "fit", lambda *given, **named: None)
+    synthetic = replace(synthetic, info=about)
+    given = toy_data(), real(toy_info()), EvaluationParams(repeats=1), NETWORK, Compute()
+    if message is None:
+        assert len(evaluate(synthetic, *given, seed=0, split="v").accuracies) == 1
+    else:
+        monkeypatch.setattr(evaluation, "build", lambda *given: pytest.fail("a network was built"))
+        with pytest.raises(ValueError, match=message):
+            evaluate(synthetic, *given, seed=0, split="v")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("canvases", lambda canvases: canvases / 0, "numbers in canvases are infinite"),
+        ("canvases", lambda canvases: 4 * canvases - 2, r"pixels in \[0, 1\]; got \[-1\.8"),
+        ("soft_labels", torch.Tensor.log, "of logits store the softmax"),
+    ],
+)
+def test_a_set_whose_values_do_not_fit_is_not_evaluated(name, change, message, synthetic, toy_info, toy_data):
+    """Also one without metadata, which was changed after it was made."""
+    setattr(synthetic, name, change(getattr(synthetic, name)))
+    with pytest.raises(ValueError, match=message):
+        evaluate(synthetic, toy_data(), toy_info(), EvaluationParams(), NETWORK, Compute(), seed=0, split="v")
+
+
+def test_unequal_classes_train_with_their_own_labels(synthetic, toy_info, toy_data, monkeypatch):
+    given = []
+    monkeypatch.setattr(evaluation, "fit", lambda _, images, labels, *more, **named: given.append((images, labels)))
+    odd = SyntheticSet(synthetic.canvases[[4, 0, 5]], torch.tensor([2, 0, 2]), 3)
+    evaluate(odd, toy_data(), toy_info(), EvaluationParams(repeats=1), NETWORK, Compute(), seed=0, split="v")
+    ((images, labels),) = given
+    assert torch.equal(images, synthetic.canvases[[0, 4, 5]]) and labels.tolist() == [0, 2, 2]
 
 
 class Interrupted(Exception):

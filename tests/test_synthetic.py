@@ -3,6 +3,8 @@
 import hashlib
 import json
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ import dreamlib
 from dreamlib.synthetic.decode import decode, formation, tile
 from dreamlib.synthetic.synthetic_set import DecodedDataset, SyntheticSet
 
+ROOT = Path(__file__).parents[1]
 INFO = {"dataset": "toy", "classes": ["a", "b"], "mean": [0.4, 0.5], "std": [0.25, 0.2]}
 
 
@@ -133,6 +136,113 @@ def test_decode_goes_class_by_class_and_mixes_factors():
     torch.testing.assert_close(images[: 9 * 9], decode(synthetic.canvases[:9], 3))
     assert torch.equal(images[-27:], synthetic.canvases[-27:])
     torch.testing.assert_close(synthetic.decode_class(1), images[labels == 1])
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+@pytest.mark.parametrize("soft", [False, True])
+def test_labels_are_real_whatever_their_order_and_numbers(factor, soft, tmp_path):
+    """Seven canvases of classes 4, 1, 4, 0, 1, 4, 4 of six: each image comes out with its own label."""
+    labels = torch.tensor([4, 1, 4, 0, 1, 4, 4])
+    shades = torch.arange(7 * factor**2).float() / 100  # one for each training image, in the order of the canvases
+    stored = tile(shades.view(-1, 1, 1, 1).expand(-1, 2, 8, 8), factor)
+    rows = torch.softmax(canvases(1, 1, 7 * factor**2, 6)[0, 0], 1)
+    made = SyntheticSet(stored, labels, 6, factor, soft_labels=rows if soft else None, info={"bounded": True})
+    made.save(tmp_path / "set")
+    for one in (made, SyntheticSet.open(tmp_path / "set"), made.to("cpu")):
+        images, classes = one.decode()
+        came = [round(100 * image.mean().item()) for image in images]
+        expected = [row * factor**2 + cell for row in (3, 1, 4, 0, 2, 5, 6) for cell in range(factor**2)]
+        assert came == expected
+        assert classes.tolist() == labels.repeat_interleave(factor**2)[expected].tolist()
+        assert one.soft_labels is None or torch.equal(one.soft_labels, rows[expected])
+        assert one.class_sizes == (1, 2, 0, 0, 4, 0) and one.ipc == pytest.approx(7 / 6)
+        assert one.decoded_sizes == tuple(n * factor**2 for n in one.class_sizes)
+        assert [len(one.canvases[one.rows_of_class(label)]) for label in range(6)] == list(one.class_sizes)
+        assert torch.equal(one.decode_class(4), images[classes == 4]) and one.decode_class(2).shape == (0, 2, 8, 8)
+        assert one.pictures().shape == stored.shape and one.metadata()["ipc"] == one.ipc
+
+
+def test_the_rule_bound_cuts_each_class_by_its_own_number_of_canvases():
+    labels = torch.cat([torch.zeros(20), torch.ones(1), torch.zeros(20)]).long()
+    soft = torch.rand(124 + 9, 2, generator=torch.Generator().manual_seed(2)).softmax(1)
+    stored = canvases(41)
+    made = SyntheticSet(stored, labels, 2, factor=3, rule="bound", soft_labels=soft)
+    assert made.decoded_sizes == (124, 9) and made.factors == (*formation(40, 3, "bound"), 3)
+    images, classes = made.decode()
+    assert classes.tolist() == [0] * 124 + [1] * 9
+    torch.testing.assert_close(images[-9:], decode(stored[20:21], 3))
+    first = sum(f * f for f in made.factors[:20])  # rows of soft labels before those of the canvas of class 1
+    assert torch.equal(made.soft_labels, torch.cat([soft[:first], soft[first + 9 :], soft[first : first + 9]]))
+
+
+def test_a_copy_with_other_canvases_reads_no_labels_again():
+    made, moved = a_set(), a_set().to("meta")  # on this device nothing can be read
+    replace(moved, canvases=torch.empty(4, 2, 8, 8, device="meta"), rule="bound")
+    assert replace(made, labels=torch.tensor([1, 1, 1, 0])).class_sizes == (1, 3)
+    assert replace(made, num_classes=3).class_sizes == (2, 2, 0)
+    with pytest.raises(ValueError, match="of logits store the softmax"):
+        replace(made, soft_labels=torch.randn(16, 2, generator=torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"canvases": canvases(4)[0]}, r"canvases must be .* \(N, C, H, W\) of floats; got torch\.float32 \(2, 8, 8\)"),
+        ({"canvases": canvases(4).long()}, r"of floats; got torch\.int64"),
+        ({"canvases": canvases(4)[:0], "labels": torch.arange(0)}, "at least one image"),
+        ({"canvases": canvases(4).fill_(float("nan"))}, "512 of 512 numbers in canvases are infinite or not a"),
+        ({"labels": torch.tensor([0, 0, 1])}, r"one for each of the 4 canvases; got torch\.int64 \(3,\)"),
+        ({"labels": torch.tensor([0.0, 0, 1, 1])}, "probabilities belong into soft_labels"),
+        ({"labels": torch.tensor([0, 0, 1, 2])}, r"labels must lie in \[0, 2\), the number of classes; got 0\.\.2"),
+        ({"labels": torch.tensor([0, 0, 1, -1])}, r"got -1\.\.1"),
+        ({"num_classes": 0}, "num_classes = 0 must be at least 1"),
+        ({"factor": 0}, "factor = 0 must lie between 1 and the side of the canvases, 8"),
+        ({"factor": 9}, "factor = 9 must lie between"),
+        ({"factor": 3, "info": INFO | {"bounded": False}}, "factor = 3 does not divide the side of the 8×8 canvases"),
+        ({"rule": "bond"}, "decode must be one of"),
+        ({"soft_labels": torch.full((4, 2), 0.5)}, r"must be floats \(16, 2\), .*got torch\.float32 \(4, 2\)"),
+        ({"soft_labels": torch.zeros(16, 2).long()}, r"one row for each decoded image; got torch\.int64"),
+        ({"soft_labels": torch.full((16, 2), 0.4)}, r"sums in \[0\.8, 0\.8\]; of logits store the softmax"),
+        ({"soft_labels": torch.tensor([[1.5, -0.5]] * 16)}, r"got values in \[-0\.5, 1\.5\]"),
+        ({"extras": {"lr": torch.tensor(float("inf"))}}, "1 of 1 numbers in lr are infinite"),
+        ({"canvases": 3 * canvases(4), "info": INFO | {"bounded": True}}, r"pixels in \[0, 1\]; got \[0\.003708, 3\]"),
+        ({"info": INFO | {"whitening": "pca"}}, "whitening must be 'none' or 'zca'; got 'pca'"),
+        ({"info": INFO | {"whitening": "zca", "bounded": True}}, "whitened canvases have no bounds"),
+        ({"info": INFO | {"mean": [0.5]}}, "mean must be one number for each of 2 channels"),
+        ({"info": INFO | {"std": [0.5, 0.0]}}, "std must be above 0"),
+        ({"rule": "dct", "frequencies": torch.arange(17)}, "17 frequencies of 4 images do not fit into 8×8 canvases"),
+        ({"rule": "dct", "frequencies": torch.tensor([3, 64])}, r"positions below 64, H·W; got 3\.\.64"),
+    ],
+)  # fmt: skip
+def test_what_no_set_can_be_is_refused_where_it_is_made(changes, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        a_set(**changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_values_are_checked_again_when_a_set_is_written_and_opened(tmp_path):
+    made = a_set()
+    made.canvases = 2 * made.canvases
+    with pytest.raises(ValueError, match=r"pixels in \[0, 1\]"):
+        made.save(tmp_path / "set")
+    assert not list(tmp_path.iterdir())
+    for name, tensor in {"canvases": 2 * canvases(4), "soft_labels": torch.ones(16, 2)}.items():
+        tensors = {"canvases": canvases(4), "labels": torch.tensor([0, 0, 1, 1])} | {name: tensor}
+        (tmp_path / "file").write_bytes(pack(tensors, metadata={"dreamlib": json.dumps(OWN)}))
+        with pytest.raises(
+            ValueError, match=f"not a complete distilled set.*{'pixels in' if name == 'canvases' else name}"
+        ):
+            SyntheticSet.open(tmp_path / "file")
+
+
+def test_every_committed_set_opens():
+    paths = sorted((ROOT / "results").glob("**/sets/*.safetensors")) + sorted(
+        (ROOT / "results/best").glob("*.safetensors")
+    )
+    for path in paths:
+        made = SyntheticSet.open(path)
+        assert made.labels.tolist() == sorted(made.labels.tolist()) and len(set(made.class_sizes)) == 1
+    assert len(paths) > 3
 
 
 def test_stored_floats_count_pixels_and_labels_and_learned_floats_the_rest():

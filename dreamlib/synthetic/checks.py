@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dreamlib.data.types import DatasetInfo
 from dreamlib.data.whitening import EPSILON
+from dreamlib.synthetic.decode import formation
 
 if TYPE_CHECKING:
     from dreamlib.synthetic.synthetic_set import SyntheticSet
@@ -31,6 +32,7 @@ def check_shapes(synthetic: "SyntheticSet") -> None:
         )
     if synthetic.num_classes < 1:
         raise ValueError(f"num_classes = {synthetic.num_classes} must be at least 1")
+    formation(1, factor, synthetic.rule)  # refuses an unknown rule
     height, width = canvases.shape[2:]
     if not 1 <= factor <= min(height, width):
         raise ValueError(f"factor = {factor} must lie between 1 and the side of the canvases, {min(height, width)}")

@@ -16,8 +16,6 @@ from dreamlib.synthetic.checks import OVERSHOOT, are_probabilities
 from dreamlib.synthetic.foreign_files import MTT, PACKED, READERS, StoredSet, detected_format
 from dreamlib.synthetic.synthetic_set import SyntheticSet
 
-LABEL_ROUNDING = 1e-3  # of one-hot labels, which may be stored as float16
-
 
 def import_set(
     path: str | Path,
@@ -72,7 +70,7 @@ def import_set(
         )
     source, sets = {"file": path.name, "format": format, "sha256": _sha256(path)}, []
     for index in range(len(stored)) if experiment is None else [experiment]:
-        images = _images(stored[index].images, info, path)
+        images = _images(stored[index].images, info, path)  # (N, C, H, W), floats or bytes
         hard, soft, classes = _labels(stored[index], format, info, num_classes, labels, path)
         about = _units(images, format, info, normalised, zca_epsilon, path)
         about |= _description(stored[index], info) | {"source": source | {"experiment": index}}
@@ -148,7 +146,7 @@ def _units(
         )
     if zca_epsilon is not None and not zca_epsilon > 0:
         raise ValueError(f"zca_epsilon = {zca_epsilon} must be above 0, for example 0.1")
-    low, high = (value.item() for value in images.aminmax())
+    low, high = (value.item() for value in images.float().aminmax())
     channels = images.shape[1]
     if normalised == "none":
         if not eight_bit and not -OVERSHOOT <= low <= high <= 1 + OVERSHOOT:
@@ -208,19 +206,20 @@ def _labels(
         if kind not in (None, "classes") or not torch.equal(values, values.long().to(values.dtype)):
             raise ValueError(f"the labels in {path} are (N,): they must be class numbers, and labels='classes'")
         return values.long(), None, known.pop()
-    values = values.float()
     kind = kind or ("logits" if format == "datm" else _label_kind(values, path))
+    values = values.float()
     soft = {"classes": None, "probabilities": values, "logits": values.softmax(1)}
     if kind not in soft:
         raise unknown("labels", kind, list(soft))
-    return values.argmax(1), soft[kind], known.pop()
+    return values.argmax(1) if stored.classes is None else stored.classes, soft[kind], known.pop()
 
 
 def _label_kind(values: Tensor, path: Path) -> str:
     """Return what labels (N, K) are, where it is evident."""
-    one_hot = F.one_hot(values.argmax(1), values.shape[1]).float()
+    rounding = 1e-3 if values.dtype in (torch.float16, torch.bfloat16) else 1e-6
+    one_hot = F.one_hot(values.argmax(1), values.shape[1]).double()
     for hard in (one_hot, one_hot - 1 / values.shape[1]):
-        if torch.allclose(values, hard, rtol=0, atol=LABEL_ROUNDING):
+        if torch.allclose(values.double(), hard, rtol=0, atol=rounding):
             return "classes"
     if are_probabilities(values):
         return "probabilities"

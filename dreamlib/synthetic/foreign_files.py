@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,8 @@ _RENAMED = [(f, f"numpy.{core}.multiarray.{name}") for name, f in _MAKERS.items(
 ALLOWED = [np.ndarray, np.dtype, *{type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}, *_RENAMED]
 
 IMAGE_KEYS = ("images", "image", "data", "x", "x_train")
-LABEL_KEYS = ("labels", "label", "targets", "target", "y", "y_train")
-SOFT_KEYS = ("soft_labels",)  # preferred to class numbers, where a file has both
+LABEL_KEYS = ("soft_labels", "labels", "label", "targets", "target", "y", "y_train")  # soft ones where there are both
+RATE_KEYS = ("lr", "syn_lr", "step_size")
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
 
 
@@ -35,6 +36,7 @@ class StoredSet:
     step_size: learned with the set; None if the file has none.
     accuracies: fractions by name of the network, as its makers measured them; empty if the file has none.
     names: names of the classes that ``labels`` number; empty if the file has none.
+    classes: (N,) class numbers beside labels (N, K); None if the file has none.
     """
 
     images: Tensor
@@ -42,6 +44,7 @@ class StoredSet:
     step_size: float | None = None
     accuracies: dict[str, list[float]] | None = None
     names: tuple[str, ...] = ()
+    classes: Tensor | None = None
 
 
 def read_torch(path: Path) -> Any:
@@ -78,11 +81,17 @@ def read_arrays(path: Path) -> dict[str, Tensor]:
                 raise ValueError(
                     f"the labels are missing: expected images*.npy with labels*.npy beside it, not {other}"
                 )
-            return {name: _tensor(np.load(file)) for name, file in (("images", path), ("labels", other))}
-        with np.load(path) as arrays:
-            return {name: _tensor(arrays[name]) for name in arrays.files if arrays[name].dtype.kind in "fiub"}
-    except (SafetensorError, OSError, ValueError, EOFError) as error:
+            return {name: _tensor(_loaded(file)[""]) for name, file in (("images", path), ("labels", other))}
+        return {name: _tensor(array) for name, array in _loaded(path).items() if array.dtype.kind in "fiub"}
+    except (SafetensorError, OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged or holds no plain arrays ({error})") from error
+
+
+def _loaded(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of an npz file by name, and that of an npy file by the name ''."""
+    with open(path, "rb") as file:  # numpy leaves a damaged file open
+        content = np.load(file)
+        return {"": content} if isinstance(content, np.ndarray) else {name: content[name] for name in content.files}
 
 
 def _tensor(value: Any) -> Tensor:
@@ -98,12 +107,10 @@ def _pair(content: Any, path: Path) -> tuple[Tensor, Tensor]:
     """Return images and labels of a pair, or of a dictionary that names them."""
     if isinstance(content, dict):
         by_name = {str(key).lower(): value for key, value in content.items()}
-        keys = [
-            next((name for name in names if name in by_name), None) for names in (IMAGE_KEYS, SOFT_KEYS + LABEL_KEYS)
-        ]
-        if None in keys:
+        keys = [[name for name in names if name in by_name] for names in (IMAGE_KEYS, LABEL_KEYS)]
+        if not all(keys):
             raise ValueError(f"{path} holds {sorted(by_name)}; name the arrays images and labels")
-        content = [by_name[key] for key in keys]
+        content = [by_name[found[0]] for found in keys]
     if not isinstance(content, (list, tuple)) or len(content) != 2:
         raise ValueError(f"{path} holds no pair of images and labels; got {type(content).__name__}")
     return _tensor(content[0]), _tensor(content[1])
@@ -114,20 +121,27 @@ def dc_sets(path: Path) -> list[StoredSet]:
     content = read_torch(path)
     if not _is_dc(content):
         raise ValueError(f"{path} is no file of DC: expected a dictionary with the list 'data' of [images, labels]")
-    pairs, accuracies = content["data"], content.get("accs_all_exps") or {}
+    pairs = [content["data"]] if isinstance(content["data"][0], Tensor) else content["data"]
+    accuracies = {name: [float(value) for value in values] for name, values in _accuracies(content).items()}
     sets = []
     for index, pair in enumerate(pairs):
-        shares = {
-            name: [float(value) for value in values][index * len(values) // len(pairs) :][: len(values) // len(pairs)]
-            for name, values in accuracies.items()
-            if len(values)
-        }
+        shares = {}
+        for name, values in accuracies.items():
+            networks = len(values) // len(pairs)  # of each set, one set after the other
+            if networks * len(pairs) == len(values):
+                shares[name] = values[index * networks : (index + 1) * networks]
         sets.append(StoredSet(*_pair(pair, path), accuracies=shares))
     return sets
 
 
+def _accuracies(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the networks' accuracies, without the networks that have none."""
+    accuracies = content.get("accs_all_exps") or {}
+    return {str(name): values for name, values in accuracies.items() if len(values)}
+
+
 def _is_dc(content: Any) -> bool:
-    return isinstance(content, dict) and isinstance(content.get("data"), list) and bool(content["data"])
+    return isinstance(content, dict) and isinstance(content.get("data"), (list, tuple)) and bool(content["data"])
 
 
 def mtt_sets(path: Path) -> list[StoredSet]:
@@ -143,29 +157,39 @@ def mtt_sets(path: Path) -> list[StoredSet]:
         path = found[0]
     name = path.name.replace("images_zca", "images")  # MTT's name for images whose whitening is undone
     labels = path.with_name(name.replace("images", "labels"))
-    if "images" not in name or not labels.is_file():
-        raise ValueError(f"{path} needs its labels beside it, in {labels.name.replace(name, 'labels*.pt')}")
+    if labels == path or not labels.is_file():
+        raise ValueError(f"{path} needs its labels beside it: give the path of images*.pt, with labels*.pt beside it")
     rates = [path.with_name(rate) for rate in (name.replace("images", "lr"), "lr.pt")]
-    rate = next((float(_tensor(read_torch(file))) for file in rates if file.is_file()), None)
+    rate = next((_rate(read_torch(file), file) for file in rates if file.is_file()), None)
     return [StoredSet(_tensor(read_torch(path)), _tensor(read_torch(labels)), step_size=rate)]
 
 
 def pair_sets(path: Path) -> list[StoredSet]:
     """Return the set of images and labels in one file: a pair or a dictionary of tensors, or arrays."""
-    return [StoredSet(*_pair(read_torch(path) if path.suffix in TORCH else read_arrays(path), path))]
+    content = read_torch(path) if path.suffix in TORCH else read_arrays(path)
+    named = content if isinstance(content, dict) else {}
+    rates = [_rate(named[name], path) for name in RATE_KEYS if name in named]
+    classes = _tensor(named["labels"]) if {"labels", "soft_labels"} <= named.keys() else None
+    return [StoredSet(*_pair(content, path), step_size=rates[0] if rates else None, classes=classes)]
+
+
+def _rate(value: Any, path: Path) -> float:
+    """Return a learned step size; raise ValueError unless it is one number."""
+    rate = _tensor(value)
+    if rate.numel() != 1:
+        raise ValueError(f"the step size of {path} must be one number; got {tuple(rate.shape)}")
+    return float(rate.item())
 
 
 TORCH = (".pt", ".pth", ".pth.tar", ".tar", ".pkl")
 
 
 def folder_sets(path: Path) -> list[StoredSet]:
-    """Return the set of pictures in ``path/<class>/``, 8 bits a channel; names of classes in the order of the labels."""
-    folders = sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
-    if all(folder.name.isdecimal() for folder in folders):
-        folders.sort(key=lambda folder: int(folder.name))
+    """Return the set of the pictures in ``path/<class>/``, 8 bits a channel, with the names of the folders."""
+    folders = sorted(folder for folder in _visible(path) if folder.is_dir())
     images, labels = [], []
     for label, folder in enumerate(folders):
-        for file in sorted(file for file in folder.iterdir() if file.suffix.lower() in PICTURES):
+        for file in _visible(folder):
             images.append(_picture(file))
             labels.append(label)
     if not images:
@@ -175,8 +199,14 @@ def folder_sets(path: Path) -> list[StoredSet]:
     return [StoredSet(torch.stack(images), torch.tensor(labels), names=tuple(folder.name for folder in folders))]
 
 
+def _visible(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
 def _picture(path: Path) -> Tensor:
-    """Return a picture as bytes (C, H, W)."""
+    """Return a picture as bytes (C, H, W); raise ValueError for another file and for more than 8 bits a channel."""
+    if path.suffix.lower() not in PICTURES:
+        raise ValueError(f"{path} is none of {', '.join(PICTURES)}: convert or remove it")
     with Image.open(path) as picture:
         if picture.mode not in ("1", "L", "P", "RGB"):
             raise ValueError(f"{path} is a picture of mode {picture.mode}; save it as 8-bit grey or RGB, without alpha")
