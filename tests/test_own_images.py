@@ -1,5 +1,9 @@
 """A project on images of one's own: what `make data` tells DVC to watch, and what it says when there are too few."""
 
+import shutil
+import subprocess
+from pathlib import Path
+
 import pytest
 from PIL import Image
 from ruamel.yaml import YAML
@@ -59,6 +63,16 @@ def test_no_stage_watches_what_dvc_sees_or_cannot_see(tmp_path, caplog):
     watch_images(root / "images", tmp_path / "data", root)
     assert "lies outside of the project: run `make data` after every change" in caplog.messages[0]
     assert not list(tmp_path.rglob("dvc.yaml"))
+
+
+def test_git_ignores_the_data_and_not_the_stage(tmp_path):
+    """DVC looks for stages in no folder that `git check-ignore` matches with a slash behind its name."""
+    shutil.copy(Path(__file__).parents[1] / ".gitignore", tmp_path)
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    (tmp_path / "data" / "folder").mkdir(parents=True)
+    command = ["git", "check-ignore", "data/", "data/dvc.yaml", "data/dvc.lock", "data/folder/images.md5"]
+    ignored = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    assert ignored.splitlines() == ["data/folder/images.md5"]
 
 
 TOO_FEW = [  # of class pears, which has four
