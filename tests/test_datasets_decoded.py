@@ -30,8 +30,8 @@ def photos(tmp_path):
 @pytest.fixture
 def decodings(monkeypatch):
     """The files decoded so far; every test begins as a process does, with nothing remembered."""
-    seen, decode = [], folder_module._decode
-    monkeypatch.setattr(folder_module, "_decode", lambda path, *how: seen.append(path.name) or decode(path, *how))
+    seen, decode = [], folder_module.decode
+    monkeypatch.setattr(folder_module, "decode", lambda path, *how: seen.append(path.name) or decode(path, *how))
     forget()
     yield seen
     forget()
@@ -176,14 +176,14 @@ def test_several_at_once_leave_one_whole_file(photos, tmp_path):
 
 def test_images_that_change_while_they_are_read_are_not_kept(photos, tmp_path, monkeypatch):
     root, _ = photos
-    dataset, decode = create("folder", options(root)), folder_module._decode
+    dataset, decode = create("folder", options(root)), folder_module.decode
     first = folder_module._flat(dataset.layout("train"))[0]
 
     def changing(path, *how):
         Image.new("RGB", (9, 9)).save(first)
         return decode(path, *how)
 
-    monkeypatch.setattr(folder_module, "_decode", changing)
+    monkeypatch.setattr(folder_module, "decode", changing)
     with pytest.raises(DataError, match="changed while they were read: run again"):
         dataset.load("train", tmp_path / "data")
     assert not (tmp_path / "data").exists()

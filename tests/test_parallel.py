@@ -211,9 +211,9 @@ def root(tmp_path_factory):
     create("digits").fetch(folder / "data")
     params = yaml.load(ROOT / "params.yaml")
     params.update(dataset="digits", ipc=[1], methods=["dream"], seeds=[0])
-    params["network"]["options"] = {"width": 8}
     params["compute"].update(compile=False, precision="float32", threads=2, device="cpu", workers=2)
     quick = params["budgets"]["quick"]
+    quick["network"]["options"] = {"width": 8}
     quick["distillation"].update(outer_iterations=1, inner_iterations=2, real_batch=8, pool=20, snapshots=1)
     quick["evaluation"].update(repeats=3, epochs=2, curve_epochs=2, last_layer="ridge")
     yaml.dump(params, folder / "params.yaml")

@@ -14,15 +14,15 @@ from dreamlib.data.whitening import ZCA
 from dreamlib.distill import Distiller
 from dreamlib.evaluation import evaluate
 from dreamlib.matching.experts import data_fingerprint
-from dreamlib.matching.soft_labels import train_teacher
+from dreamlib.matching.label_sources import LabelState, train_teacher
 from dreamlib.networks import build
-from dreamlib.sampling.coresets import SELECTIONS, select
 from dreamlib.sampling.real_batches import SAMPLERS
+from dreamlib.sampling.representatives import cluster_class
 from dreamlib.settings import DistillParams, EvaluationParams
-from dreamlib.synthetic.initial import cluster_class, fill, noise, random_rows
+from dreamlib.synthetic.initial import INITS, StartState, fill, noise, random_rows
 from dreamlib.synthetic.synthetic_set import SyntheticSet
 from dreamlib.training.features import embed, predict
-from dreamlib.training.trainer import TrainSettings, train_on_real
+from dreamlib.training.trainer import train_on_real
 from pipeline.report.figures import captioned, image_rows
 from pipeline.studies.batch_gradients import BatchStudy
 
@@ -84,12 +84,23 @@ def test_normalised_and_whitened_images_are_the_same_bits(both, known, monkeypat
     same([zca.apply(data.images) for zca, data in zip(fits, both, strict=True)])
 
 
+def start(data, info, name):
+    def rows(count):
+        return random_rows(data, count, 1)
+
+    def embedder():
+        return lambda images: images.flatten(1)
+
+    settings = DistillParams(init=name, factor=1)
+    return INITS[name]().start(StartState(data, info, settings, 3, 0, data, 0, embedder, rows))
+
+
 def test_starts_of_every_kind_are_the_same_bits(both, known):
     for rule in ("single", "bound", "dct"):
         same([fill(data, random_rows(data, 8, 0), 2, 2, rule).canvases for data in both])
         same([noise(data, known, 2, 2, rule, seed=0).canvases for data in both])
-    for rule in SELECTIONS:
-        same([select(data, 3, rule, 0, lambda images: images.flatten(1)) for data in both])
+    for name in INITS:
+        same([start(data, known, name).canvases for data in both])
     for pick in ("members", "released"):
         found = [cluster_class(data, 1, 4, 0, lambda images: images.flatten(1), pick=pick) for data in both]
         same([clusters.representatives for clusters in found])
@@ -115,7 +126,7 @@ def test_training_on_them_and_judging_by_them_give_the_same_bits(both, known):
         network = build("convnet", known, generator(0, "network"), {"width": 8})
         kernels = CompiledNetwork(network, compute)
         train_on_real(network, data, known, kernels, epochs=1, seed=0)
-        teacher, _ = train_teacher(data, known, NETWORK, TrainSettings(batch=16), compute, epochs=1, seed=0)
+        teacher, _ = train_teacher(LabelState(data, known, DistillParams(teacher_epochs=1), NETWORK, compute, seed=0))
         study = BatchStudy(data, known, kernels, size=8, draws=2, seed=0)
         found = [predict(network, data.images, known, kernels), embed(network, data.images, known, kernels)]
         found.append(torch.cat([p.detach().flatten() for p in teacher.parameters()]))

@@ -164,11 +164,11 @@ def project(tmp_path_factory):
     create("digits").fetch(root / "data")
     values = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
     values.update(dataset="digits", ipc=[1, 2], methods=["mtt", "taught", "random"], seeds=[0], budget="tiny")
-    values["network"]["options"] = {"width": 8}
     values["compute"] = {"device": "cpu", "precision": "float32", "threads": 1}
     methods = YAML(typ="safe", pure=True).load(ROOT / "methods.yaml")
     methods["method"].update(mtt=MTT, taught=TAUGHT)
     values["budgets"]["tiny"] = {
+        "network": {"name": "convnet", "options": {"width": 8}},
         "validation_per_class": 20,
         "clustering": {"features": "random"},
         "experts": {"count": 1, "epochs": 2, "batch": 32},
@@ -244,6 +244,19 @@ def test_validation_and_test_images_play_no_part_in_the_statistics(project):
     variances, directions = np.linalg.eigh(expected)
     matrix = directions @ np.diag(1 / np.sqrt(variances + 0.1)) @ directions.T
     np.testing.assert_allclose(project.zca.matrix, matrix, atol=1e-9)
+
+
+def test_a_sets_own_epsilon_whitens_the_real_images_beside_it(project):
+    images, train = project.split("validation").subset(torch.arange(5)), project.split("train").images
+    about = {"bounded": False, "mean": [0.0], "std": [1.0], "whitening": "zca", "zca_epsilon": 0.5}
+    stored = SyntheticSet(images.images[:3], torch.arange(3), 3, info=about)
+    against, info = project.seen_with(images, stored)
+    pca = PCA(svd_solver="full").fit(train.flatten(1).double().numpy())
+    scaled = pca.transform(images.images.flatten(1).double().numpy()) / np.sqrt(pca.explained_variance_ + 0.5)
+    expected = torch.from_numpy(scaled @ pca.components_).float().view(images.images.shape)
+    torch.testing.assert_close(against.images, expected, rtol=0, atol=1e-5)
+    assert (info.whitening, info.zca_epsilon, info.normalised_by) == ("zca", 0.5, None)
+    torch.testing.assert_close(project.pictures(stored, against.images), images.images, rtol=0, atol=1e-5)
 
 
 def test_pixels_are_seen_as_they_are_where_nothing_is_asked_for(project, monkeypatch):

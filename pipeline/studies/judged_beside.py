@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from dreamlib._engine.files import read_json, write_json
+from dreamlib.sampling.representatives import cluster_class
 from dreamlib.settings import digest
-from dreamlib.synthetic.initial import check_budget, cluster_class, fill, random_rows
+from dreamlib.synthetic.initial import check_budget, fill, random_rows
 from dreamlib.synthetic.synthetic_set import BEST, SyntheticSet
 from pipeline.project import Project
 from pipeline.report.provenance import code_hash
