@@ -159,7 +159,7 @@ def test_figures_show_them_in_the_same_brightness(both):
     def picture(figure):
         return torch.from_numpy(np.asarray(figure.axes[0].images[0].get_array()))
 
-    for draw in (lambda x: image_rows({"a": x[:2], "b": x[:1]}), lambda x: captioned({"a": x[0], "b": x[1]})):
+    for draw in (lambda x: image_rows({"a": x[:2], "b": x[:1]}), lambda x: captioned(x[:2], ["a", "b"])):
         same([picture(draw(data.images)) for data in both])
 
 
