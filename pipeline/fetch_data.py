@@ -62,7 +62,7 @@ def _prepare(params: Params, dataset: Dataset, folder: str) -> None:
     if isinstance(dataset, Folder):
         watch_images(dataset.folder().resolve(), Path(folder).resolve(), find_root())
     train = dataset.load("train", folder)
-    check_images(params, dataset.info, train.labels.bincount(minlength=train.num_classes))
+    check_images(params, dataset.info_in(folder), train.labels.bincount(minlength=train.num_classes))
 
 
 def watch_images(images: Path, data: Path, root: Path) -> None:
