@@ -44,6 +44,12 @@ def known(toy_info):
     return toy_info(channels=3)
 
 
+def flat(images):
+    """Pixels as features; an embedding is given pixels, not bytes."""
+    assert images.dtype == torch.float32 and images.max() <= 1
+    return images.flatten(1)
+
+
 def same(results):
     first, second = results
     assert first.dtype == second.dtype and torch.equal(first, second)
@@ -89,9 +95,9 @@ def test_starts_of_every_kind_are_the_same_bits(both, known):
         same([fill(data, random_rows(data, 8, 0), 2, 2, rule).canvases for data in both])
         same([noise(data, known, 2, 2, rule, seed=0).canvases for data in both])
     for rule in SELECTIONS:
-        same([select(data, 3, rule, 0, lambda images: images.flatten(1)) for data in both])
+        same([select(data, 3, rule, 0, flat) for data in both])
     for pick in ("members", "released"):
-        found = [cluster_class(data, 1, 4, 0, lambda images: images.flatten(1), pick=pick) for data in both]
+        found = [cluster_class(data, 1, 4, 0, flat, pick=pick) for data in both]
         same([clusters.representatives for clusters in found])
         same([clusters.features for clusters in found])
 
