@@ -44,6 +44,12 @@ def known(toy_info):
     return toy_info(channels=3)
 
 
+def flat(images):
+    """Pixels as features; an embedding is given pixels, not bytes."""
+    assert images.dtype == torch.float32 and images.max() <= 1
+    return images.flatten(1)
+
+
 def same(results):
     first, second = results
     assert first.dtype == second.dtype and torch.equal(first, second)
@@ -102,7 +108,7 @@ def test_starts_of_every_kind_are_the_same_bits(both, known):
     for name in INITS:
         same([start(data, known, name).canvases for data in both])
     for pick in ("members", "released"):
-        found = [cluster_class(data, 1, 4, 0, lambda images: images.flatten(1), pick=pick) for data in both]
+        found = [cluster_class(data, 1, 4, 0, flat, pick=pick) for data in both]
         same([clusters.representatives for clusters in found])
         same([clusters.features for clusters in found])
 

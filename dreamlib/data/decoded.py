@@ -18,7 +18,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dreamlib.data.fetch import md5_of
 from dreamlib.data.types import CHUNK
 
 log = logging.getLogger(__name__)
@@ -41,7 +40,7 @@ def contents(files: Stamps) -> tuple[str, ...]:
 
 def _md5(path: Path) -> str:
     try:
-        return md5_of(path)
+        return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
     except OSError:  # said when the file is decoded, with the others
         return ""
 
