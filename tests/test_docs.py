@@ -1,5 +1,6 @@
 """README.md and docs/: generated blocks against the results, links against the files; the README's example runs."""
 
+import inspect
 import re
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import dreamlib
+from dreamlib.synthetic.export import WRITERS
 from pipeline.pages import BLOCKS, page_text
 from pipeline.report import parameters_page, results_page
 
@@ -67,6 +70,28 @@ def test_links_lead_to_files_and_headings(page):
 
 def _anchor(heading):
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def test_the_ways_to_use_a_set_run(committed, tmp_path, monkeypatch):
+    """Those whose libraries are here: PyTorch, and scikit-learn from the arrays."""
+    text = (ROOT / "docs" / "sets.md").read_text(encoding="utf-8")
+    blocks = dict(re.findall(r"\*\*([\w-]+)\*\*\n\n```python\n(.*?)```", text, flags=re.DOTALL))
+    assert list(blocks) == ["PyTorch", "timm", "scikit-learn", "Keras", "JAX"]
+    scope = {}
+    monkeypatch.chdir(committed)
+    exec(blocks["PyTorch"], scope)
+    assert scope["images"].shape[1:] == (1, 28, 28) and len(scope["data"]) == 400
+    dreamlib.export_set(scope["data"].set, tmp_path / "set.npz", "npz")
+    monkeypatch.chdir(tmp_path)
+    exec(blocks["scikit-learn"], scope)
+    assert scope["classifier"].score(scope["images"].reshape(400, -1), scope["labels"]) > 0.9
+
+
+def test_every_argument_and_format_of_an_import_is_in_the_page():
+    text = (ROOT / "docs" / "sets.md").read_text(encoding="utf-8")
+    arguments = list(inspect.signature(dreamlib.import_set).parameters)[1:]
+    for word in [*arguments, *WRITERS, "dc", "mtt", "datm", "idc", "rfad", "folder", "arrays"]:
+        assert f"`{word}`" in text, word
 
 
 def test_the_readme_is_short_and_its_example_runs(committed, monkeypatch):

@@ -158,6 +158,8 @@ def test_arrays_of_rfad_have_channels_last_and_centred_labels(tmp_path):
     one = dreamlib.import_set(tmp_path / "best.npz", format="rfad", normalised=STATISTICS)
     assert one.labels.tolist() == [0, 0, 1, 1, 2, 2] and one.soft_labels is None and one.num_classes == 3
     assert torch.equal(one.canvases, images[[1, 4, 2, 3, 0, 5]])
+    with pytest.raises(ValueError, match="RFAD and KIP whiten by another rule than this library"):
+        dreamlib.import_set(tmp_path / "best.npz", format="kip", normalised="zca", zca_epsilon=0.1)
 
 
 def test_plain_arrays_in_every_container_are_the_same_set(tmp_path):

@@ -246,6 +246,19 @@ def test_validation_and_test_images_play_no_part_in_the_statistics(project):
     np.testing.assert_allclose(project.zca.matrix, matrix, atol=1e-9)
 
 
+def test_a_sets_own_epsilon_whitens_the_real_images_beside_it(project):
+    images, train = project.split("validation").subset(torch.arange(5)), project.split("train").images
+    about = {"bounded": False, "mean": [0.0], "std": [1.0], "whitening": "zca", "zca_epsilon": 0.5}
+    stored = SyntheticSet(images.images[:3], torch.arange(3), 3, info=about)
+    against, info = project.seen_with(images, stored)
+    pca = PCA(svd_solver="full").fit(train.flatten(1).double().numpy())
+    scaled = pca.transform(images.images.flatten(1).double().numpy()) / np.sqrt(pca.explained_variance_ + 0.5)
+    expected = torch.from_numpy(scaled @ pca.components_).float().view(images.images.shape)
+    torch.testing.assert_close(against.images, expected, rtol=0, atol=1e-5)
+    assert (info.whitening, info.zca_epsilon, info.normalised_by) == ("zca", 0.5, None)
+    torch.testing.assert_close(project.pictures(stored, against.images), images.images, rtol=0, atol=1e-5)
+
+
 def test_pixels_are_seen_as_they_are_where_nothing_is_asked_for(project, monkeypatch):
     monkeypatch.setattr(ZCA, "fit", lambda *a: pytest.fail("no whitening was asked for"))
     apart, setting = Project(project.root, project.params), Setting("random", 1, 0)

@@ -16,6 +16,9 @@ from dreamlib.synthetic.checks import OVERSHOOT, are_probabilities
 from dreamlib.synthetic.foreign_files import MTT, PACKED, READERS, StoredSet, detected_format
 from dreamlib.synthetic.synthetic_set import SyntheticSet
 
+# They centre and scale each image first, and their epsilon is relative to the mean variance.
+OTHER_WHITENING = ("rfad", "kip")
+
 
 def import_set(
     path: str | Path,
@@ -143,6 +146,11 @@ def _units(
     if (normalised == "zca") != (zca_epsilon is not None):
         raise ValueError(
             "normalised='zca' and zca_epsilon belong together: give both or neither; MTT, FTD and DATM whiten with 0.1"
+        )
+    if normalised == "zca" and format in OTHER_WHITENING:
+        raise ValueError(
+            f"RFAD and KIP whiten by another rule than this library, so the set in {path} could not be compared with "
+            "real images: undo the whitening with their code and give normalised='none'"
         )
     if zca_epsilon is not None and not zca_epsilon > 0:
         raise ValueError(f"zca_epsilon = {zca_epsilon} must be above 0, for example 0.1")
