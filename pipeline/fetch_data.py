@@ -3,11 +3,13 @@
 import argparse
 import logging
 import sys
+from pathlib import Path
 from typing import Any
 
-from dreamlib.data import DATASETS, DataError, create
+from dreamlib.data import DATASETS, create
 from dreamlib.data.fetch import DEFAULT_NAMES, md5_of
 from dreamlib.errors import ParameterError
+from pipeline.failures import one_line
 from pipeline.params import Params, read_params
 
 LISTED = 10  # files of a data set; one of a user's own may have as many as images
@@ -34,9 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"{md5_of(path)}  {path}")
             if len(paths) > LISTED:
                 print(f"... and {len(paths) - LISTED} more")
-        except (DataError, ValueError) as error:
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
             # One data set that cannot be had is no reason to leave out the others.
-            print(f"{name}: {error}", file=sys.stderr)
+            print(f"{name}: {one_line(type(error).__name__, str(error), Path.cwd())}", file=sys.stderr)
             failed = True
     return int(failed)
 
