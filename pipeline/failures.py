@@ -48,8 +48,8 @@ def one_line(kind: str, message: str, root: Path) -> str:
     if kind.endswith("MemoryError") or "allocate memory" in message or "out of memory" in message:
         size = _size(message)
         return f"out of memory: {size or 'an array'} could not be allocated; {MEMORY_REMEDY}"
-    if "No space left" in message and "Free space" not in message:
-        return f"{message}. Free space on the disk, and run the same command again"
+    if re.match(r"\[Errno \d+\] (No space left|Disk quota exceeded|File too large|Read-only file system)", message):
+        return f"{message}: free space on the disk or make the folder writable, and run the same command again"
     if kind == "UnknownNameError" and _is_copy(root):
         return (
             f"{message}. This is DVC's copy of the project, which has only the files that git knows: if a new file "

@@ -11,10 +11,11 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from dreamlib._engine.files import write_atomically
-from dreamlib.data import DATASETS, DataError, Dataset, create
+from dreamlib.data import DATASETS, Dataset, create
 from dreamlib.data.fetch import DEFAULT_NAMES, md5_of
 from dreamlib.data.folder import Folder
 from dreamlib.errors import ParameterError
+from pipeline.failures import one_line
 from pipeline.params import Params, find_root, read_params
 from pipeline.params.images import check_images
 
@@ -50,9 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"... and {len(paths) - LISTED} more")
             if params and name == params.dataset:
                 _prepare(params, dataset, folder)
-        except (DataError, ValueError) as error:
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
             # One data set that cannot be had is no reason to leave out the others.
-            print(f"{name}: {error}", file=sys.stderr)
+            print(f"{name}: {one_line(type(error).__name__, str(error), Path.cwd())}", file=sys.stderr)
             failed = True
     return int(failed)
 

@@ -130,11 +130,13 @@ def prepare_kernel(root: Path) -> None:
 def restart_prepared(module: str) -> None:
     """Restart this process (``python -m module …``) in the environment of ``prepare_kernel``, unless it has it already.
 
-    A restart is needed because the allocator reads its settings when a process starts.
+    A restart is needed because the allocator reads its settings when a process starts. Where it fails, outside a
+    project or where .dream/ cannot be written, the command goes on without it and says so itself.
     """
     if "MALLOC_TRIM_THRESHOLD_" not in os.environ:
-        prepare_kernel(find_root())
-        os.execv(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]])
+        with suppress(OSError):
+            prepare_kernel(find_root())
+            os.execv(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]])
 
 
 def failed_copy(root: Path, output: Path) -> Path:

@@ -1,6 +1,9 @@
 """A checkpoint is whole or not there; a file that is not, whatever happened to it, is never used."""
 
+import errno
 import os
+import re
+import resource
 
 import pytest
 import torch
@@ -63,14 +66,42 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
     checkpoint = saved(tmp_path)
 
     def full(*_):
-        raise OSError("no space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(files.os, fault, full)
-    with pytest.raises(OSError, match="no space"):
+    remedy = "Free space on the disk or make the folder writable, and run the same command again"
+    with pytest.raises(
+        OSError, match=re.escape(f"cannot write {checkpoint.path}: No space left on device; ")
+    ) as caught:
         checkpoint.save({"iteration": 8})
+    assert str(caught.value).endswith(remedy)
     monkeypatch.undo()
     assert checkpoint.load()["iteration"] == 7
     assert [p.name for p in tmp_path.iterdir()] == ["abc.ckpt"]
+
+
+def test_a_write_that_breaks_off_in_the_middle_leaves_the_old_file_and_nothing_else(tmp_path):
+    """A file may have 50 kB here: the system writes as much and then refuses, as on a full disk."""
+    path, before = tmp_path / "file", resource.getrlimit(resource.RLIMIT_FSIZE)
+    files.write_atomically(path, b"old")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            files.write_atomically(path, bytes(100_000))
+        with pytest.raises(OSError, match=f"cannot write {tmp_path}: File too large"):
+            files.require_writable(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+    files.require_writable(tmp_path, tmp_path / "new")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_refused_with_the_remedy(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for write in (files.require_writable, lambda path: files.write_atomically(path / "x", b"")):
+        with pytest.raises(OSError, match=r"cannot write .*Not a directory.*make the folder writable"):
+            write(tmp_path / "file" / "folder")
 
 
 def test_the_bytes_are_on_disk_before_the_name_is(tmp_path, monkeypatch):

@@ -257,6 +257,14 @@ def test_networks_trained_at_once_are_those_trained_in_turn(repeats, synthetic, 
     assert len(set(results[0].accuracies)) > 1, "equal networks could not show an order"
 
 
+def test_damaged_partial_results_are_not_used_and_said(tmp_path, caplog):
+    path = tmp_path / "kept.json"
+    PartialResults(path).add(0, [0.5])
+    path.write_bytes(path.read_bytes()[:-3])
+    assert 0 not in PartialResults(path)
+    assert f"results {path} are damaged and are not used" in caplog.text
+
+
 def test_one_trace_serves_all_networks_and_batches_of_a_thread_count(
     synthetic, toy_info, toy_data, monkeypatch, traces, threads_restored
 ):

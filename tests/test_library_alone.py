@@ -13,7 +13,7 @@ import importlib
 import sys
 
 BLOCKED = {"pipeline", "ruamel", "yaml", "dvc", "pandas", "papermill", "matplotlib", "nbformat", "nbconvert"}
-BLOCKED |= {"fcntl", "grp", "pwd", "resource", "termios"}  # POSIX only
+BLOCKED |= {"curses", "fcntl", "grp", "pty", "pwd", "readline", "resource", "syslog", "termios", "tty"}  # POSIX only
 
 
 class WithoutBlocked:
@@ -44,7 +44,7 @@ from dreamlib.data import create
 from dreamlib.settings import DistillParams, EvaluationParams
 from dreamlib.synthetic.initial import fill, random_rows
 
-digits, network, compute = create("digits"), ("convnet", {"width": 8}), Compute()
+digits, network, compute = create("digits"), ("convnet", {"width": 8}), Compute.resolve("auto", "auto", threads=1)
 images = digits.fake("train", per_class=8, rng=torch.Generator().manual_seed(0))
 settings = DistillParams(outer_iterations=1, inner_iterations=2, real_batch=4, sampler="representative")
 start = fill(images, random_rows(images, 4, seed=0), ipc=1, factor=2, rule="single")

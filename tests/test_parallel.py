@@ -1,10 +1,15 @@
 """Two processes give what one gives: distilled sets, accuracies, resumed runs; what cannot be shared is refused."""
 
+import os
 import shutil
+import subprocess
+import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 from types import MappingProxyType
 
+import psutil
 import pytest
 import torch
 import torch.multiprocessing
@@ -242,6 +247,41 @@ def test_a_failing_worker_is_one_error_and_working_ones_give_what_one_gives(root
     shared = run_evaluation(with_compute(root, workers=2, threads=2), setting)
     assert shared[0] == alone[0] and len(shared[0].as_trained) == 3
     assert shared[1].equals(alone[1])
+
+
+def test_workers_end_with_the_process_that_started_them(root):
+    """It is killed when they work, as a checkpoint shows; no other follows it."""
+    before, yaml = (root / "params.yaml").read_bytes(), YAML()
+    params = yaml.load(root / "params.yaml")
+    params["methods"] = ["idc"]
+    params["budgets"]["quick"]["distillation"].update(outer_iterations=10**6, checkpoint_every_s=0.01)
+    program = (
+        "import sys; from pathlib import Path; from dreamlib._engine.ranks import run_workers;"
+        "run_workers(2, ['distillation', '--method=idc', '--ipc=1', '--seed=0'], Path(sys.argv[1]), 2)"
+    )
+    command, env = [sys.executable, "-c", program, str(root)], os.environ | {"PYTHONPATH": str(ROOT)}
+    try:
+        yaml.dump(params, root / "params.yaml")
+        with subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL) as starter:
+            until(lambda: starter.poll() is not None or list((root / ".dream" / "checkpoints").glob("idc-*.ckpt")))
+            started = psutil.Process(starter.pid).children(recursive=True)
+            starter.kill()
+    finally:
+        (root / "params.yaml").write_bytes(before)
+    assert len(started) >= 3, "torchrun and two workers"
+    until(lambda: all(map(ended, started)))
+
+
+def until(condition):
+    deadline = time.monotonic() + 240
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def ended(process):
+    """Return whether a process is gone, or a zombie where nobody waits for orphans."""
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The pipeline as a whole: dvc.yaml against the code, the launcher, and one real `dvc repro` on digits in a copy."""
 
 import ast
+import errno
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from papermill import PapermillExecutionError
 from PIL import Image
 from ruamel.yaml import YAML
 
+from dreamlib._engine import files
 from dreamlib._engine.files import read_json
 from dreamlib.data import create
 from dreamlib.errors import ParameterError, UnknownNameError
@@ -432,6 +434,42 @@ def test_a_stage_refused_for_its_parameters_loses_no_output(edited):
     said = dvc(root, "repro", fails=True)
     assert "choose factor ≤ 4" in said and "failed to reproduce 'clustering" in said
     assert before and outputs_of(root) == before
+
+
+STAGE_RUNS = {
+    "clustering": lambda project: run_clustering(project, 1, 0),
+    "distillation": lambda project: run_distillation(project, Setting("dream", 1, 0)),
+    "evaluation": lambda project: run_evaluation(project, Setting("dream", 1, 0)),
+    "experts": run_experts,
+}
+
+
+@pytest.mark.parametrize("stage", STAGE_RUNS)
+def test_results_that_could_not_be_written_are_refused_before_any_work(project, stage, monkeypatch):
+    """Below results/record.json, which is a file, nobody can write."""
+    blocked = Project(project, read_params(project), study="record.json")
+    monkeypatch.setattr(Project, "split", None)  # whoever reads images fails otherwise
+    with pytest.raises(OSError, match=r"cannot write .*record.json.*Not a directory.*make the folder writable"):
+        STAGE_RUNS[stage](blocked)
+
+
+@pytest.mark.parametrize("stage", ["clustering", "distillation", "evaluation"])
+@pytest.mark.parametrize("written", [0, 1])
+def test_a_disk_that_fills_up_during_a_stage_leaves_the_old_files_whole(project, stage, written, monkeypatch):
+    """With the results of the pipeline's run above; the first write fails, or the second."""
+    before, writes, fsync = outputs_of(project), [], os.fsync
+
+    def full(descriptor):
+        writes.append(descriptor)
+        if len(writes) > written:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    opened = Project.open(project)
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device; what was there is unchanged"):
+        STAGE_RUNS[stage](opened)
+    assert outputs_of(project) == before and "results/sets/dream-ipc1-seed0.safetensors" in before
 
 
 def test_files_persist_and_folders_are_emptied():
