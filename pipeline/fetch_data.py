@@ -1,4 +1,4 @@
-"""Fetch and verify data sets: ``python -m pipeline.fetch_data [NAME ...] [--data-dir data]``."""
+"""Fetch and verify data sets, after checking all parameters: ``python -m pipeline.fetch_data [NAME ...]``."""
 
 import argparse
 import logging
@@ -7,15 +7,17 @@ from typing import Any
 
 from dreamlib.data import DATASETS, DataError, create
 from dreamlib.data.fetch import DEFAULT_NAMES, md5_of
-from dreamlib.errors import ParameterError
-from pipeline.params import Params, read_params
+from pipeline.params import Params, find_root, read_params, read_studies
+from pipeline.params.check import check_names
+from pipeline.params.read import STUDIES
+from pipeline.report.claims import CLAIMS_FILE, read_claim_list
 
 LISTED = 10  # files of a data set; one of a user's own may have as many as images
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Fetch the named data sets, print each file with its MD5, and return the exit status: 1 if any failed, else 0."""
-    parser = argparse.ArgumentParser(prog="python -m dreamlib.data", description="Fetch and verify data sets.")
+    parser = argparse.ArgumentParser(prog="python -m pipeline.fetch_data", description="Fetch and verify data sets.")
     known = ", ".join(DATASETS.names())
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{known} (default: the one params.yaml names)")
     parser.add_argument("--data-dir", help="folder of all data sets (default: data.directory of params.yaml, or data)")
@@ -23,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     failed = False
     try:
         params = _params()
-    except ParameterError as error:
+    except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     folder = chosen.data_dir or (params.data.directory if params else "data")
@@ -42,11 +44,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _params() -> Params | None:
-    """params.yaml, where there is a project."""
+    """Return the parameters where there is a project; raise ValueError for a mistake in them or in the studies'."""
     try:
-        return read_params()
+        root = find_root()
     except FileNotFoundError:
         return None
+    params = read_params(root, more=check_names)
+    for study in read_studies(root).studies if (root / STUDIES).is_file() else ():
+        read_params(root, study, check_names)
+    if (root / CLAIMS_FILE).is_file():
+        read_claim_list(root)
+    return params
 
 
 def _wanted(names: list[str], params: Params | None) -> list[tuple[str, dict[str, Any]]]:

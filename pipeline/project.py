@@ -60,8 +60,7 @@ class Project:
         own.
         """
         root = Path(root) if root else find_root()
-        project = cls(root, read_params(root, study), study)
-        check_names(project.params)
+        project = cls(root, read_params(root, study, check_names), study)
         preflight(project.params, project.info, project.split("train"))
         return project
 
