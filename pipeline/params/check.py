@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
+from dreamlib._engine.ranks import check_device
 from dreamlib._engine.registry import configured
+from dreamlib._engine.strategies import check_workers
 from dreamlib.data import DATASETS, create
 from dreamlib.data.types import DatasetInfo, LabeledImages
 from dreamlib.errors import ParameterError
@@ -14,7 +16,7 @@ from dreamlib.matching import OBJECTIVES
 from dreamlib.matching import make as make_objective
 from dreamlib.networks import NETWORKS, build
 from dreamlib.sampling.real_batches import SAMPLERS
-from dreamlib.settings import ComputeParams, DistillParams, EvaluationParams, NetworkParams
+from dreamlib.settings import DistillParams, EvaluationParams, NetworkParams
 from dreamlib.synthetic.initial import INITS, check_budget, images_needed
 from dreamlib.training.augment import Augmentation
 from dreamlib.training.features import feature_channels
@@ -29,6 +31,8 @@ def check_names(params: Params) -> None:
 
     Raise ParameterError with the keys that lead to the value, or the method, and the remedy.
     """
+    with at("compute", "device"):
+        check_device(params.compute.device, params.compute.workers)
     with at("dataset"):
         dataset = DATASETS[params.dataset]
     _check_options(params.data.options, [dataset], ("data",), f"data set '{params.dataset}'")
@@ -42,7 +46,6 @@ def check_names(params: Params) -> None:
         for ipc in params.ipc:
             with at(where=f"method {method}, ipc {ipc}"):
                 how, judged = params.distillation(method, ipc), params.evaluation(method, ipc)
-                _check_workers(params.compute, how)
                 _check_effects(how)
                 Augmentation.parse(how.augmentation, how.augmentation_mode)
                 Augmentation.parse(how.network_augmentation, how.augmentation_mode)
@@ -60,7 +63,7 @@ def _check_section(kind: str, keys: Keys, values: Mapping[str, Any]) -> None:
         for key, registry in NAMED.items():
             for name in _of_every_ipc(values.get(key)):
                 with at(*keys, key):
-                    registry[name]
+                    registry[str(name)]
         objective = values.get("objective")
         kinds = [OBJECTIVES[name] for name in ([objective] if isinstance(objective, str) else OBJECTIVES)]
         _check_options(values.get("options", {}), kinds, keys, "the objective")
@@ -89,21 +92,6 @@ def _check_options(options: Any, kinds: Iterable[Any], keys: Keys, what: str) ->
     """Refuse an option that none of the kinds of a component has."""
     known = {field.name for kind in kinds for field in fields(kind)}
     check_keys(options, known, (*keys, "options"), f"option of {what}")
-
-
-def _check_workers(compute: ComputeParams, how: DistillParams) -> None:
-    if compute.workers == 1:
-        return
-    if how.image_update == "per_class" and how.outer_iterations:
-        raise ParameterError(
-            f"compute.workers = {compute.workers}, but image_update: per_class takes the classes in turn; use batched "
-            "or once_equivalent, or workers: 1"
-        )
-    if compute.device not in ("auto", "cpu", "cuda"):
-        raise ParameterError(
-            f"compute.workers = {compute.workers}, but compute.device {compute.device} names one device; use auto, "
-            "cuda or cpu, or workers: 1"
-        )
 
 
 def _check_effects(how: DistillParams) -> None:
@@ -147,17 +135,15 @@ def preflight(params: Params, info: DatasetInfo, train: LabeledImages) -> None:
 
     Raises ParameterError, ValueError or DataError with the value, the limit and the remedy.
     """
-    if params.compute.workers > info.num_classes:
-        raise ParameterError(
-            f"params.yaml: compute.workers = {params.compute.workers} is more than the {info.num_classes} classes "
-            f"of {params.dataset}, which are what workers share; use at most {info.num_classes}"
-        )
     matched = build(params.network.name, info, torch.Generator(), params.network.options)
     for method in params.methods:
         for ipc in params.ipc:
             for network in params.evaluation(method, ipc).networks:
                 build(network.name, info, torch.Generator(), network.options)
             how = params.distillation(method, ipc)
+            with at(where=f"method {method}"):
+                in_turn = how.image_update == "per_class" and how.outer_iterations > 0
+                check_workers(params.compute.workers, info.num_classes, in_turn)
             check_budget(train, info, ipc, how.factor, how.decode, how.init)
             _check_pool(params, method, ipc, how)
             objective = make_objective(how.objective, how.options)
