@@ -4,7 +4,9 @@ import difflib
 
 
 class UnknownNameError(ValueError):
-    """A name that is not registered; the message lists the names that are."""
+    """A name that is not registered, ``name``; the message lists the names that are."""
+
+    name: object = None
 
 
 class ParameterError(ValueError):
@@ -19,4 +21,6 @@ def unknown(kind: str, name: object, known: list[str]) -> UnknownNameError:
     """
     near = difflib.get_close_matches(str(name), known, n=1)
     hint = f" did you mean '{near[0]}'?" if near else ""
-    return UnknownNameError(f"unknown {kind} '{name}':{hint} Known: {', '.join(known)}")
+    error = UnknownNameError(f"unknown {kind} '{name}':{hint} Known: {', '.join(known)}")
+    error.name = name
+    return error

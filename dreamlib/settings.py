@@ -17,9 +17,17 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Strict(BaseModel):
-    """An immutable record that rejects unknown keys."""
+    """An immutable record that rejects unknown keys, suggesting the nearest match."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, values: Any) -> Any:
+        for key in values if isinstance(values, dict) else ():
+            if key not in cls.model_fields:
+                raise unknown("key", key, sorted(cls.model_fields))
+        return values
 
 
 DEVICE = r"^(auto|cpu|cuda(:\d+)?)$"  # valid values of compute.device

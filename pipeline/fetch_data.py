@@ -1,4 +1,7 @@
-"""Fetch and verify data sets: ``python -m pipeline.fetch_data [NAME ...] [--data-dir data] [--from FOLDER]``."""
+"""Fetch and verify data sets, after checking all parameters.
+
+``python -m pipeline.fetch_data [NAME ...] [--data-dir data] [--from FOLDER]``
+"""
 
 import argparse
 import logging
@@ -14,10 +17,12 @@ from dreamlib._engine.files import write_atomically
 from dreamlib.data import DATASETS, Dataset, create
 from dreamlib.data.fetch import DEFAULT_NAMES, md5_of
 from dreamlib.data.folder import Folder
-from dreamlib.errors import ParameterError
 from pipeline.failures import one_line
-from pipeline.params import Params, find_root, read_params
+from pipeline.params import Params, find_root, read_params, read_studies
+from pipeline.params.check import check_names
 from pipeline.params.images import check_images
+from pipeline.params.read import STUDIES
+from pipeline.report.claims import CLAIMS_FILE, read_claim_list
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     failed = False
     try:
         params = _params()
-    except ParameterError as error:
+    except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     folder = chosen.data_dir or (params.data.directory if params else "data")
@@ -93,11 +98,17 @@ def watch_images(images: Path, data: Path, root: Path) -> None:
 
 
 def _params() -> Params | None:
-    """params.yaml, where there is a project."""
+    """Return the parameters where there is a project; raise ValueError for a mistake in them or in the studies'."""
     try:
-        return read_params()
+        root = find_root()
     except FileNotFoundError:
         return None
+    params = read_params(root, more=check_names)
+    for study in read_studies(root).studies if (root / STUDIES).is_file() else ():
+        read_params(root, study, check_names)
+    if (root / CLAIMS_FILE).is_file():
+        read_claim_list(root)
+    return params
 
 
 def _wanted(names: list[str], params: Params | None) -> list[tuple[str, dict[str, Any]]]:

@@ -6,6 +6,7 @@ removes from the executed copy whatever differs from run to run.
 
 import argparse
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -47,14 +48,19 @@ def parse(pairs: list[str]) -> dict[str, int | str]:
 
 
 def refuse_unknown(notebook: nbformat.NotebookNode, parameters: dict[str, Any], name: str) -> None:
-    """Raise unless every parameter is assigned in the notebook's ``parameters`` cell (papermill itself only warns)."""
+    """Refuse parameters that the notebook's ``parameters`` cell does not assign, or whole numbers there that are none.
+
+    Papermill itself only warns. Raise UnknownNameError or ParameterError.
+    """
     cells = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     if len(cells) != 1:
         raise ParameterError(f"{name} must have exactly one cell tagged 'parameters'; it has {len(cells)}")
-    known = [line.split("=")[0].split(":")[0].strip() for line in cells[0].source.splitlines() if "=" in line]
-    for key in parameters:
-        if key not in known:
-            raise unknown(f"parameter of {name}", key, known)
+    types = dict(re.findall(r"^(\w+)(?:: (\w+))? =", cells[0].source, re.MULTILINE))
+    for key, value in parameters.items():
+        if key not in types:
+            raise unknown(f"parameter of {name}", key, list(types))
+        if types[key] == "int" and not isinstance(value, int):
+            raise ParameterError(f"{key}={value}: {key} is a whole number in {name}, such as {key}=1")
 
 
 def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:

@@ -62,8 +62,7 @@ class Project:
         own.
         """
         root = Path(root) if root else find_root()
-        project = cls(root, read_params(root, study), study)
-        check_names(project.params)
+        project = cls(root, read_params(root, study, check_names), study)
         try:
             train = project.split("train")
         except ValueError:  # too few to hold some out: the message is to say what every setting needs

@@ -100,6 +100,8 @@ def results_of_study(root: Path) -> dict[str, bytes]:
         _run(root, sys.executable, "-m", "pipeline.studies.run", STUDY, part)
     folder = root / "results" / STUDY
     shutil.rmtree(folder / "experts")  # their files name the code that made them; what follows them is compared
+    for path in (folder / "clusters").glob("*.safetensors"):
+        path.unlink()  # likewise: a clustering that one method uses may stand there or be made by its distillation
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return {str(path.relative_to(folder)): comparable(path.read_bytes()) for path in files}
 

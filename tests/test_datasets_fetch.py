@@ -225,7 +225,7 @@ def test_a_mistake_in_params_yaml_is_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main([]) == 1
     said = capsys.readouterr().err
-    assert said.startswith("error: params.yaml (top level): ipc: Input should be a valid list, got 1; ")
+    assert said.startswith("error: params.yaml: ipc: a list belongs here, each item on a line of its own")
     assert said.count("\n") == 1
 
 

@@ -1,6 +1,8 @@
 """params.yaml at the door: every mistake is one line with what is wrong and the way out, nothing passes unread."""
 
 import copy
+import datetime
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,11 @@ from ruamel.yaml import YAML
 
 from dreamlib.errors import ParameterError
 from dreamlib.settings import digest
+from pipeline import fetch_data
+from pipeline import launch_notebook as launcher
 from pipeline.params import find_root, read_params
+from pipeline.params.check import check_names
+from pipeline.project import Project
 
 ROOT = Path(__file__).parents[1]
 IDC_EVALUATION = "flip_color_crop_scale_rotate"
@@ -62,7 +68,7 @@ def reader(folder, tree):
             put(changed, path, value)
         with open(folder / "params.yaml", "w", encoding="utf-8") as file:
             YAML(typ="safe", pure=True).dump(changed, file)
-        return read_params(folder)
+        return read_params(folder, more=check_names)
 
     return read
 
@@ -148,8 +154,6 @@ def test_an_unknown_key_is_named_with_its_nearest_match(reading, path, value, ne
 def test_out_of_range_names_the_key_the_value_and_the_limit(reading, path, value, said):
     message = refused(lambda: reading({path: value}))
     assert path.rsplit(".", 1)[-1] in message
-    import re
-
     assert re.search(said, message), message
 
 
@@ -197,6 +201,140 @@ def test_momentum_one_never_reaches_the_division_by_one_minus_momentum(reading):
 def test_a_value_where_a_section_belongs_and_the_reverse(reading, path, value):
     message = refused(lambda: reading({path: value}, budget="quick"))
     assert any(part in message for part in path.split(".")[-2:])
+
+
+LISTS = [
+    ({key: value}, f"{key}: a list belongs here, each item on a line of its own after `- `, got {value!r}")
+    for key, value in (("seeds", 0), ("methods", "dream"), ("ipc", 10), ("ipc", None), ("ipc", {1: 10}))
+]
+# Numbers that YAML, and with it DVC, reads as others than meant: 1e1 is 10.0
+NUMBERS = [({key: [value]}, f"{key}.0: Input should be a valid integer, got {value!r}")
+           for key, value in (("ipc", 10.0), ("ipc", 1.5), ("ipc", True), ("ipc", "10"), ("seeds", 0.0))]  # fmt: skip
+RENAME = "files and stages carry the name: rename it to letters, digits, _ and -, a letter first"
+# What YAML makes of 1e3, null and a date is no text; the other names do not survive DVC's interpolation or a shell.
+NAMES = [({"methods": [name]}, f"methods.0: {RENAME}, got {name!r}")
+         for name in (1000.0, 12, None, True, datetime.date(2026, 1, 2), "my.dream", "my dream", "my/dream", "a@b", "",
+                      "1e3", "-dream", "träum", "dream\n")]  # fmt: skip
+TABLES = [
+    ({"method": {**YAML(typ="safe").load(SMALL)["method"], name: {}}}, f"method.{name}: {RENAME}, got {name!r}")
+    for name in ("my.dream", "my dream", 1000.0)
+] + [({"budgets": {**YAML(typ="safe").load(SMALL)["budgets"], "v1.5": {}}}, f"budgets.v1.5: {RENAME}, got 'v1.5'")]
+
+
+@pytest.mark.parametrize(("changes", "said"), LISTS + NUMBERS + NAMES + TABLES)
+def test_what_dvc_would_read_otherwise_is_refused(reading, changes, said):
+    assert refused(lambda: reading(changes)) == f"params.yaml: {said}"
+
+
+def test_names_that_old_yaml_took_for_others_are_text(tmp_path):
+    """YAML 1.2, which DVC reads too, takes `no` and `on` for text."""
+    text = SMALL.replace("methods: [idc, dream]", "methods: [no, on, off, yes, y]")
+    entries = "".join(f"  {name}: {{init: random}}\n" for name in ("no", "on", "off", "yes", "y"))
+    (tmp_path / "params.yaml").write_text(text.replace("method:\n", f"method:\n{entries}"))
+    assert read_params(tmp_path).methods == ["no", "on", "off", "yes", "y"]
+
+
+@pytest.mark.parametrize("number", ["1e-4", "1.0e-4", "0.0001", "1E-4", "'1e-4'"])
+def test_floats_may_be_written_in_every_way(tmp_path, number):
+    own = f"image_lr: {number}, learned_lr: {{1: {number}}}, options: {{feature_weight: {number}}}"
+    (tmp_path / "params.yaml").write_text(SMALL.replace("{init: kmeans,", f"{{{own}, init: kmeans,"))
+    how = read_params(tmp_path, more=check_names).distillation("dream", 1)
+    assert (how.image_lr, how.learned_lr, float(how.options["feature_weight"])) == (1e-4, 1e-4, 1e-4)
+
+
+MLP = {"name": "mlp", "options": {"widht": 8}}
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "nearest"),
+    [
+        (f"{QUICK}.options.distence", "mse", "distance"),
+        ("budgets.paper.distillation.image_rl", 0.1, "image_lr"),  # the budget in force is quick
+        ("budgets.paper.by_dataset.fashion_mnist.distillation.options.distence", "l1", "distance"),
+        ("budgets.paper.by_dataset.mnits", {"validation_per_class": 3}, "mnist"),
+        ("budgets.paper.by_dataset.mnist.by_factr", {}, "by_factor"),
+        ("budgets.paper.by_dataset.mnist.by_factor", {2: {"evaluation": {"epoch": 3}}}, "epochs"),
+        ("budgets.paper.experts.epoch", 3, "epochs"),
+        ("budgets.paper.evaluation.networks", MLP, "width"),
+        ("budgets.quick.evaluation.networks", ["convnet", MLP], "width"),
+        ("budgets.quick.evaluation.networks", {1: "mlp", 100: [MLP]}, "width"),
+        ("budgets.quick.evaluation.networks", [{"nam": "mlp"}], "name"),
+        ("method.other.samplr", "random", "sampler"),  # a method that is not listed
+        ("method.other.sampler", "randm", "random"),
+        ("method.other.init", {1: "kmean"}, "kmeans"),
+        ("method.other.objective", "gradeint", "gradient"),
+        ("method.other.options", {"distence": "mse"}, "distance"),
+        ("method.other.evalution", {}, "evaluation"),
+        ("method.other.evaluation.epoch", 3, "epochs"),
+        ("method.other.clustering.feature", "pixels", "features"),
+        ("method.other.quik", {}, "quick"),
+        ("method.other.paper.image_rl", 0.1, "image_lr"),
+        ("method.other.paper.by_dataset.mnist.image_rl", 0.1, "image_lr"),
+        ("method.other.by_dataset.mnits", {"image_lr": 0.1}, "mnist"),
+        ("method.other.by_factor", {1: {"image_rl": 0.1}}, "image_lr"),
+        ("data.optoins", {}, "options"),
+        ("data.options.sise", 32, "size"),
+        ("budgets.quick.network.options.widht", 8, "width"),
+        ("budgets.paper.network", MLP, "width"),
+        ("budgets.paper.network.nmae", "mlp", "name"),
+        ("budgets.paper.network.name", "mpl", "mlp"),
+        ("compute.precison", "float32", "precision"),
+    ],
+)
+def test_a_key_misspelt_at_any_depth_is_found_in_force_or_not(reading, keys, value, nearest):
+    message = refused(lambda: reading({keys: value}, dataset="folder" if keys.startswith("data.") else "fashion_mnist"))
+    assert message.startswith(f"params.yaml: {keys}") and f"did you mean '{nearest}'" in message
+
+
+def test_the_file_that_a_value_stands_in_is_named(reading, tmp_path):
+    reading(budget="quick")
+    methods, studies = tmp_path / "methods.yaml", tmp_path / "studies" / "params.yaml"
+    studies.parent.mkdir()
+    studies.write_text("studies: {a: {budgets: {quick: {distillation: {factor: 0}}}, network: {options: {widht: 3}}}}")
+    assert refused(lambda: read_params(tmp_path, "a")).startswith(
+        "studies/params.yaml: studies.a.budgets.quick.distillation.factor: Input should be greater"
+    )
+    studies.write_text("studies: {a: {budgets: {quick: {distillation: {factor: 1}}}, network: {options: {widht: 3}}}}")
+    assert refused(lambda: read_params(tmp_path, "a", check_names)).startswith(
+        "studies/params.yaml: studies.a.network.options.widht: unknown option of network 'convnet'"
+    )
+    methods.write_text("method: {idc: {interval: 0}}")
+    assert refused(lambda: read_params(tmp_path)).startswith("methods.yaml: method.idc.interval: Input should be great")
+    methods.write_text("method: {idc: {intervall: 1}}")
+    assert refused(lambda: read_params(tmp_path)).startswith("methods.yaml: method.idc.intervall: unknown key")
+
+
+@pytest.mark.parametrize(
+    ("changes", "launched"),
+    [({"seeds": 0}, True), ({f"{QUICK}.image_rl": 1}, True), ({"budgets.quick.network.name": "mpl"}, False)],
+)
+def test_every_command_says_the_same_in_one_line(reading, tmp_path, monkeypatch, capsys, changes, launched):
+    """`make data`, the notebooks and the launcher, which leaves to the notebook what takes an import of torch."""
+    message = refused(lambda: reading(changes))
+    monkeypatch.chdir(tmp_path)
+    assert refused(Project.open) == message
+    assert fetch_data.main([]) == 1 and capsys.readouterr().err == f"error: {message}\n"
+    monkeypatch.setattr(launcher, "run", lambda *_: print("run"))
+    assert launcher.main([str(ROOT / "notebooks" / "02_distillation.ipynb"), "out.ipynb"]) == int(launched)
+    assert capsys.readouterr() == (("", f"error: {message}\n") if launched else ("run\n", ""))
+
+
+@pytest.mark.parametrize("text", ["studies: {a: {seed: [0]}}", "studies: {a: {network: {name: mpl}}}"])
+def test_make_data_checks_the_studies(reading, tmp_path, monkeypatch, capsys, text):
+    reading()
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies" / "params.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    assert fetch_data.main(["digits"]) == 1
+    said = capsys.readouterr().err
+    assert (
+        said.startswith("error: studies/params.yaml: studies.a.") and said.count("\n") == 1 and "did you mean" in said
+    )
+
+
+def test_a_budget_may_not_be_named_like_a_key_of_methods(reading):
+    said = refused(lambda: reading({"budgets.options": {}}))
+    assert said == "params.yaml: budgets.options: 'options' names both a key of methods and a budget; rename one"
 
 
 def test_a_missing_section_is_named(tmp_path):
@@ -256,7 +394,7 @@ def test_a_mapping_from_ipc_takes_the_largest_entry_not_above(reading):
 
 def test_a_mapping_that_starts_too_high_says_what_to_add(reading):
     message = refused(lambda: reading({f"{QUICK}.image_lr": {10: 0.1}}, budget="quick", ipc=[5]))
-    assert "image_lr says nothing for ipc 5" in message
+    assert f"params.yaml: {QUICK}.image_lr: no value for ipc 5" in message
     assert "'5:'" in message
 
 
@@ -308,7 +446,7 @@ def test_a_layer_that_names_the_protocol_in_force_keeps_its_values(reading):
 
 def test_a_start_that_is_clustered_in_its_own_way_is_one_for_every_ipc(reading):
     message = refused(lambda: reading({"method.dream.init": {1: "released", 10: "kmeans"}}, methods=["dream"]))
-    assert "init is one for every ipc" in message
+    assert "params.yaml: method.dream.init: give one value, which holds for every ipc" in message
 
 
 def test_a_method_may_have_an_evaluation_and_a_clustering_of_its_own(reading):
@@ -393,7 +531,8 @@ def test_the_soft_label_track_starts_from_real_images_under_every_budget(own):
 
 def test_an_unknown_key_of_a_listed_network_is_told_its_nearest(reading):
     said = refused(lambda: reading({"budgets.quick.evaluation": {"networks": [{"nam": "mlp"}]}}))
-    assert "unknown key 'nam': did you mean 'name'? Known: name, options (at networks.0.nam)" in said
+    where = "params.yaml: budgets.quick.evaluation.networks.0.nam"
+    assert f"{where}: unknown key 'nam': did you mean 'name'? Known: name, options" in said
 
 
 def test_a_protocol_that_is_no_name(reading):
@@ -409,9 +548,11 @@ def test_a_mistake_in_the_experts_shows_before_any_stage(reading):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("studies:", "hold studies by name"),
-        ("studies: {}", "hold studies by name"),
-        ("studies:\n  a:", "hold sections"),
+        ("studies:", "studies/params.yaml: studies: keys and values belong here, got None"),
+        ("studies: {}", "studies/params.yaml: studies: at least 1 entry belongs here, got {}"),
+        ("studies:\n  a:", "studies/params.yaml: studies.a: keys and values belong here, got None"),
+        ("studies: {a: {}}\nclaim: {}", "studies/params.yaml: claim: unknown key 'claim': did you mean 'claims'?"),
+        ("studies: {a/b: {}}", "studies/params.yaml: studies.a/b: files and stages carry the name: rename it"),
     ],
 )
 def test_a_study_without_content(tmp_path, reading, text, said):

@@ -2,6 +2,7 @@
 
 import ast
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -139,7 +140,7 @@ def notebook_with(*cells):
 
 
 def test_launcher_refuses_a_parameter_the_notebook_does_not_have():
-    cell = nbformat.v4.new_code_cell("ipc: int = 1\nseed: int = 0", metadata={"tags": ["parameters"]})
+    cell = nbformat.v4.new_code_cell("ipc: int = 1  # a = b\nseed: int = 0", metadata={"tags": ["parameters"]})
     launcher.refuse_unknown(notebook_with(cell), {"ipc": 3}, "n.ipynb")
     with pytest.raises(UnknownNameError, match="did you mean 'ipc'"):
         launcher.refuse_unknown(notebook_with(cell), {"ipcs": 3}, "n.ipynb")
@@ -151,6 +152,15 @@ def test_launcher_arguments_keep_their_types():
     assert launcher.parse(["ipc=10", "method=dream"]) == {"ipc": 10, "method": "dream"}
     with pytest.raises(ParameterError, match="key=value"):
         launcher.parse(["ipc"])
+
+
+@pytest.mark.parametrize("argument", ["ipc=one", "ipc=1.5", "ipc=", "seed=1e3", "ipc=10.0"])
+def test_an_argument_that_is_no_whole_number_is_one_line_before_a_kernel_starts(monkeypatch, capsys, argument):
+    monkeypatch.setattr(launcher, "prepare_kernel", lambda root: pytest.fail("a kernel would start"))
+    assert launcher.main([str(ROOT / "notebooks" / "02_distillation.ipynb"), "out.ipynb", argument]) == 1
+    key = argument.split("=")[0]
+    said = f"error: {argument}: {key} is a whole number in 02_distillation.ipynb, such as {key}=1\n"
+    assert capsys.readouterr().err == said
 
 
 def test_executed_copies_keep_content_and_lose_what_differs_from_run_to_run():
@@ -235,12 +245,37 @@ def test_the_pipeline_runs_repeats_bit_for_bit_and_reruns_only_what_changed(proj
     assert "Running stage 'evaluation" in said and "Running stage 'distillation" not in said
 
 
+def test_a_change_of_methods_runs_their_stages_alone_and_a_seed_or_ipc_its_own(edited, project):
+    """After the pipeline ran above; what is evaluated and shown follows what is distilled."""
+
+    def stale(**values):
+        edited(lambda p: p.update(values))
+        changed = json.loads(dvc(project, "status", "--json"))
+        return {name for name in changed if name.startswith(("clustering", "distillation"))}
+
+    yaml, path = YAML(), project / "methods.yaml"
+    original = path.read_bytes()
+    methods = yaml.load(path)
+    methods["method"]["ridge"]["interval"] = 7
+    yaml.dump(methods, path)
+    try:
+        more = stale(methods=["dream", "ridge", "kmeans"])  # without random, with kmeans, and ridge changed
+    finally:
+        path.write_bytes(original)
+    assert more == {"distillation@ridge-1-0", "distillation@kmeans-1-0"}
+    assert stale(methods=["random", "dream", "ridge"], ipc=[1, 2], seeds=[0, 1]) == {
+        f"{stage}{point}"
+        for stage in ("clustering@", "distillation@random-", "distillation@dream-", "distillation@ridge-")
+        for point in ("1-1", "2-0", "2-1")
+    }
+
+
 def declared_sections(stage):
     """Return what dvc.yaml lists under a stage's params, as budget sections, top-level keys and method blocks."""
     names = set()
     for entry in STAGES[stage]["params"]:
         if isinstance(entry, dict):
-            names |= {"method of all" if keys is None else "method of one" for keys in entry.values()}
+            names |= {"method of one" for keys in entry.values() if any(key.startswith("method.") for key in keys)}
         else:
             names.add(entry.removeprefix("budgets.${budget}."))
     return names
@@ -273,7 +308,8 @@ def test_a_stage_declares_the_sections_it_reads(project, stage, monkeypatch):
         run_distillation(opened, setting)
     else:
         run_evaluation(opened, setting)
-    names.add("method of all" if len(noted_methods - {None}) > 1 else "method of one")
+    assert noted_methods <= {None, "dream"}
+    names |= {"method of one"} if "dream" in noted_methods else set()
     if stage != "clustering":
         names.discard("methods")  # the matrix
     assert names == declared_sections(stage)
@@ -321,7 +357,10 @@ MISTAKES = [
     (lambda p: p["budgets"]["quick"]["distillation"].update(factor=5), "choose factor ≤ 4"),
     (lambda p: p.update(ipc=[1, 500]), "choose ipc ≤"),
     (lambda p: p["budgets"]["quick"]["clustering"].update(pool=3), "raise the pool to 4, or 0"),
-    (lambda p: p["budgets"]["quick"]["clustering"].update(pool={1: 40}), "pool is one for every ipc"),
+    (
+        lambda p: p["budgets"]["quick"]["clustering"].update(pool={1: 40}),
+        "pool: give one value, which holds for every ipc",
+    ),
     (lambda p: p["compute"].update(device="gpu"), "compute.device"),
     (lambda p: p["budgets"]["quick"]["network"].update(name="convnett"), "did you mean 'convnet'"),
     (lambda p: p["method"]["dream"].update(sampler="representativ"), "did you mean 'representative'"),
@@ -336,7 +375,7 @@ MISTAKES = [
     ),
     (
         lambda p: p["method"].update({"my/dream": {}}) or p.update(methods=["my/dream"]),
-        "methods.0: String should match",
+        "methods.0: files and stages carry the name: rename it",
     ),
     (lambda p: p["budgets"]["quick"]["network"].update(name="mlp", options={}), "set options.layers: conv_linear"),
     (lambda p: listed(p, "dd", sampler="representative"), "or options.real_batch: 0, which takes its batches"),
@@ -402,17 +441,18 @@ def test_experts_are_made_once_and_found_again(edited):
         shutil.rmtree(root / "results" / "experts", ignore_errors=True)
 
 
-def test_without_a_method_that_needs_clusters_as_many_are_shown_as_images_allow(edited):
-    def counts(pool, *methods):
+def test_clusters_are_as_many_as_the_budget_needs_and_images_allow_whatever_the_methods(edited):
+    def counts(pool, ipc, fewest, *methods):
         def change(p):
             p.update(methods=list(methods))
             p["budgets"]["quick"]["clustering"].update(pool=pool)
 
-        return cluster_counts(read_params(edited(change)), 10, fewest=6)
+        return cluster_counts(read_params(edited(change)), ipc, fewest)
 
-    assert counts(0, "random") == [6]
-    assert counts(4, "random") == [4]
-    assert counts(0, "random", "kmeans") == [10]
+    assert counts(0, 10, 50, "random") == counts(0, 10, 50, "kmeans", "dream") == [10, 40]
+    assert counts(0, 10, 6, "random") == [6]
+    assert counts(4, 1, 50, "random") == [1, 4]
+    assert counts(3, 1, 50, "random") == [1, 3]
 
 
 @pytest.mark.parametrize("by", ["here", "kernel"])

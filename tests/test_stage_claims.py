@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dreamlib._engine.files import read_json, write_atomically, write_json
+from dreamlib.errors import ParameterError
 from dreamlib.settings import EvaluationParams
 from dreamlib.synthetic.synthetic_set import SyntheticSet, load
 from pipeline.params import Params, find_root, read_params
@@ -275,6 +276,37 @@ def test_a_margin_in_the_file_turns_a_verdict(copied):
     path.write_text(text.replace("kind: size_ratio", "kind: size_ration"))
     with pytest.raises(ValueError, match="did you mean 'size_ratio'"):
         stage_verdicts.verdicts(copied)
+
+
+@pytest.mark.parametrize(
+    ("text", "slip", "said"),
+    [
+        ("claims:\n-", "claim:\n-", "claim: unknown key 'claim': did you mean 'claims'?"),
+        ("  margin: 0\n", "  margn: 0\n", "representative_batches.margn: unknown key 'margn': did you mean 'margin'?"),
+        ("  margin: 0\n", "", "representative_batches.margin: a value is missing"),
+        (
+            "size_ratio\n",
+            "size_ration\n",
+            "storage.evidence.kind: unknown kind of evidence 'size_ration': did you mean",
+        ),
+        ("target_name:", "targt_name:", "fewer_iterations.evidence.targt_name: unknown key 'targt_name': did you mean"),
+        ("    study: claims_factor\n", "", "factor.evidence.study: a value is missing"),
+        (
+            "over: neither",
+            "ovr: neither",
+            "each_ingredient.evidence.parts.ovr: unknown key 'ovr': did you mean 'over'?",
+        ),
+        ("of: boundary, ", "", "extreme_batches.evidence.parts.of: a value is missing"),
+        ("margin: 0\n", "margin: [\n", "not valid YAML, line"),
+    ],
+)
+def test_a_slip_in_the_list_of_claims_is_one_line(tmp_path, text, slip, said):
+    path, written = tmp_path / CLAIMS_FILE, (ROOT / CLAIMS_FILE).read_text()
+    path.parent.mkdir()
+    path.write_text(written[: (start := written.index("\nclaims:"))] + written[start:].replace(text, slip, 1))
+    with pytest.raises(ParameterError, match=r"claims\.yaml") as caught:
+        read_claim_list(tmp_path)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_factors_are_shown_with_their_iterations(claims):

@@ -106,9 +106,17 @@ def local_device(device: str) -> str:
     """
     if world() == 1 or device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return device
-    if device not in ("auto", "cuda"):
-        raise ValueError(f"compute.device '{device}' names one device for {world()} workers; use 'cuda' or 'cpu'")
+    check_device(device, world())
     return _own_gpu(world())
+
+
+def check_device(device: str, workers: int) -> None:
+    """Raise ValueError if one GPU is named for several processes."""
+    if workers > 1 and device not in ("auto", "cpu", "cuda"):
+        raise ValueError(
+            f"compute.workers = {workers}, but compute.device {device} names one device; use auto, cuda or cpu, or "
+            "workers: 1"
+        )
 
 
 def _own_gpu(workers: int) -> str:

@@ -212,6 +212,20 @@ def _check_classes(objective: str, labels: list[int], expected: Sequence[int]) -
         )
 
 
+def check_workers(workers: int, num_classes: int, in_turn: bool) -> None:
+    """Raise ValueError unless that many processes can share the classes; ``in_turn`` as in ``choose_strategy``."""
+    if workers > 1 and in_turn:
+        raise ValueError(
+            f"compute.workers = {workers}, but image_update: per_class takes the classes in turn; use batched or "
+            "once_equivalent, or workers: 1"
+        )
+    if workers > num_classes:
+        raise ValueError(
+            f"compute.workers = {workers} is more than the {num_classes} classes, which are what workers share; use at "
+            f"most {num_classes}"
+        )
+
+
 def choose_strategy(
     kernels: CompiledNetwork, class_sizes: Tensor, *, by_class: bool, in_turn: bool, parallel_classes: int
 ) -> Strategy:
@@ -225,12 +239,7 @@ def choose_strategy(
     Raises ValueError when ranks cannot share the classes.
     """
     num_classes, world = len(class_sizes), ranks.world()
-    if world > 1 and in_turn:
-        raise ValueError(
-            "image_update 'per_class' takes the classes in turn: with workers use batched or once_equivalent"
-        )
-    if world > num_classes:
-        raise ValueError(f"{world} workers share {num_classes} classes; use at most {num_classes}")
+    check_workers(world, num_classes, in_turn)
     on_cpu = kernels.compute.device.type == "cpu"
     # Classes of many sizes have as many batch shapes, twice where clustering has its own; beyond SHAPES nothing may
     # run side by side: see CompiledNetwork.thread_local.

@@ -1,7 +1,8 @@
 """The parameters of the pipeline; ``read_params`` is where every command begins."""
 
-from pipeline.params.models import BatchesParams, Budget, ClaimsParams, CostParams, DataParams, Params
-from pipeline.params.read import find_root, read_claims, read_params
+from pipeline.params.models import Budget, DataParams, Params
+from pipeline.params.read import find_root, read_claims, read_params, read_studies
+from pipeline.params.studies import BatchesParams, ClaimsParams, CostParams
 
 __all__ = [
     "BatchesParams",
@@ -13,4 +14,5 @@ __all__ = [
     "find_root",
     "read_claims",
     "read_params",
+    "read_studies",
 ]

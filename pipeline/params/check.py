@@ -1,100 +1,125 @@
 """The one door of validation: names, combinations and data, checked before any stage begins its work."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
 
-from dreamlib.data import DATASETS
+from dreamlib._engine.ranks import check_device
+from dreamlib._engine.registry import configured
+from dreamlib._engine.strategies import check_workers
+from dreamlib.data import DATASETS, create
 from dreamlib.data.types import DatasetInfo, LabeledImages
-from dreamlib.errors import ParameterError, unknown
+from dreamlib.errors import ParameterError
+from dreamlib.matching import OBJECTIVES
 from dreamlib.matching import make as make_objective
 from dreamlib.matching.label_sources import LABELS
 from dreamlib.networks import NETWORKS, build
 from dreamlib.sampling.real_batches import SAMPLERS
-from dreamlib.settings import ComputeParams, DistillParams
+from dreamlib.settings import DistillParams, EvaluationParams, NetworkParams
 from dreamlib.synthetic.initial import INITS, check_budget, images_needed
 from dreamlib.training.augment import Augmentation
 from dreamlib.training.features import feature_channels
+from pipeline.params.errors import Keys, at, check_keys, validated
 from pipeline.params.images import check_images
 from pipeline.params.models import Params
 
-
-def _check_workers(compute: ComputeParams, how: DistillParams, method: str) -> None:
-    if compute.workers == 1:
-        return
-    if how.image_update == "per_class" and how.outer_iterations:
-        raise ParameterError(
-            f"params.yaml: compute.workers = {compute.workers}, but method {method} has image_update: per_class, which "
-            "takes the classes in turn; use batched or once_equivalent, or workers: 1"
-        )
-    if compute.device not in ("auto", "cpu", "cuda"):
-        raise ParameterError(
-            f"params.yaml: compute.workers = {compute.workers}, but compute.device {compute.device} names one device; "
-            "use auto, cuda or cpu, or workers: 1"
-        )
+# Keys of `distillation` that name a component.
+NAMED = {"objective": OBJECTIVES, "init": INITS, "sampler": SAMPLERS, "labels": LABELS}
 
 
 def check_names(params: Params) -> None:
-    """Every component params.yaml names exists with the options it gives; raises UnknownNameError or ParameterError."""
-    if params.dataset not in DATASETS:
-        raise unknown("data set", params.dataset, DATASETS.names())
-    for budget in params.budgets.values():
-        for name in budget.by_dataset:
-            if name not in DATASETS:
-                raise unknown("data set (under by_dataset)", name, DATASETS.names())
-    for method, block in params.method.items():
-        for name in _datasets_named(block, params.budgets):
-            if name not in DATASETS:
-                raise unknown(f"data set (under method.{method})", name, DATASETS.names())
-    if params.network.name not in NETWORKS:
-        raise unknown("network", params.network.name, NETWORKS.names())
+    """Refuse names of components and options that do not exist, in force or not, and settings that contradict.
+
+    Raise ParameterError with the keys that lead to the value, or the method, and the remedy.
+    """
+    with at("compute", "device"):
+        check_device(params.compute.device, params.compute.workers)
+    with at("dataset"):
+        dataset = DATASETS[params.dataset]
+    _check_options(params.data.options, [dataset], ("data",), f"data set '{params.dataset}'")
+    with at("data", "options"):
+        create(params.dataset, params.data.options)
+    for name, budget in params.budgets.items():
+        _check_network(budget.network, ("budgets", name, "network"))
+    for kind, (keys, values) in params.every_section():
+        _check_section(kind, keys, values)
     for method in params.methods:
         for ipc in params.ipc:
-            how = params.distillation(method, ipc)
-            for kind, registry in (("init", INITS), ("sampler", SAMPLERS), ("labels", LABELS)):
-                registry[getattr(how, kind)]
-            _check_workers(params.compute, how, method)
-            _check_effects(method, how)
-            Augmentation.parse(how.augmentation, how.augmentation_mode)
-            Augmentation.parse(how.network_augmentation, how.augmentation_mode)
-            judged = params.evaluation(method, ipc)
-            Augmentation.parse(judged.augmentation, judged.augmentation_mode)
-            for network in judged.networks:
-                if network.name not in NETWORKS:
-                    raise unknown("network (under evaluation.networks)", network.name, NETWORKS.names())
-    Augmentation.parse(params.experts().augmentation, params.experts().mode)
+            with at(where=f"method {method}, ipc {ipc}"):
+                how, judged = params.distillation(method, ipc), params.evaluation(method, ipc)
+                _check_effects(how)
+                Augmentation.parse(how.augmentation, how.augmentation_mode)
+                Augmentation.parse(how.network_augmentation, how.augmentation_mode)
+                Augmentation.parse(judged.augmentation, judged.augmentation_mode)
+    with at(where="experts"):
+        Augmentation.parse(params.experts().augmentation, params.experts().mode)
 
 
-def _datasets_named(block: Mapping[str, Any], budgets: Iterable[str]) -> set[str]:
-    """The data sets a method's block has overrides for."""
-    blocks = [block, *(block[budget] for budget in budgets if isinstance(block.get(budget), Mapping))]
-    return {str(name) for each in blocks for name in each.get("by_dataset") or {}}
+def _check_section(kind: str, keys: Keys, values: Mapping[str, Any]) -> None:
+    for depth, key in enumerate(keys[:-1], start=1):
+        if key == "by_dataset":
+            with at(*keys[: depth + 1]):
+                DATASETS[str(keys[depth])]
+    if kind == "distillation":
+        for key, registry in NAMED.items():
+            for name in _of_every_ipc(values.get(key)):
+                with at(*keys, key):
+                    registry[str(name)]
+        objective = values.get("objective")
+        kinds = [OBJECTIVES[name] for name in ([objective] if isinstance(objective, str) else OBJECTIVES)]
+        _check_options(values.get("options", {}), kinds, keys, "the objective")
+    for value in _of_every_ipc(values.get("networks") if kind == "evaluation" else None):
+        judged = validated(EvaluationParams, {"networks": value}, lambda within: (*keys, *within))
+        for network in judged.networks:
+            _check_network(network, (*keys, "networks"))
 
 
-def _check_effects(method: str, how: DistillParams) -> None:
-    """Refuse parameters that would be without effect; raises ParameterError, or as ``make_objective`` does."""
-    objective, where = make_objective(how.objective, how.options), f"params.yaml: method {method}"
+def _of_every_ipc(value: Any) -> Iterable[Any]:
+    if isinstance(value, Mapping) and all(isinstance(key, int) for key in value):
+        return value.values()
+    return [] if value is None else [value]
+
+
+def _check_network(network: NetworkParams, keys: Keys) -> None:
+    what = f"network '{network.name}'"
+    with at(*keys, "name"):
+        family = NETWORKS[network.name]
+    _check_options(network.options, [family], keys, what)
+    with at(*keys, "options"):
+        configured(family, network.options, what)
+
+
+def _check_options(options: Any, kinds: Iterable[Any], keys: Keys, what: str) -> None:
+    """Refuse an option that none of the kinds of a component has."""
+    known = {field.name for kind in kinds for field in fields(kind)}
+    check_keys(options, known, (*keys, "options"), f"option of {what}")
+
+
+def _check_effects(how: DistillParams) -> None:
+    """Refuse settings that would be without effect; raise ParameterError, or as ``make_objective`` does."""
+    objective = make_objective(how.objective, how.options)
     if how.sampler != "random" and not objective.uses_sampler:
         remedy = f", or {objective.sampler_option}, which takes its batches" if objective.sampler_option else ""
         raise ParameterError(
-            f"{where}: sampler: {how.sampler} has no effect, since objective '{how.objective}' with these options does "
-            f"not use a sampler's batches; set sampler: random{remedy}"
+            f"sampler: {how.sampler} has no effect, since objective '{how.objective}' with these options does not use "
+            f"a sampler's batches; set sampler: random{remedy}"
         )
     if LABELS[how.labels].soft and objective.learns_labels:
         raise ParameterError(
-            f"{where}: labels: {how.labels} would replace the labels that options.learn_labels learns; set labels: "
-            "hard, or learn_labels: false"
+            f"labels: {how.labels} would replace the labels that options.learn_labels learns; set labels: hard, or "
+            "learn_labels: false"
         )
     if how.sampler == "released" and not how.bounded:
         raise ParameterError(
-            f"{where}: sampler: released clusters un-normalised images, which bounded: false does not have; set "
-            "bounded: true, or sampler: representative"
+            "sampler: released clusters un-normalised images, which bounded: false does not have; set bounded: true, "
+            "or sampler: representative"
         )
     if how.pretrain_epochs and how.train_on != "real":
         raise ParameterError(
-            f"{where}: pretrain_epochs = {how.pretrain_epochs:g} has no effect with train_on: {how.train_on}; set it "
-            "to 0, or train_on: real"
+            f"pretrain_epochs = {how.pretrain_epochs:g} has no effect with train_on: {how.train_on}; set it to 0, or "
+            "train_on: real"
         )
 
 
@@ -113,11 +138,6 @@ def preflight(params: Params, info: DatasetInfo, train: LabeledImages) -> None:
 
     Raises ParameterError, ValueError or DataError with the value, the limit and the remedy.
     """
-    if params.compute.workers > info.num_classes:
-        raise ParameterError(
-            f"params.yaml: compute.workers = {params.compute.workers} is more than the {info.num_classes} classes "
-            f"of {params.dataset}, which are what workers share; use at most {info.num_classes}"
-        )
     counts = torch.bincount(train.labels, minlength=info.num_classes)
     check_images(params, info, counts + params.validation_per_class)
     matched = build(params.network.name, info, torch.Generator(), params.network.options)
@@ -126,6 +146,9 @@ def preflight(params: Params, info: DatasetInfo, train: LabeledImages) -> None:
             for network in params.evaluation(method, ipc).networks:
                 build(network.name, info, torch.Generator(), network.options)
             how = params.distillation(method, ipc)
+            with at(where=f"method {method}"):
+                in_turn = how.image_update == "per_class" and how.outer_iterations > 0
+                check_workers(params.compute.workers, info.num_classes, in_turn)
             check_budget(train, info, ipc, how.factor, how.decode, how.init)
             _check_pool(params, method, ipc, how)
             objective = make_objective(how.objective, how.options)

@@ -1,11 +1,12 @@
 """params.yaml as records, and what a method, an ipc and a budget come to."""
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from dreamlib.errors import ParameterError, unknown
+from dreamlib.errors import unknown
 from dreamlib.settings import (
     RELEASED_CLUSTERING,
     ClusteringParams,
@@ -15,10 +16,36 @@ from dreamlib.settings import (
     ExpertParams,
     Natural,
     NetworkParams,
-    Positive,
     Strict,
 )
-from pipeline.params.layers import at_ipc, borrowed, build, mapping, merged, not_above
+from pipeline.params.errors import Keys, SettingError, mapping
+from pipeline.params.layers import Layer, at_ipc, borrowed, build, merged, not_above, origin
+
+# The sections of a budget. A method has the keys of `distillation` without that name, and two sections.
+SECTIONS = {
+    "clustering": ClusteringParams,
+    "distillation": DistillParams,
+    "evaluation": EvaluationParams,
+    "experts": ExpertParams,
+}
+OF_A_METHOD = ("clustering", "evaluation")
+OVERRIDES = ("by_factor", "by_dataset")
+
+
+def _name(value: Any) -> Any:
+    if not isinstance(value, str) or not re.fullmatch("[A-Za-z][A-Za-z0-9_-]*", value):
+        raise ValueError("files and stages carry the name: rename it to letters, digits, _ and -, a letter first")
+    return value
+
+
+def _once(values: list[Any]) -> list[Any]:
+    if len(set(values)) != len(values):
+        raise ValueError("a value is listed twice, and DVC would run it twice: remove one")
+    return values
+
+
+Name = Annotated[str, BeforeValidator(_name)]
+OnceEach = (Field(min_length=1), AfterValidator(_once))
 
 
 class DataParams(Strict):
@@ -28,35 +55,8 @@ class DataParams(Strict):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-class BatchesParams(Strict):
-    """How kinds of batches are compared: after how many training steps, among how many images a class, how often drawn.
-
-    ``pool`` images of each class stand for the class; ``shown`` is the class whose batches are pictured.
-    """
-
-    points: Annotated[list[Natural], Field(min_length=1)]
-    pool: Positive = 640
-    draws: Annotated[int, Field(ge=2)] = 3
-    shown: Natural = 0
-
-
-class CostParams(Strict):
-    """How training on the full data is followed: after how many steps of ``batch`` images, by how many networks."""
-
-    points: Annotated[list[Positive], Field(min_length=1)]
-    batch: Positive = 64
-    repeats: Positive = 3
-
-
-class ClaimsParams(Strict):
-    """The section ``claims`` of studies/params.yaml: what the study of claims measures besides its runs."""
-
-    batches: BatchesParams
-    cost: CostParams
-
-
 class BudgetSections(Strict):
-    """What a budget, or its block for a data set, may set; the keys inside are checked where they are used.
+    """What a budget, or its block for a data set, may set.
 
     ``validation_per_class`` training images of each class are held out, on which settings are chosen; 0 trains on all
     images and draws no curves.
@@ -89,17 +89,17 @@ class Budget(BudgetSections):
 
 
 class Params(Strict):
-    """All of params.yaml."""
+    """All of params.yaml. Numbers of the DVC matrix are strict: what DVC calls 10.0 or true is not 10 or 1."""
 
     dataset: str
-    ipc: Annotated[list[Positive], Field(min_length=1)]
-    methods: Annotated[list[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]], Field(min_length=1)]  # in file names
-    seeds: Annotated[list[Natural], Field(min_length=1)]
+    ipc: Annotated[list[Annotated[int, Field(ge=1, strict=True)]], *OnceEach]
+    methods: Annotated[list[Name], *OnceEach]
+    seeds: Annotated[list[Annotated[int, Field(ge=0, strict=True)]], *OnceEach]
     budget: str
     compute: ComputeParams = ComputeParams()
     data: DataParams = DataParams()
-    method: dict[str, dict[str, Any]]
-    budgets: dict[str, Budget]
+    method: dict[Name, dict[str, Any]]
+    budgets: dict[Name, Budget]
 
     def distillation(self, method: str, ipc: int) -> DistillParams:
         """Return what ``method`` does at ``ipc`` under the chosen budget.
@@ -108,35 +108,33 @@ class Params(Strict):
         method's block named after the budget. Within a block, entries under ``by_factor`` and ``by_dataset`` follow its
         own keys. A value given as a mapping from ipc to value means: the entry of the largest ipc not above this one.
         """
-        where = f"method {method}, budget {self.budget}"
-        how = build(DistillParams, self._layers("distillation", method, self._factor(method, ipc)), ipc, where)
+        where, layers = f"method {method}, budget {self.budget}", self._layers
+        how = build(DistillParams, layers("distillation", method, self.value("factor", ipc, method)), ipc, where)
         return how if how.init != "released" else how.model_copy(update={"shrink": "nearest"})
 
     def evaluation(self, method: str, ipc: int) -> EvaluationParams:
         """Return the protocol that ``method`` is evaluated by at ``ipc``; layers as in ``distillation``."""
-        where = f"evaluation of {method}, budget {self.budget}"
-        return build(EvaluationParams, self._layers("evaluation", method, self._factor(method, ipc)), ipc, where)
+        where, layers = f"evaluation of {method}, budget {self.budget}", self._layers
+        return build(EvaluationParams, layers("evaluation", method, self.value("factor", ipc, method)), ipc, where)
+
+    def value(self, key: str, ipc: int, method: str | None = None) -> Any:
+        """Return one value of ``distillation``, by default the budget's, as set outside of ``by_factor`` sections."""
+        layers = [(keys, {key: values[key]}) for keys, values in self._layers("distillation", method) if key in values]
+        return getattr(build(DistillParams, layers, ipc, f"budget {self.budget}"), key)
 
     def borrowed(self, section: str, method: str, ipc: int) -> dict[str, int]:
         """Return which settings of 'distillation' or 'evaluation' have no entry for ``ipc`` → the ipc of the one used.
 
         Settings with one value for every ipc are not among them.
         """
-        return borrowed(merged(self._layers(section, method, self._factor(method, ipc))), ipc)
-
-    def _factor(self, method: str, ipc: int) -> int:
-        """Return the factor that chooses among ``by_factor`` sections, as set outside of them."""
-        values = merged(self._layers("distillation", method))
-        factor = values.get("factor", DistillParams.model_fields["factor"].default)
-        return at_ipc("factor", factor, ipc, f"method {method}, budget {self.budget}")
+        return borrowed(merged(self._layers(section, method, self.value("factor", ipc, method))), ipc)
 
     def clustering(self, method: str | None = None) -> ClusteringParams:
         """Return how the clustering stage works, for all methods or for one that sets ``clustering`` of its own."""
-        where = f"clustering{f' of {method}' if method else ''}, budget {self.budget}"
+        where = f"clustering of {method}, budget {self.budget}"
         how = build(ClusteringParams, self._layers("clustering", method), None, where)
-        init = merged(self._layers("distillation", method)).get("init") if method else None
-        if isinstance(init, Mapping):
-            raise ParameterError(f"params.yaml ({where}): init is one for every ipc; give one value, not {dict(init)}")
+        layers = self._layers("distillation", method) if method else []
+        init = at_ipc(merged(layers).get("init"), None, origin(layers, "init"))
         return RELEASED_CLUSTERING if init == "released" else how
 
     def experts(self) -> ExpertParams:
@@ -155,45 +153,55 @@ class Params(Strict):
         special = budget.by_dataset.get(self.dataset, DatasetSections()).validation_per_class
         return (budget.validation_per_class or 0) if special is None else special
 
+    def with_network(self, network: NetworkParams) -> "Params":
+        """Return the same parameters with another network under the chosen budget."""
+        budget = self._budget.model_copy(update={"network": network})
+        return self.model_copy(update={"budgets": {**self.budgets, self.budget: budget}})
+
     @property
     def _budget(self) -> Budget:
         return self._of(self.budgets, "budget", self.budget)
 
-    def _layers(self, section: str, method: str | None = None, factor: int | None = None) -> list[dict[str, Any]]:
+    def _layers(self, section: str, method: str | None = None, factor: int | None = None) -> list[Layer]:
         """The layers of one section, those that win last."""
-        layers = list(self._budget_layers(self._budget, section, factor))
+        budget = self._budget.model_dump(exclude_unset=True)
+        found = list(self._sections(budget, ("budgets", self.budget), factor))
         if method:
-            layers += self._method_layers(self._of(self.method, "method", method), section, factor, f"method.{method}")
-        return layers
+            found += self._sections(self._of(self.method, "methods", method), ("method", method), factor)
+        return [layer for kind, layer in found if kind == section]
 
-    def _budget_layers(self, budget: Budget, section: str, factor: int | None) -> Iterator[dict[str, Any]]:
-        special = budget.by_dataset.get(self.dataset, DatasetSections())
-        for block in (budget, special, not_above(special.by_factor, factor)):
-            if block is not None:
-                yield getattr(block, section)
+    def every_section(self) -> Iterator[tuple[str, Layer]]:
+        """Yield the kind and the layer of each section of budgets and methods, in force or not."""
+        for name, budget in self.budgets.items():
+            yield from self._sections(budget.model_dump(exclude_unset=True), ("budgets", name), every=True)
+        for name, block in self.method.items():
+            yield from self._sections(block, ("method", name), every=True)
 
-    def _method_layers(self, block: Any, section: str, factor: int | None, path: str) -> Iterator[dict[str, Any]]:
-        """The layers a method's block has for a section: its keys are those of ``distillation``, but for sections."""
-        block = mapping(block, path)
-        nested = {"clustering", "evaluation", "by_factor", "by_dataset", *self.budgets}
-        if section == "distillation":
-            yield {key: value for key, value in block.items() if key not in nested}
-        elif section in block:
-            yield dict(mapping(block[section], f"{path}.{section}"))
-        by_factor = mapping(block.get("by_factor", {}), f"{path}.by_factor")
+    def _sections(
+        self, block: Any, keys: Keys, factor: int | None = None, every: bool = False
+    ) -> Iterator[tuple[str, Layer]]:
+        """A block's sections, each after those it overrides: those in force at ``factor``, or every one."""
+        block = mapping(block, keys)
+        by_factor, by_dataset = (mapping(block.get(key, {}), (*keys, key)) for key in OVERRIDES)
         if not all(isinstance(key, int) for key in by_factor):
-            raise ParameterError(
-                f"params.yaml: {path}.by_factor must map whole numbers to sections, got {dict(by_factor)}"
-            )
-        if (chosen := not_above(by_factor, factor)) is not None:
-            yield from self._method_layers(chosen, section, factor, f"{path}.by_factor")
-        by_dataset = mapping(block.get("by_dataset", {}), f"{path}.by_dataset")
-        for key, under in ((self.dataset, by_dataset), (self.budget, block)):
-            if key in under:
-                yield from self._method_layers(under[key] or {}, section, factor, f"{path}.{key}")
+            raise SettingError(((*keys, "by_factor"), f"factors are whole numbers, got {list(by_factor)}"))
+        by_budget = {name: block[name] for name in self.budgets if name in block}
+        kinds: Sequence[str] = tuple(SECTIONS)
+        if keys[0] == "method":
+            kinds, others = OF_A_METHOD, {*OF_A_METHOD, *OVERRIDES, *by_budget}
+            yield "distillation", (keys, {key: value for key, value in block.items() if key not in others})
+        for kind in kinds:
+            yield kind, ((*keys, kind), mapping(block.get(kind, {}), (*keys, kind)))
+        for above, table, in_force in (
+            ((*keys, "by_factor"), by_factor, not_above(by_factor, factor)),
+            ((*keys, "by_dataset"), by_dataset, [self.dataset]),
+            (keys, by_budget, [self.budget]),
+        ):
+            for name in table if every else {*table} & {*in_force}:
+                yield from self._sections(table[name] or {}, (*above, name), factor, every)
 
     @staticmethod
-    def _of(table: Mapping[str, Any], kind: str, name: str) -> Any:
+    def _of(table: Mapping[str, Any], key: str, name: str) -> Any:
         if name not in table:
-            raise ParameterError(str(unknown(kind, name, sorted(table))))
+            raise SettingError(((key,), str(unknown(key.removesuffix("s"), name, sorted(table)))))
         return table[name]

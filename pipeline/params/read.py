@@ -1,6 +1,6 @@
 """Read params.yaml, methods.yaml and the studies' parameters."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +8,10 @@ from ruamel.yaml import YAML, YAMLError
 
 from dreamlib._engine.files import find_above
 from dreamlib.errors import ParameterError, unknown
-from pipeline.params.layers import validated
-from pipeline.params.models import ClaimsParams, Params
+from dreamlib.settings import DistillParams, NetworkParams
+from pipeline.params.errors import SettingError, check_keys, located, validated
+from pipeline.params.models import OF_A_METHOD, OVERRIDES, SECTIONS, Params
+from pipeline.params.studies import ClaimsParams, StudiesFile
 
 METHODS = "methods.yaml"
 STUDIES = "studies/params.yaml"
@@ -27,35 +29,49 @@ def find_root(start: str | Path | None = None) -> Path:
     return methods.parent
 
 
-def read_params(root: str | Path | None = None, study: str | None = None) -> Params:
+def read_params(
+    root: str | Path | None = None, study: str | None = None, more: Callable[[Params], None] = lambda params: None
+) -> Params:
     """Return the project's parameters, validated: methods.yaml, params.yaml over it, and over both a ``study``.
 
     A study is a section of studies/params.yaml. Its sections join those of params.yaml key by key, its other values
-    replace them, and its network is that of its budget; options of another data set are left out. Raise ParameterError
-    with one message for everything that is wrong.
+    replace them, and its network is that of its budget; options of another data set are left out. ``more`` is a further
+    check. Raise ParameterError with one line that names file, keys, value and remedy.
     """
     root = Path(root or find_root())
-    values = _joined(_read_yaml(root / METHODS), _read_yaml(root / "params.yaml"))
+    methods, own = read_yaml(root / METHODS), read_yaml(root / "params.yaml")
+    files, values, moved = {f"{METHODS}: ": methods, "params.yaml: ": own}, _joined(methods, own), {}
     if study:
-        studies = _read_yaml(root / STUDIES).get("studies")
-        if not isinstance(studies, dict) or not studies:
-            raise ParameterError(f"{STUDIES}: studies must hold studies by name, got {studies!r}")
+        studies = read_studies(root).studies
         if study not in studies:
             raise ParameterError(str(unknown("study", study, sorted(studies))))
-        if not isinstance(studies[study], dict):
-            raise ParameterError(f"{STUDIES}: study {study} must hold sections, got {studies[study]!r}")
+        files[f"{STUDIES}: studies.{study}."] = studies[study]
         values = _joined(_outside(values, studies[study]), studies[study])
-        if "network" in values and values.get("budget") in values["budgets"]:
-            values["budgets"][values["budget"]]["network"] = values.pop("network")
-    params = validated(Params, values, f"study {study}" if study else "top level")
-    check(params)
+        if "network" in studies[study]:
+            network, moved = values.pop("network"), {("budgets", values.get("budget"), "network"): ("network",)}
+    with located(files, moved):
+        params = validated(Params, values)
+        if moved:
+            params = params.with_network(validated(NetworkParams, network, lambda keys: ("network", *keys)))
+        _check_keys(params)
+        _check_values(params)
+        more(params)
     return params
+
+
+def read_studies(root: Path) -> StudiesFile:
+    """Return studies/params.yaml, of whose studies only the names are validated; raise as ``read_params`` does."""
+    tree = read_yaml(root / STUDIES)
+    with located({f"{STUDIES}: ": tree}):
+        return validated(StudiesFile, tree)
 
 
 def read_claims(root: str | Path | None = None) -> ClaimsParams:
     """Return the section ``claims`` of studies/params.yaml, validated; raise ParameterError as ``read_params`` does."""
-    root = Path(root or find_root())
-    return validated(ClaimsParams, _read_yaml(root / STUDIES).get("claims") or {}, f"claims of {STUDIES}")
+    claims = read_studies(Path(root or find_root())).claims
+    if claims is None:
+        raise ParameterError(f"{STUDIES} has no section claims; restore it with `git checkout {STUDIES}`")
+    return claims
 
 
 def _outside(values: dict[str, Any], study: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,14 +82,14 @@ def _outside(values: dict[str, Any], study: Mapping[str, Any]) -> dict[str, Any]
     return kept
 
 
-def _joined(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def _joined(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Two trees of sections as one; where both have a value, the one above."""
     both = {k: _joined(below[k], v) for k, v in above.items() if isinstance(v, dict) and isinstance(below.get(k), dict)}
     return {**below, **above, **both}
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file of sections; raises ParameterError when it is missing or is not one."""
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return a YAML file of sections; raise ParameterError when it is missing or is not one."""
     try:
         values = YAML(typ="safe", pure=True).load(path)
     except FileNotFoundError:
@@ -87,19 +103,25 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def check(params: Params) -> None:
+def _check_keys(params: Params) -> None:
+    """Refuse keys that mean nothing, in force or not; raise SettingError with the nearest that does."""
+    of_methods = {*DistillParams.model_fields, *OF_A_METHOD, *OVERRIDES}
+    for name in {*params.method, *of_methods} & {*params.budgets}:
+        kind = "a method" if name in params.method else "a key of methods"
+        raise SettingError((("budgets", name), f"'{name}' names both {kind} and a budget; rename one"))
+    for kind, (keys, values) in params.every_section():
+        own = keys[0] == "method" and keys[-1] != kind
+        check_keys(values, {*of_methods, *params.budgets} if own else SECTIONS[kind].model_fields, keys)
+
+
+def _check_values(params: Params) -> None:
     """Resolve every setting the pipeline would run, so that a mistake shows before any stage starts."""
-    for name in params.method:
-        if name in params.budgets:
-            raise ParameterError(f"'{name}' names both a method and a budget; rename one")
-    for method in params.methods:
-        for ipc in params.ipc:
+    for ipc in params.ipc:
+        for method in params.methods:
             params.distillation(method, ipc)
             params.evaluation(method, ipc)
+        for key in ("factor", "real_batch"):  # the clustering stage's
+            params.value(key, ipc)
+    for method in (None, *params.methods):
         params.clustering(method)
-    params.clustering()
     params.experts()
-    for key in ("ipc", "methods", "seeds"):
-        values = getattr(params, key)
-        if len(set(values)) != len(values):
-            raise ParameterError(f"params.yaml: {key} lists a value twice: {values}; DVC would run it twice")

@@ -1,13 +1,15 @@
 """Judge the claims that studies/claims.yaml lists, each by its kind of evidence."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from ruamel.yaml import YAML
 
 from dreamlib.errors import unknown
+from pipeline.params.errors import Keys, SettingError, check_keys, located, mapping
+from pipeline.params.read import read_yaml
 from pipeline.report.results import Claims
 from pipeline.report.statistics import (
     by_seed,
@@ -23,12 +25,42 @@ from pipeline.report.tables import with_spread
 
 CLAIMS_FILE = Path("studies") / "claims.yaml"
 MEASURES = ["distance", "norm", "norm_std", "variance", "nearest_distance", "clusters_hit"]
+PARTS = {  # kind of evidence → the keys that each of its parts needs, and those that it may have
+    "paired_gain": (("method", "over", "ipc"), ("name", "network", "view")),
+    "batch_measure": (("name", "measure", "of", "than", "expected"), ()),
+}
 Judged = tuple[str, str]  # what was measured, in words, and the verdict
 
 
 def read_claim_list(root: Path) -> list[dict[str, Any]]:
-    """Return the claims of studies/claims.yaml: id, claim, source, margin, evidence (its kind and arguments)."""
-    return YAML(typ="safe", pure=True).load(root / CLAIMS_FILE)["claims"]
+    """Return the claims of studies/claims.yaml: id, claim, source, margin, evidence (its kind and arguments).
+
+    Raise ParameterError for a key that means nothing or is missing, and for a kind of evidence that does not exist.
+    """
+    tree = read_yaml(root / CLAIMS_FILE)
+    with located({f"{CLAIMS_FILE.as_posix()}: ": tree}):
+        _check_keys(tree, (), ("claims",))
+        for claim in tree["claims"]:
+            keys: Keys = ("claims", str(mapping(claim, ("claims",)).get("id")))
+            _check_keys(claim, keys, ("id", "claim", "source", "margin", "evidence"))
+            keys = (*keys, "evidence")
+            evidence = mapping(claim["evidence"], keys)
+            if evidence.get("kind") not in KINDS:
+                raise SettingError(((*keys, "kind"), str(unknown("kind of evidence", evidence.get("kind"), [*KINDS]))))
+            _, _, *arguments = signature(KINDS[evidence["kind"]]).parameters.values()  # after claims and margin
+            optional = [argument.name for argument in arguments if argument.default is not argument.empty]
+            needed = [argument.name for argument in arguments if argument.name not in optional]
+            _check_keys(evidence, keys, ("kind", *needed), optional)
+            for part in evidence.get("parts", ()):
+                _check_keys(part, (*keys, "parts"), *PARTS[evidence["kind"]])
+    return tree["claims"]
+
+
+def _check_keys(found: Any, keys: Keys, needed: Iterable[str], optional: Iterable[str] = ()) -> None:
+    check_keys(found, {*needed, *optional}, keys)
+    for key in needed:
+        if key not in found:
+            raise SettingError(((*keys, key), "a value is missing"))
 
 
 def verdicts(claims: Claims) -> pd.DataFrame:
@@ -37,8 +69,6 @@ def verdicts(claims: Claims) -> pd.DataFrame:
     for claim in read_claim_list(claims.root):
         arguments = dict(claim["evidence"])
         kind = arguments.pop("kind")
-        if kind not in KINDS:
-            raise unknown("kind of evidence", kind, sorted(KINDS))
         rows.append((claim["claim"], *KINDS[kind](claims, claim["margin"], **arguments)))
     return pd.DataFrame(rows, columns=["claim", "measured", "verdict"]).set_index("claim")
 

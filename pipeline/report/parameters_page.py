@@ -5,12 +5,9 @@ Keys, types and defaults are those of the pydantic models and of the registered 
 
 from collections.abc import Mapping
 from dataclasses import fields
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any
 
-from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
 
 from dreamlib.data.base import DATASETS
 from dreamlib.matching import OBJECTIVES
@@ -29,7 +26,9 @@ from dreamlib.synthetic.initial import INITS
 from pipeline.params import BatchesParams, Budget, CostParams, DataParams, Params
 from pipeline.report.tables import markdown
 
-LIMITS = {Ge: ("≥", "ge"), Gt: (">", "gt"), Le: ("≤", "le"), Lt: ("<", "lt")}  # type → sign and attribute
+# Names of JSON schema's types and limits; a section has no type.
+TYPES = {"integer": "int", "number": "float", "string": "str", "boolean": "bool", "object": "mapping", "null": "none"}
+LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 # Where a section stands in the parameter files → its model and the meaning of each key.
 SECTIONS: dict[str, tuple[type[BaseModel], dict[str, str]]] = {
@@ -210,52 +209,30 @@ def _section(model: type[BaseModel], meanings: Mapping[str, str]) -> str:
         differing = ", ".join(sorted(set(model.model_fields) ^ set(meanings)))
         raise ValueError(f"{model.__name__}: {differing} must be both a key of the model and explained in SECTIONS")
     rows = []
-    for key, info in model.model_fields.items():
-        default = info.get_default(call_default_factory=True)
-        kind = type_name(info.annotation, info.metadata)
-        rows.append((f"`{key}`", kind, "required" if default is PydanticUndefined else _value(default), meanings[key]))
+    for key, schema in model.model_json_schema()["properties"].items():
+        value = model.model_fields[key].get_default(call_default_factory=True)
+        default = "its defaults" if "$ref" in schema else "–" if value in (None, "") else f"`{_yaml(value)}`"
+        default = "required" if model.model_fields[key].is_required() else default
+        rows.append((f"`{key}`", type_name(schema), default, meanings[key]))
     return markdown(("key", "type", "default", "meaning"), rows)
 
 
-def type_name(kind: Any, metadata: Any = ()) -> str:
-    """Return a type as the tables show it, with its limits.
+def type_name(schema: Mapping[str, Any]) -> str:
+    """Return a type of JSON schema as the tables show it, with its limits.
 
-    >>> type_name(Annotated[int, Ge(1)]), type_name(Literal["sgd", "adam"])
+    >>> type_name({"type": "integer", "minimum": 1}), type_name({"enum": ["sgd", "adam"], "type": "string"})
     ('int ≥ 1', '`sgd`, `adam`')
-    >>> type_name(list[int]), type_name(int | None)
-    ('list of int', 'int or none')
+    >>> type_name({"type": "array", "items": {"type": "number"}})
+    'list of float'
     """
-    if get_origin(kind) is Annotated:
-        kind, *inner = get_args(kind)
-        return type_name(kind, [*inner, *metadata])
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        return "section"
-    parts = get_args(kind)
-    match get_origin(kind):
-        case origin if origin is Literal:
-            name = ", ".join(f"`{part}`" for part in parts)
-        case origin if origin in (Union, UnionType):
-            name = " or ".join("none" if part is type(None) else type_name(part) for part in parts)
-        case origin if origin is list:
-            name = f"list of {'networks' if 'Network' in str(parts[0]) else type_name(parts[0])}"
-        case origin if origin is dict:
-            name = "mapping"
-        case _:
-            name = kind.__name__
-    limits = [
-        f"{sign} {getattr(limit, attribute)}"
-        for item in metadata
-        for limit in getattr(item, "metadata", [item])  # pydantic keeps several limits in one FieldInfo
-        for kind, (sign, attribute) in LIMITS.items()
-        if isinstance(limit, kind)
-    ]
-    return " ".join([name, ", ".join(limits)]).strip()
-
-
-def _value(default: Any) -> str:
-    if isinstance(default, BaseModel):
-        return "its defaults"
-    return "–" if default in (None, "") else f"`{_yaml(default)}`"
+    if "anyOf" in schema:
+        return " or ".join(map(type_name, schema["anyOf"]))
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    if "items" in schema:
+        return f"list of {'networks' if '$ref' in schema['items'] else type_name(schema['items'])}"
+    limits = ", ".join(f"{sign} {schema[limit]:g}" for limit, sign in LIMITS.items() if limit in schema)
+    return f"{TYPES[schema['type']] if 'type' in schema else 'section'} {limits}".strip()
 
 
 def components() -> str:

@@ -13,33 +13,20 @@ from torch import Tensor
 from dreamlib._engine.files import write_atomically, write_json
 from dreamlib.data.types import LabeledImages
 from dreamlib.sampling.coverage import batch_coverage
-from dreamlib.sampling.real_batches import Embed
 from dreamlib.sampling.representatives import ClassClusters, cluster_class
 from dreamlib.settings import ClusteringParams
-from dreamlib.synthetic.initial import INITS, images_needed
 from pipeline.params import Params
 from pipeline.project import Project, Setting
 
 
 def cluster_counts(params: Params, ipc: int, fewest: int) -> list[int]:
-    """How many clusters a class the listed methods need at ``ipc``: one a canvas crop, for each factor in use.
+    """Return the numbers of clusters a class that the stage makes at ``ipc``: for factor 1 and for the budget's factor.
 
-    One a canvas where none of them starts from clusters: the report then shows what such a start would be, as far as
-    the ``fewest`` images a class, or the pool of them, go.
+    They depend on no method, so that no change of the methods runs the stage again. They are no more than the
+    ``fewest`` images a class, or the pool of them.
     """
-    how = [params.distillation(method, ipc) for method in params.methods]
-    started = {images_needed(ipc, h.factor, h.decode) for h in how if INITS[h.init].uses_clusters}
-    return sorted(started or {min(ipc, fewest, params.clustering().pool or fewest)})
-
-
-def other_clusterings(params: Params, ipc: int) -> list[tuple[str, ClusteringParams, int]]:
-    """Return (method, how, clusters a class) for the methods that start from another clustering than the stage's."""
-    found = []
-    for method in params.methods:
-        how = params.distillation(method, ipc)
-        if INITS[how.init].uses_clusters and params.clustering(method) != params.clustering():
-            found.append((method, params.clustering(method), images_needed(ipc, how.factor, how.decode)))
-    return found
+    most = min(fewest, params.clustering().pool or fewest)
+    return sorted({min(ipc * factor**2, most) for factor in (1, params.value("factor", ipc))})
 
 
 @dataclass(frozen=True)
@@ -51,30 +38,35 @@ class ClusteringResult:
     coverage: pd.DataFrame
 
 
+def clusters_of(
+    project: Project, counts: Sequence[int], seed: int, how: ClusteringParams
+) -> dict[int, list[ClassClusters]]:
+    """Return every class's clustering of the training images into each number of clusters."""
+    data, embedder = project.split("train").to(project.compute.device), project.embedder(seed, how)
+    return {
+        count: [
+            cluster_class(data, label, count, seed, embedder, how.pool, how.max_iterations, how.pick)
+            for label in range(data.num_classes)
+        ]
+        for count in counts
+    }
+
+
 def run_clustering(project: Project, ipc: int, seed: int) -> ClusteringResult:
     """Cluster every class of the training images; compare representative with random batches.
 
-    Writes results/clusters/ipc<ipc>-seed<seed>.safetensors (the representatives' rows, (K, count) for each count, and
-    for each method that clusters in its own way) and the coverage table beside it as .csv, its means as .json.
+    Writes results/clusters/ipc<ipc>-seed<seed>.safetensors (the representatives' rows, (K, count) for each count) and
+    the coverage table beside it as .csv, its means as .json.
     """
     project.require(None, ipc, seed)
     project.require_writable(clusters_path(project, ipc, seed))
-    began, how, embedder = time.perf_counter(), project.params.clustering(), project.embedder(seed)
-    data = project.split("train").to(project.compute.device)
-    classes = range(data.num_classes)
-
-    def clustered(count: int, how: ClusteringParams, embedder: Embed) -> list[ClassClusters]:
-        return [cluster_class(data, c, count, seed, embedder, how.pool, how.max_iterations, how.pick) for c in classes]
-
+    began, data = time.perf_counter(), project.split("train").to(project.compute.device)
     counts = cluster_counts(project.params, ipc, int(data.labels.bincount().min()))
-    clusters = {count: clustered(count, how, embedder) for count in counts}
-    batch = max(project.params.distillation(m, ipc).real_batch for m in project.params.methods)
+    clusters = clusters_of(project, counts, seed, project.params.clustering())
+    batch = project.params.value("real_batch", ipc)
     table = coverage_table(clusters[max(clusters)], project.info.classes, batch, seed)
     path = clusters_path(project, ipc, seed)
-    rows = {f"rows_{n}": representatives_of(found) for n, found in clusters.items()}
-    for method, own, count in other_clusterings(project.params, ipc):
-        rows[f"rows_{count}_{method}"] = representatives_of(clustered(count, own, project.embedder(seed, own)))
-    write_atomically(path, save(rows))
+    write_atomically(path, save({f"rows_{count}": representatives_of(found) for count, found in clusters.items()}))
     write_atomically(path.with_suffix(".csv"), table.to_csv(index=False).encode())
     write_json(path.with_suffix(".json"), coverage_means(table))
     project.note(f"clustering-ipc{ipc}-seed{seed}", {"total": time.perf_counter() - began})
@@ -108,11 +100,15 @@ def representatives_of(clusters: list[ClassClusters]) -> Tensor:
 
 
 def representatives(project: Project, setting: Setting, count: int) -> Tensor:
-    """The rows (K, count) the clustering stage chose; raises FileNotFoundError naming the stage when it has not run."""
-    path = clusters_path(project, setting.ipc, setting.seed)
-    stored = load_file(path) if path.is_file() else {}
-    own = project.params.clustering(setting.method) != project.params.clustering()
-    name = f"rows_{count}_{setting.method}" if own else f"rows_{count}"
-    if name not in stored:
-        raise FileNotFoundError(f"{path} holds no clustering '{name}'; make it with `dvc repro clustering`")
-    return stored[name]
+    """Return the rows (K, count) that a method starts from: the clustering stage's, which methods share.
+
+    A method that clusters in its own way, or into another number of clusters, has them found here. Raise
+    FileNotFoundError naming the stage when it has not run.
+    """
+    path, how = clusters_path(project, setting.ipc, setting.seed), project.params.clustering(setting.method)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; make it with `dvc repro clustering`")
+    shared = load_file(path) if how == project.params.clustering() else {}
+    if f"rows_{count}" in shared:
+        return shared[f"rows_{count}"]
+    return representatives_of(clusters_of(project, [count], setting.seed, how)[count])
