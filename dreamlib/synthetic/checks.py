@@ -50,7 +50,7 @@ def check_shapes(synthetic: "SyntheticSet") -> None:
         )
 
 
-def class_sizes(labels: Tensor, num_classes: int) -> tuple[int, ...]:
+def count_classes(labels: Tensor, num_classes: int) -> tuple[int, ...]:
     """Return the number of canvases of each class; raise ValueError for labels outside [0, K)."""
     lowest, highest = _range(labels)
     if lowest < 0 or highest >= num_classes:

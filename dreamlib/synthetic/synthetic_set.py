@@ -21,7 +21,7 @@ from dreamlib.synthetic.checks import (
     check_shapes,
     check_soft_shape,
     check_values,
-    class_sizes,
+    count_classes,
 )
 from dreamlib.synthetic.decode import decode, formation, tile
 
@@ -73,7 +73,6 @@ class SyntheticSet:
     extras: dict[str, Tensor] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
     frequencies: Tensor | None = None
-
     _known: "_Known | None" = field(default=None, repr=False, compare=False, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -81,8 +80,7 @@ class SyntheticSet:
         known = self._known
         if known is None or known.labels is not self.labels or len(known.class_sizes) != self.num_classes:
             self.labels = self.labels.long()
-            sizes = class_sizes(self.labels, self.num_classes)
-            self._known = _Known(self.labels, self.soft_labels, sizes)
+            self._known = _Known(self.labels, self.soft_labels, count_classes(self.labels, self.num_classes))
             self._check_soft_labels()
             self._sort_by_class()
             check_values(self)
