@@ -94,7 +94,7 @@ def test_a_write_that_breaks_off_in_the_middle_leaves_the_old_file_and_nothing_e
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
     files.require_writable(tmp_path, tmp_path / "new")
-    assert list((tmp_path / "new").iterdir()) == []
+    assert list(tmp_path.iterdir()) == [path], "nothing is left behind"
 
 
 def test_a_folder_that_cannot_be_made_is_refused_with_the_remedy(tmp_path):

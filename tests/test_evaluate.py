@@ -429,7 +429,7 @@ def test_a_key_of_any_layer_wins_over_the_protocol(reading):
         ({"augmentation": "flip_colour"}, "did you mean 'color'?"),
         ({"networks": {"name": "mlp", "option": {}}}, "did you mean 'options'?"),
         ({"views": ["plane"]}, "views.0: Input should be 'plain', 'hard_labels'"),
-        ({"views": "plain"}, "valid list, got 'plain'"),
+        ({"views": "plain"}, "a list belongs here, each item on a line of its own after `- `, got 'plain'"),
         ({"decay": "tenths"}, "'idc_steps' or 'tenth', got 'tenths'"),
         ({"networks": ["mlp", "convnett"]}, "did you mean 'convnet'?"),
         ({"networks": 3}, "got 3"),  # it was the number of networks before `repeats`

@@ -82,7 +82,7 @@ def project(tmp_path, threads_restored):
 
 
 def test_one_of_each_goes_through_the_stages_and_resumes(project, monkeypatch, global_generators_untouched):
-    assert [len(c) for c in run_clustering(project, SETTING.ipc, SETTING.seed).clusters.values()] == [5]
+    assert [len(c) for c in run_clustering(project, SETTING.ipc, SETTING.seed).clusters.values()] == [5, 5]
     file, steps, step = project.file("sets", SETTING, ".safetensors"), [], Distiller.step
 
     def counted(run):

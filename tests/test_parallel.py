@@ -257,7 +257,8 @@ def test_workers_end_with_the_process_that_started_them(root):
     params["budgets"]["quick"]["distillation"].update(outer_iterations=10**6, checkpoint_every_s=0.01)
     program = (
         "import sys; from pathlib import Path; from dreamlib._engine.ranks import run_workers;"
-        "run_workers(2, ['distillation', '--method=idc', '--ipc=1', '--seed=0'], Path(sys.argv[1]), 2)"
+        "arguments = ['distillation', '--method=idc', '--ipc=1', '--seed=0'];"
+        "run_workers(2, 'pipeline.worker', arguments, Path(sys.argv[1]), 2)"
     )
     command, env = [sys.executable, "-c", program, str(root)], os.environ | {"PYTHONPATH": str(ROOT)}
     try:

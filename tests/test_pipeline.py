@@ -497,6 +497,7 @@ def test_results_that_could_not_be_written_are_refused_before_any_work(project, 
 @pytest.mark.parametrize("written", [0, 1])
 def test_a_disk_that_fills_up_during_a_stage_leaves_the_old_files_whole(project, stage, written, monkeypatch):
     """With the results of the pipeline's run above; the first write fails, or the second."""
+    run_clustering(Project.open(project), 1, 0)  # tests above may have clustered another data set
     before, writes, fsync = outputs_of(project), [], os.fsync
 
     def full(descriptor):

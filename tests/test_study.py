@@ -320,7 +320,11 @@ def test_without_experts_the_run_says_how_to_make_them(root, capsys):
         (["small", "run", "dream"], {}, "lists ['mtt']"),
         (["tiny", "run", "idc"], {}, "lists ['random', 'dream', 'kmeans_kd']"),
         (["small", "run", "mtt"], {"methods": ["mttt"]}, "did you mean 'mtt'?"),
-        (["small", "clusters"], {"datset": "digits"}, "params.yaml (study small): unknown key 'datset'"),
+        (
+            ["small", "clusters"],
+            {"datset": "digits"},
+            "studies/params.yaml: studies.small.datset: unknown key 'datset'",
+        ),
         (["small", "clusters"], {"compute": "fast"}, "compute"),
     ],
 )

@@ -32,14 +32,14 @@ def write_atomically(path: str | Path, payload: bytes) -> None:
 
 
 def require_writable(*folders: Path) -> None:
-    """Raise OSError, with the remedy, unless a file can be written in each folder; missing folders are made.
+    """Raise OSError, with the remedy, unless a file can be written in each folder, or where a missing one will be made.
 
     To be called before long work whose result goes there.
     """
     for folder in folders:
         with _explained(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder) as probe:
+            existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+            with tempfile.TemporaryFile(dir=existing) as probe:
                 probe.write(bytes(PROBE_BYTES))
 
 
