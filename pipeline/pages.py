@@ -12,7 +12,7 @@ from dreamlib._engine.files import write_atomically
 from pipeline.failures import exit_status
 from pipeline.params import find_root, read_params
 from pipeline.project import Project
-from pipeline.report import parameters_page, record, results_page
+from pipeline.report import judged, parameters_page, record, results_page
 from pipeline.report.results import Claims
 from pipeline.report.tables import between, markdown
 from pipeline.stages.figures import evaluations, summary, summary_markdown
@@ -48,6 +48,7 @@ BLOCKS: dict[str, dict[str, Block]] = {
         "best sets": best_sets.best_sets_text,
         "claims": results_page.claims,
         "training": training,
+        "judged": judged.judged_sets,
     },
     "docs/speed.md": {
         "times": record.times_table,

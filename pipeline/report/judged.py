@@ -7,10 +7,12 @@ one, the set ``KEPT`` as the best of its storage. The summary is results/judged/
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from dreamlib._engine.files import read_json
 from dreamlib.settings import EvaluationParams
 from dreamlib.training.trainer import TrainSettings
 from pipeline.project import Project
@@ -212,6 +214,25 @@ def answer(rows: pd.DataFrame, summary: Mapping[str, Any]) -> str:
         f"{trial(summary)}{' '.join(sentences)} The set stores {stored['stored_floats']:,} floats ({stored['labels']} "
         f"labels), those beside it about as many; mean ± standard deviation over {over}, after the last epoch."
     )
+
+
+def judged_sets(root: Path) -> str:
+    """Return a table of all sets of results/judged, a row for each, beside what their makers stored in the file."""
+    lines = []
+    for path in sorted((root / "results" / "judged").glob("*/judgement.json")):
+        summary, rows = read_json(path), pd.read_csv(path.with_name("accuracies.csv"))
+        table = spread(rows[rows.matched], ["method", "view"])
+        measured = [(THIS, "protocol"), (THIS, "idc"), (RANDOM, "protocol"), (KMEANS, "protocol")]
+        cells = [percent(*table.loc[key]) if key in table.index else ABSENT for key in measured]
+        stated = [percent(each["mean"], each["std"]) for each in summary["makers"].values()]
+        networks = f"{summary['networks']} × {summary['experiments']}"
+        protocol = f"{summary['protocol']}, {summary['epochs']['protocol']} epochs"
+        computed = f"{summary['compute']['device']}, {summary['compute']['precision']}"
+        head = (summary["name"], summary["dataset"], protocol)
+        lines.append((*head, *cells, ", ".join(stated) or ABSENT, networks, computed))
+    own = ("set, own (%)", "set, idc (%)", "random, own (%)", "k-means, own (%)")
+    names = ("set", "data", "own protocol", *own, "stated in the file (%)", "networks × sets", "on")
+    return markdown(names, lines)
 
 
 def provenance(project: Project, summary: Mapping[str, Any]) -> str:

@@ -232,6 +232,7 @@ class Judgement:
             "own_is_not_idc": not is_idc(protocol),
             "protocol_epochs": asked,
             "epochs": epochs,
+            "compute": self.project.compute.describe(),
             "networks": self.networks,
             "experiments": len(self.sets),
             "sets": sets,
