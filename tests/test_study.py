@@ -349,6 +349,20 @@ def test_the_projects_own_studies_can_be_run(name):
                 assert settings.options["max_start"] - 1 + settings.options["expert_epochs"] <= params.experts().epochs
 
 
+def test_every_parameter_that_a_stage_of_the_studies_depends_on_exists():
+    """DVC refuses to run a stage otherwise."""
+    values = {
+        name: YAML(typ="safe", pure=True).load(ROOT / name) for name in ("params.yaml", "methods.yaml", STUDIES_FILE)
+    }
+    stages = YAML(typ="safe", pure=True).load(ROOT / "studies" / "dvc.yaml")["stages"].values()
+    for entry in (entry for stage in stages for entry in stage.get("params", [])):
+        for file, names in entry.items() if isinstance(entry, dict) else [("params.yaml", [entry])]:
+            for name in (name for name in names or [] if "${item." not in name):
+                found = values[file]
+                for key in name.replace("${budget}", values["params.yaml"]["budget"]).split("."):
+                    found = found[key]
+
+
 TOY = '''
 """Mean-pixel matching: a whole method in one file."""
 
