@@ -233,7 +233,7 @@ def lines(
         axis.set_xscale("log")
     axis.set(xlabel=xlabel, ylabel=ylabel, title=literal(title))
     if table[by].nunique() > 1:
-        axis.legend(title=by)
+        axis.legend(title=by, loc="best")
     return finished(figure)
 
 

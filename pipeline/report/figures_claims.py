@@ -70,7 +70,7 @@ def accuracy_along(table: pd.DataFrame, x: str, xlabel: str) -> Figure:
             )
         stored = f"{ipc} stored image{'s' if ipc > 1 else ''} per class"
         axis.set(xlabel=xlabel, ylabel="validation accuracy (%)", title=stored)
-        axis.legend()
+        axis.legend(loc="best")
     return finished(figure)
 
 
@@ -103,5 +103,5 @@ def against_operations(table: pd.DataFrame) -> Figure:
         )
     axis.set_xscale("log")
     axis.set(xlabel="floating-point operations of training (log scale)", ylabel="validation accuracy (%)")
-    axis.legend()
+    axis.legend(loc="best")
     return finished(figure)
