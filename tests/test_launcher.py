@@ -94,7 +94,7 @@ def test_a_killed_launcher_leaves_no_kernel_and_a_rerun_may_begin(root, number):
     until(lambda: ended(kernel), "the kernel notices")
     assert (root / "out.ipynb").read_text() == "old"
     if number == signal.SIGTERM:
-        assert first.returncode == 130 and err.startswith("interrupted: the same command goes on from")
+        assert first.returncode == 130 and "interrupted: the same command goes on from" in err
     third = launch(root, WORK)
     assert third.returncode == 0 and third.err == ""
     assert nbformat.read(root / "out.ipynb", 4).cells[-1].source.startswith("\nimport os")
