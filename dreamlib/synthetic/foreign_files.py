@@ -24,6 +24,7 @@ ALLOWED = [np.ndarray, np.dtype, *{type(np.dtype(code)) for code in "?bBhHiIlLqQ
 IMAGE_KEYS = ("images", "image", "data", "x", "x_train")
 LABEL_KEYS = ("soft_labels", "labels", "label", "targets", "target", "y", "y_train")  # soft ones where there are both
 RATE_KEYS = ("lr", "syn_lr", "step_size")
+TORCH = (".pt", ".pth", ".tar", ".pkl")  # endings of torch files
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
 
 
@@ -179,9 +180,6 @@ def _rate(value: Any, path: Path) -> float:
     if rate.numel() != 1:
         raise ValueError(f"the step size of {path} must be one number; got {tuple(rate.shape)}")
     return float(rate.item())
-
-
-TORCH = (".pt", ".pth", ".pth.tar", ".tar", ".pkl")
 
 
 def folder_sets(path: Path) -> list[StoredSet]:
