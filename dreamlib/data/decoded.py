@@ -40,7 +40,8 @@ def contents(files: Stamps) -> tuple[str, ...]:
 
 def _md5(path: Path) -> str:
     try:
-        return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+        with open(path, "rb", buffering=0) as file:  # whole and unbuffered: most of the time goes into opening
+            return hashlib.md5(file.readall(), usedforsecurity=False).hexdigest()
     except OSError:  # said when the file is decoded, with the others
         return ""
 
