@@ -236,7 +236,7 @@ def test_statistics_that_cannot_be_meant_are_refused(given, message):
 
 def test_images_that_do_not_fit_into_memory_are_refused_before_any_is_decoded(photos, decodings):
     with pytest.raises(
-        DataError, match=r"16 images of 3×10000000×10000000 need .* GiB of memory as uint8: choose a smaller"
+        DataError, match=r"for the images \(16 × 3 × 10,000,000 × .*\): they take .* GiB; choose a smaller size"
     ):
         create("folder", options(photos[0]) | {"size": 10**7}).load("train")
     assert not decodings

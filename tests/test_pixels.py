@@ -171,16 +171,20 @@ def test_figures_show_them_in_the_same_brightness(both):
 
 def test_memory_that_is_not_there_is_asked_for_in_one_line():
     with pytest.raises(DataError) as refused:
-        allocate((10**9, 3, 1024, 1024), torch.uint8)
+        allocate("the images", (10**9, 3, 1024, 1024), torch.uint8)
     assert str(refused.value) == (
-        "1,000,000,000 images of 3×1024×1024 need 2,929,687.5 GiB of memory as uint8: choose a smaller size (option of "
-        "data set folder) or fewer images"
+        "memory is too small for the images (1,000,000,000 × 3 × 1,024 × 1,024 of uint8): they take 2,929,687.5 GiB; "
+        "choose a smaller size (an option of data set folder) or fewer images"
     )
-    info = DatasetInfo("wide", ("a", "b"), 3, 1024, (0.5,) * 3, (0.5,) * 3)
-    one = torch.zeros(1, 3, 1024, 1024, dtype=torch.uint8).expand(10**9, 3, 1024, 1024)
-    labels = torch.zeros(1, dtype=torch.long).expand(10**9)
-    many = LabeledImages.__new__(LabeledImages)  # labels of a billion images would be checked one by one
-    for name, value in {"images": one, "labels": labels, "num_classes": 2}.items():
-        object.__setattr__(many, name, value)
-    with pytest.raises(DataError, match=r"need 11,718,750.0 GiB of memory as float32"):
-        many.normalised(info)
+    pixel, info = (
+        torch.zeros(1, 1, 1, 1, dtype=torch.uint8),
+        DatasetInfo("wide", ("a",), 3, 2**22, (0.5,) * 3, (1.0,) * 3),
+    )
+    wide = LabeledImages(pixel.expand(1, 3, 2**22, 2**22), torch.zeros(1, dtype=torch.long), 1)
+    with pytest.raises(DataError, match=r"the normalised images \(1 × 3 × .* of float32\): they take 196,608.0 GiB"):
+        wide.normalised(info)
+    long = pixel.expand(2, 3, 2**10, 2**10)
+    with pytest.raises(
+        DataError, match=r"the pixels' covariances \(3,145,728 × 3,145,728 of float64\): they take 73,728"
+    ):
+        ZCA.fit(long)

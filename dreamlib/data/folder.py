@@ -178,7 +178,7 @@ def _flat(layout: Layout) -> list[Path]:
 
 def _read(paths: Sequence[Path], size: int, channels: int) -> Tensor:
     """Return (N, channels, size, size) bytes; raise one DataError for all unreadable files."""
-    images = allocate((len(paths), channels, size, size), torch.uint8)
+    images = allocate("the images", (len(paths), channels, size, size), torch.uint8)
     unreadable: list[str] = []
     for row, path in enumerate(paths):
         try:

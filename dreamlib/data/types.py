@@ -37,16 +37,15 @@ def as_float(images: Tensor) -> Tensor:
     return images.to(torch.float32).div_(_constants((255.0,), torch.float32, images.device))
 
 
-def allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-    """Return an uninitialised tensor (N, C, H, W); raise DataError, with its size, where memory is too small."""
+def allocate(what: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+    """Return an uninitialised tensor for ``what``; raise DataError, with its size, where memory is too small."""
     try:
         return torch.empty(shape, dtype=dtype, device=device)
     except RuntimeError as error:  # torch has no narrower one for a CPU
-        count, channels, height, width = shape
-        gib = math.prod(shape) * dtype.itemsize / 2**30
+        sides, gib = " × ".join(f"{side:,}" for side in shape), math.prod(shape) * dtype.itemsize / 2**30
         raise DataError(
-            f"{count:,} images of {channels}×{height}×{width} need {gib:,.1f} GiB of memory as "
-            f"{str(dtype).removeprefix('torch.')}: choose a smaller size (option of data set folder) or fewer images"
+            f"memory is too small for {what} ({sides} of {str(dtype).removeprefix('torch.')}): they take {gib:,.1f} "
+            "GiB; choose a smaller size (an option of data set folder) or fewer images"
         ) from error
 
 
@@ -110,7 +109,7 @@ class LabeledImages:
     def normalised(self, info: "DatasetInfo") -> "LabeledImages":
         """Return the images after ``info.normalise``, in floating point; raise DataError if memory is too small."""
         dtype = torch.float32 if self.images.dtype == torch.uint8 else self.images.dtype
-        images = allocate(tuple(self.images.shape), dtype, self.images.device)
+        images = allocate("the normalised images", tuple(self.images.shape), dtype, self.images.device)
         for target, chunk in zip(images.split(CHUNK), self.images.split(CHUNK), strict=True):
             target.copy_(info.normalise(chunk))
         return replace(self, images=images)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dreamlib.data.types import DatasetInfo, as_float
+from dreamlib.data.types import DatasetInfo, allocate, as_float
 
 EPSILON = 0.1  # MTT's value, for pixels in [0, 1]
 CHUNK = 4096  # images converted to float64 at a time; bounds memory
@@ -52,7 +52,7 @@ class ZCA:
             )
         chunks = images.flatten(1).split(CHUNK)
         mean = torch.stack([as_float(chunk).double().sum(0) for chunk in chunks]).sum(0) / len(images)  # (D,)
-        covariance = mean.new_zeros(len(mean), len(mean))  # (D, D)
+        covariance = allocate("the pixels' covariances", (len(mean),) * 2, mean.dtype, mean.device).zero_()  # (D, D)
         for chunk in chunks:
             centred = as_float(chunk).double() - mean
             covariance += centred.T @ centred
