@@ -4,9 +4,11 @@ import os
 import random
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -51,6 +53,27 @@ def compiler():
     with config.patch(compile_threads=1):
         if not compilation_works(torch.device("cpu")):
             pytest.skip("torch.compile does not work on this machine")
+
+
+@pytest.fixture(scope="session")
+def until_ended():
+    """Wait until all processes are gone, or zombies where nobody waits for orphans; kill those that stay, and fail."""
+
+    def ended(process):
+        try:
+            return process.status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
+    def wait(processes, patience_s=120):
+        deadline = time.monotonic() + patience_s
+        while (left := [process for process in processes if not ended(process)]) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        for process in left:
+            process.kill()
+        assert left == []
+
+    return wait
 
 
 @pytest.fixture

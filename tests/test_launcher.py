@@ -68,30 +68,21 @@ def launch(root, source, wait=True, limit=resource.RLIM_INFINITY, **parameters):
     return process
 
 
-def until(condition, what):
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
-
-
-def ended(pid):
-    """Return whether a process is gone, or a zombie where nobody waits for orphans."""
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_launcher_leaves_no_kernel_and_a_rerun_may_begin(root, number):
+def test_a_killed_launcher_leaves_no_kernel_and_a_rerun_may_begin(root, number, until_ended):
     pid = root / "pid"
     first = launch(root, WORK, wait=False, seconds=PATIENCE_S)
-    until(lambda: pid.is_file() and pid.read_text(), "the cell runs")
-    kernel = int(pid.read_text())
+    deadline = time.monotonic() + PATIENCE_S
+    while not (pid.is_file() and pid.read_text()):
+        assert time.monotonic() < deadline and first.poll() is None
+        time.sleep(0.05)
+    kernel = psutil.Process(int(pid.read_text()))
     second = launch(root, WORK)
     assert second.returncode == 1
     assert second.err == "error: another process is making out.ipynb: wait until it ends, or end it\n"
     first.send_signal(number)
     err = first.communicate(timeout=PATIENCE_S)[1]
-    until(lambda: ended(kernel), "the kernel notices")
+    until_ended([kernel])
     assert (root / "out.ipynb").read_text() == "old"
     if number == signal.SIGTERM:
         assert first.returncode == 130 and "interrupted: the same command goes on from" in err

@@ -19,6 +19,7 @@ from torch import distributed
 from dreamlib._engine import ranks as parallel
 from dreamlib._engine.checkpoint import Checkpoint
 from dreamlib._engine.compute import Compute
+from dreamlib._engine.progress import PROGRESS_FILE
 from dreamlib.data import create, info, load_split
 from dreamlib.data.types import LabeledImages
 from dreamlib.distill import Distiller
@@ -249,8 +250,8 @@ def test_a_failing_worker_is_one_error_and_working_ones_give_what_one_gives(root
     assert shared[1].equals(alone[1])
 
 
-def test_workers_end_with_the_process_that_started_them(root):
-    """It is killed when they work, as a checkpoint shows; no other follows it."""
+def test_workers_end_with_the_process_that_started_them(root, tmp_path, until_ended):
+    """It is killed when they work, as a checkpoint shows. They write their progress to a file, as below a launcher."""
     before, yaml = (root / "params.yaml").read_bytes(), YAML()
     params = yaml.load(root / "params.yaml")
     params["methods"] = ["idc"]
@@ -260,29 +261,21 @@ def test_workers_end_with_the_process_that_started_them(root):
         "arguments = ['distillation', '--method=idc', '--ipc=1', '--seed=0'];"
         "run_workers(2, 'pipeline.worker', arguments, Path(sys.argv[1]), 2)"
     )
-    command, env = [sys.executable, "-c", program, str(root)], os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", program, str(root)]
+    env = os.environ | {"PYTHONPATH": str(ROOT), PROGRESS_FILE: str(tmp_path / "progress")}
     try:
         yaml.dump(params, root / "params.yaml")
         with subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL) as starter:
-            until(lambda: starter.poll() is not None or list((root / ".dream" / "checkpoints").glob("idc-*.ckpt")))
+            deadline = time.monotonic() + 240
+            while starter.poll() is None and not list((root / ".dream" / "checkpoints").glob("idc-*.ckpt")):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
             started = psutil.Process(starter.pid).children(recursive=True)
             starter.kill()
     finally:
         (root / "params.yaml").write_bytes(before)
     assert len(started) >= 3, "torchrun and two workers"
-    until(lambda: all(map(ended, started)))
-
-
-def until(condition):
-    deadline = time.monotonic() + 240
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def ended(process):
-    """Return whether a process is gone, or a zombie where nobody waits for orphans."""
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    until_ended(started)
 
 
 @pytest.mark.parametrize(
