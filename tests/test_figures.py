@@ -137,6 +137,20 @@ def test_long_names_are_shortened_and_stay_apart():
     assert f"`{shown[1]}` is `{classes[1]}`" in labels.names_note(classes)
 
 
+def test_wide_names_take_no_room_from_the_images():
+    """Eighteen capital Ws are wider than a figure of two columns would be without them."""
+    figure = figures.contact_sheet(torch.rand(6, 1, 8, 8), ["W" * 18, "b", "c"])
+    png(figure)
+    assert figure.axes[0].get_window_extent().width / figure.dpi > 2 * 0.62
+
+
+def test_many_methods_fit_the_legend_below_their_bars():
+    names = [f"a_method_with_a_name_{number}" for number in range(9)]
+    figure = figures.bars(pd.DataFrame({"method": names, "ipc": 1, "accuracy": 0.5, "std": 0.1}))
+    png(figure)
+    assert figure.axes[0].get_legend().get_window_extent().width < figure.get_figwidth() * figure.dpi
+
+
 def test_tables_and_sentences_hold_names_as_they_are():
     names = [*HOSTILE, "back`tick"]
     coverage = pd.DataFrame({"class": names, "batch": "random", "clusters_hit": 0.5, "nearest_distance": 1.0})
@@ -202,6 +216,14 @@ def test_the_table_of_a_thousand_classes_has_forty_rows_and_says_so():
     table = cells.coverage_by_class(pd.DataFrame(rows, columns=coverage_table([], [], 1, 0).columns))
     assert list(table.index) == names[:40] and table.index.name == "class (40 of 1,000 classes shown)"
     assert len(table._repr_html_()) < 20_000
+
+
+@pytest.mark.parametrize("ipc", [1, 2])
+def test_bytes_are_drawn_as_the_floats_they_stand_for(ipc):
+    """Larger than a cell, so that they are reduced."""
+    images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).repeat(ipc * 2, 1, 16, 16)
+    drawn = [png(figures.contact_sheet(each, ["a", "b"])) for each in (images, images.float() / 255)]
+    assert drawn[0] == drawn[1]
 
 
 def test_names_are_listed_up_to_forty(fonts_of_matplotlib):

@@ -197,6 +197,20 @@ def test_every_experiment_of_a_file_is_judged_beside_real_images_in_its_units(sa
     assert {m: t.shape[0] for m, t in judgement.pictures_beside.items()} == {THIS: 10, RANDOM: 10, KMEANS: 10}
 
 
+def test_one_network_has_no_spread():
+    rows = pd.DataFrame({"method": [THIS, RANDOM], "view": "idc", "matched": True, "accuracy": [0.75, 0.5]})
+    epochs = {"protocol": 9, "idc": 9}
+    summary = {
+        "epochs": epochs, "protocol_epochs": epochs, "protocol": "idc", "own_is_not_idc": False, "networks": 1,
+        "experiments": 1, "name": "s", "dataset": "digits", "sets": {THIS: {"stored_floats": 640, "labels": "hard"}},
+        "makers": {"ConvNet": {"mean": 0.7, "std": 0.0, "networks": 1}},
+    }  # fmt: skip
+    said = judged.answer(rows, summary)
+    assert "**s reaches 75.0 % (n = 1) test accuracy on digits by IDC's protocol (9 epochs)**, beside random" in said
+    assert "; of one network, which shows no spread, after the last epoch." in said and "±" not in said
+    assert "70.0 % (n = 1) (ConvNet, 1 network)" in judged.makers_note(summary)
+
+
 def test_classes_of_unequal_size_are_pictured_in_their_own_rows(saved, real):
     few = saved("uneven", canvases=real.canvases[1:], labels=real.labels[1:])
     pictures = Judgement.open(few, "digits").pictures

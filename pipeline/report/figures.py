@@ -96,8 +96,8 @@ def _draw(sheet: np.ndarray, title: str, width: float) -> tuple[Figure, plt.Axes
 
 
 def _reduced(images: Tensor, size: float) -> Tensor:
-    """Return images (n, C, H, W) with no more pixels than are drawn where an image is ``size`` inches wide."""
-    side = max(1, round(size * _DPI))
+    """Return images (n, C, H, W) as floats, with no more pixels than are drawn where one is ``size`` inches wide."""
+    images, side = as_float(images), max(1, round(size * _DPI))
     if max(images.shape[-2:]) <= side or not len(images):
         return images
     return torch.nn.functional.interpolate(images.detach().float(), size=(side, side), mode="area")
@@ -106,7 +106,7 @@ def _reduced(images: Tensor, size: float) -> Tensor:
 def _rows(labels: Sequence[str], images: Sequence[Tensor], title: str, columns: int, size: float) -> Figure:
     """Draw a row for each label, of equally many images (n, C, H, W); short rows are filled up with blank ones."""
     size = min(size, _HEIGHT / len(images))
-    images = [_reduced(as_float(row[:columns]), size) for row in images]
+    images = [_reduced(row[:columns], size) for row in images]
     blank = torch.ones_like(max(images, key=len)[0])
     cells = [row[i] if i < len(row) else blank for row in images for i in range(columns)]
     figure, axis = _draw(_grid(cells, columns), title, size * columns)
@@ -142,7 +142,7 @@ def class_sheet(images: Iterable[Tensor], classes: Sequence[str], title: str = "
     labels = class_labels(classes[:CLASSES_SHOWN])
     shown = [row for _, row in zip(labels, images, strict=False)]
     title = _titled(title, counted(len(labels), len(classes), "classes"))
-    if max(map(len, shown)) == 1:  # a single column would waste the page
+    if all(len(row) == 1 for row in shown):  # a single column would waste the page
         return captioned(torch.cat(shown), labels, title)
     return _rows(labels, shown, title, min(per_row, max(map(len, shown))), 0.62)
 
@@ -157,7 +157,7 @@ def captioned(images: Tensor, names: Sequence[str], title: str = "", columns: in
     images = _reduced(images, size)
     h, w = images.shape[-2:]
     label = max(6, h // 4)  # pixels left free below each image for its name
-    padded = torch.nn.functional.pad(as_float(images), (0, 0, 0, label), value=1.0)
+    padded = torch.nn.functional.pad(images, (0, 0, 0, label), value=1.0)
     figure, axis = _draw(_grid(list(padded), columns), title, size * columns)
     axis.set_yticks([])
     for index, name in enumerate(names):

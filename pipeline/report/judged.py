@@ -171,10 +171,14 @@ def protocol_note(protocol: EvaluationParams, settings: TrainSettings) -> str:
 def makers_note(summary: Mapping[str, Any]) -> str:
     """Return what the set's makers stored in the file as its accuracy, in a sentence; nothing if they did not."""
     listed = [
-        f"{percent(each['mean'], each['std'])} % ({network}, {each['networks']} networks)"
+        f"{_stated(each, ' %')} ({network}, {each['networks']} network{'s' * (each['networks'] > 1)})"
         for network, each in summary["makers"].items()
     ]
     return f"The file itself states a test accuracy of {', '.join(listed)}." if listed else ""
+
+
+def _stated(each: Mapping[str, float], unit: str = "") -> str:
+    return percent(each["mean"], each["std"] if each["networks"] > 1 else math.nan, unit)
 
 
 def kept_note(summary: Mapping[str, Any]) -> str:
@@ -202,17 +206,19 @@ def answer(rows: pd.DataFrame, summary: Mapping[str, Any]) -> str:
     }
     table, sentences = accuracies(rows, summary), []
     for view, part in table.groupby("view", sort=False):
-        shown = {row.method: percent(row.accuracy, row.std) for row in part.itertuples()}
+        shown = {row.method: percent(row.accuracy, row.std, " %" * (row.method == THIS)) for row in part.itertuples()}
         beside = ", ".join(f"{method} {text}" for method, text in shown.items() if method != THIS)
-        result = f"{shown[THIS]} %{' test accuracy on ' + summary['dataset'] if not sentences else ''}"
+        result = f"{shown[THIS]}{' test accuracy on ' + summary['dataset'] if not sentences else ''}"
         subject = "It" if sentences else summary["name"]
         sentences.append(f"**{subject} reaches {result} by {names[view]}**{', beside ' + beside if beside else ''}.")
-    over = f"{networks} network{'s' * (networks > 1)}"
+    over = f"mean ± standard deviation over {networks} network{'s' * (networks > 1)}"
     over += f" on each of {experiments} experiments" if experiments > 1 else ""
+    if networks * experiments == 1:
+        over = "of one network, which shows no spread"
     stored = summary["sets"][THIS]
     return (
         f"{trial(summary)}{' '.join(sentences)} The set stores {stored['stored_floats']:,} floats ({stored['labels']} "
-        f"labels), those beside it about as many; mean ± standard deviation over {over}, after the last epoch."
+        f"labels), those beside it about as many; {over}, after the last epoch."
     )
 
 
@@ -224,7 +230,7 @@ def judged_sets(root: Path) -> str:
         table = spread(rows[rows.matched], ["method", "view"])
         measured = [(THIS, "protocol"), (THIS, "idc"), (RANDOM, "protocol"), (KMEANS, "protocol")]
         cells = [percent(*table.loc[key]) if key in table.index else ABSENT for key in measured]
-        stated = [percent(each["mean"], each["std"]) for each in summary["makers"].values()]
+        stated = [_stated(each) for each in summary["makers"].values()]
         networks = f"{summary['networks']} × {summary['experiments']}"
         protocol = f"{summary['protocol']}, {summary['epochs']['protocol']} epochs"
         computed = f"{summary['compute']['device']}, {summary['compute']['precision']}"
