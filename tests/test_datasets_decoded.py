@@ -86,7 +86,7 @@ def test_what_is_kept_is_what_is_decoded(photos, tmp_path):
 def test_a_changed_file_is_seen_even_under_its_old_size_and_time(photos, decodings, tmp_path):
     root, _ = photos
     dataset = create("folder", options(root))
-    path = folder_module._flat(dataset.layout("train"))[0]
+    path = dataset.layout("train")["apples"][0]
     for image in (np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 255, np.uint8)):
         Image.fromarray(image).save(path, compress_level=0)
         os.utime(path, ns=(10**18, 10**18))
@@ -102,7 +102,7 @@ def test_another_setting_or_set_of_files_is_decoded_anew(change, photos, decodin
     root, _ = photos
     more = {"size": {"size": 4}, "channels": {"channels": 1}, "test_fraction": {"test_fraction": 0.5}}.get(change, {})
     create("folder", options(root)).load("train", tmp_path / "data")
-    first = folder_module._flat(create("folder", options(root)).layout("train"))[0]
+    first = create("folder", options(root)).layout("train")["apples"][0]
     if change == "added":
         shutil.copy(first, root / "apples" / "more.png")
     if change == "removed":
@@ -177,7 +177,7 @@ def test_several_at_once_leave_one_whole_file(photos, tmp_path):
 def test_images_that_change_while_they_are_read_are_not_kept(photos, tmp_path, monkeypatch):
     root, _ = photos
     dataset, decode = create("folder", options(root)), folder_module.decode
-    first = folder_module._flat(dataset.layout("train"))[0]
+    first = dataset.layout("train")["apples"][0]
 
     def changing(path, *how):
         Image.new("RGB", (9, 9)).save(first)

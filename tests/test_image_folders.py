@@ -1,5 +1,7 @@
 """Layouts of folders of images: those that are published or common are read, any other is refused by name."""
 
+from pathlib import Path
+
 import pytest
 from PIL import Image
 
@@ -20,7 +22,7 @@ def lay(root, *names):
 
 
 def names(layout, root):
-    return {label: [path.relative_to(root).as_posix() for path in files] for label, files in layout.items()}
+    return {label: [Path(path).relative_to(root).as_posix() for path in files] for label, files in layout.items()}
 
 
 def test_train_and_test_are_read_without_a_word(tmp_path, caplog):

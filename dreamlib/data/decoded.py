@@ -23,10 +23,10 @@ from dreamlib.data.types import CHUNK
 log = logging.getLogger(__name__)
 
 Tensors = dict[str, Tensor]
-Stamps = tuple[tuple[Path, int, int, int], ...]  # files with their size and times of change
+Stamps = tuple[tuple[str, int, int, int], ...]  # the path of each file, its size and times of change
 
 
-def stamps(paths: Iterable[Path]) -> Stamps:
+def stamps(paths: Iterable[str]) -> Stamps:
     """Return the files as they are now: a changed file has another size or time."""
     found = ((path, os.stat(path)) for path in paths)
     return tuple((path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for path, stat in found)
@@ -38,7 +38,7 @@ def contents(files: Stamps) -> tuple[str, ...]:
     return tuple(_md5(path) for path, *_ in files)
 
 
-def _md5(path: Path) -> str:
+def _md5(path: str) -> str:
     try:
         with open(path, "rb", buffering=0) as file:  # whole and unbuffered: most of the time goes into opening
             return hashlib.md5(file.readall(), usedforsecurity=False).hexdigest()

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -96,15 +97,15 @@ class Folder(Dataset):
 
         ``flip`` is True, which suits photographs but not writing. ``data_dir`` and errors are those of ``load``.
         """
-        layout = self.layout("train")
+        files = self._files("train")
         if self.like:
             other = DATASETS[self.like]().info
             mean, std = other.mean, other.std
         elif self.mean:
             mean, std = self.mean, self.std
         else:
-            mean, std = _statistics(stamps(_flat(layout)), self.size, self.channels, self._kept_in("train", data_dir))
-        return DatasetInfo(self.name, tuple(layout), self.channels, self.size, mean=mean, std=std, flip=True)
+            mean, std = _statistics(stamps(_flat(files)), self.size, self.channels, self._kept_in("train", data_dir))
+        return DatasetInfo(self.name, tuple(files), self.channels, self.size, mean=mean, std=std, flip=True)
 
     def load(self, split: str, data_dir: str | Path | None = None) -> LabeledImages:
         """Return (N, channels, size, size), ordered by class and file name.
@@ -116,11 +117,10 @@ class Folder(Dataset):
         in train/ and test/, and for unreadable files, all in one message.
         """
         check_split(split)
-        layout = self.layout(split)
-        labels = [label for label, files in enumerate(layout.values()) for _ in files]
-        files, kept_in = stamps(_flat(layout)), self._kept_in(split, data_dir)
-        images = _decoded(files, ("images",), self.size, self.channels, kept_in)["images"]
-        return from_bytes(images, labels, num_classes=len(layout))
+        files, kept_in = self._files(split), self._kept_in(split, data_dir)
+        labels = [label for label, paths in enumerate(files.values()) for _ in paths]
+        images = _decoded(stamps(_flat(files)), ("images",), self.size, self.channels, kept_in)["images"]
+        return from_bytes(images, labels, num_classes=len(files))
 
     def _kept_in(self, split: str, data_dir: str | Path | None) -> Path | None:
         """Return the file of a split's decoded images: one for each folder, size and number of channels."""
@@ -142,7 +142,7 @@ class Folder(Dataset):
 
     def paths(self, data_dir: str | Path) -> list[Path]:
         """Return all image files, those for training first."""
-        return [path for split in ("train", "test") for path in _flat(self.layout(split))]
+        return [Path(path) for split in ("train", "test") for path in _flat(self._files(split))]
 
     def folder(self, data_dir: str | Path = "data") -> Path:
         """Return the folder that ``path`` names; raise DataError if there is none."""
@@ -153,27 +153,31 @@ class Folder(Dataset):
             )
         return folder
 
-    def layout(self, split: str) -> Layout:
+    def layout(self, split: str) -> dict[str, tuple[Path, ...]]:
         """Return the files of 'train' or 'test' by class, in loading order; raise DataError as ``load`` does."""
+        return {name: tuple(map(Path, files)) for name, files in self._files(split).items()}
+
+    def _files(self, split: str) -> Layout:
+        """Return the same as strings: for many images, objects would take most of the time of opening them."""
         train, test = find_layout(self.folder())
         if test is not None:
             return train if split == "train" else test
         return {name: self._part(files, split) for name, files in train.items()}
 
-    def _part(self, files: tuple[Path, ...], split: str) -> tuple[Path, ...]:
+    def _part(self, files: tuple[str, ...], split: str) -> tuple[str, ...]:
         held_out = round(len(files) * self.test_fraction)
         if not 0 < held_out < len(files):
             raise DataError(
-                f"{files[0].parent} has {len(files)} images, {held_out} of them for testing at test_fraction "
+                f"{Path(files[0]).parent} has {len(files)} images, {held_out} of them for testing at test_fraction "
                 f"{self.test_fraction}: training and test need one each; add images or change test_fraction"
             )
-        by_hash = sorted(files, key=lambda path: hashlib.sha256(path.name.encode()).digest())
+        by_hash = sorted(files, key=lambda path: hashlib.sha256(os.path.basename(path).encode()).digest())
         test_files = set(by_hash[:held_out])
         return tuple(path for path in files if (path in test_files) == (split == "test"))
 
 
-def _flat(layout: Layout) -> list[Path]:
-    return [path for files in layout.values() for path in files]
+def _flat(files: Layout) -> list[str]:
+    return [path for paths in files.values() for path in paths]
 
 
 def _read(paths: Sequence[Path], size: int, channels: int) -> Tensor:
@@ -197,9 +201,9 @@ def _decoded(files: Stamps, wanted: Sequence[str], size: int, channels: int, kep
 
     def decode_all() -> Tensors:
         paths = [path for path, *_ in files]
-        images = _read(paths, size, channels)
+        images = _read([Path(path) for path in paths], size, channels)
         if stamps(paths) != files:
-            raise DataError(f"images below {paths[0].parent.parent} changed while they were read: run again")
+            raise DataError(f"images below {Path(paths[0]).parent.parent} changed while they were read: run again")
         mean, std = moments(images)
         return {"images": images, "mean": mean, "std": std}
 

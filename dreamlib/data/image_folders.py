@@ -12,7 +12,7 @@ from dreamlib.data.image_files import is_image_name
 
 log = logging.getLogger(__name__)
 
-Layout = dict[str, tuple[Path, ...]]  # class → its image files, both sorted
+Layout = dict[str, tuple[str, ...]]  # class → its image files, both sorted; strings, because there may be many
 
 TEST_HALVES = ("test", "val", "valid", "validation")  # folders that may hold the test images, beside train
 LITTER = ("__macosx", "thumbs.db", "desktop.ini")  # what systems leave in folders, besides hidden files
@@ -25,7 +25,7 @@ class Contents:
     """What a folder holds, each kind sorted by name; hidden files and ``LITTER`` are left out."""
 
     folders: list[Path]
-    images: list[Path]
+    images: list[str]
     annotations: list[Path]
     others: list[Path]
 
@@ -37,11 +37,12 @@ class Contents:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 if entry.name.startswith(".") or entry.name.lower() in LITTER:
                     continue
+                if entry.is_file() and is_image_name(entry.name):
+                    found.images.append(entry.path)
+                    continue
                 kind = found.others
                 if entry.is_dir():
                     kind = found.folders
-                elif entry.is_file() and is_image_name(entry.name):
-                    kind = found.images
                 elif entry.is_file() and entry.name.lower().endswith(ANNOTATIONS):
                     kind = found.annotations
                 kind.append(folder / entry.name)
@@ -127,14 +128,14 @@ def _annotated(folder: Path) -> Layout:
     """
     table, inside = _table(folder), folder / "images"
     contents = Contents.of(inside if inside.is_dir() else folder)
-    images = {path.name: path for path in (*contents.images, *contents.others)}
+    images = {os.path.basename(path): path for path in (*contents.images, *map(str, contents.others))}
     rows = [line.split("\t") for line in table.read_text(encoding="utf-8").splitlines() if line]
     if short := [row[0] for row in rows if len(row) < 2]:
         raise DataError(f"{table}: no class, separated by a tab, for {_listed(short)}; correct or remove these lines")
     labels = {row[0]: row[1] for row in rows}
     if unmatched := sorted(labels.keys() ^ images.keys()):
         raise DataError(f"{folder}: the images and {table.name} do not match; only one has {_listed(unmatched)}")
-    layout: dict[str, list[Path]] = {label: [] for label in sorted(set(labels.values()))}
+    layout: dict[str, list[str]] = {label: [] for label in sorted(set(labels.values()))}
     for name in sorted(images):
         layout[labels[name]].append(images[name])
     return {label: tuple(files) for label, files in layout.items()}
@@ -163,7 +164,8 @@ def _classes(folder: Path) -> Layout:
         raise DataError(f"{folder} needs at least two class folders with images in them; found: {names}")
     if empty := [name for name, files in layout.items() if not files]:
         raise DataError(f"{folder}: no images in {_listed(empty)}; add some or remove the folder")
-    for kind, paths in (("annotations", annotations), ("images outside the class folders", contents.images)):
+    outside = [Path(path) for path in contents.images]
+    for kind, paths in (("annotations", annotations), ("images outside the class folders", outside)):
         if paths:
             names = _listed(path.relative_to(folder).as_posix() for path in paths)
             _log_once(f"{folder}: {kind} are not used: {names}")

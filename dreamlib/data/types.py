@@ -100,7 +100,7 @@ class LabeledImages:
 
     def subset(self, rows: Tensor) -> "LabeledImages":
         """Return the given rows, in the given order."""
-        return LabeledImages(self.images[rows], self.labels[rows], self.num_classes)
+        return LabeledImages(self.images.index_select(0, rows), self.labels[rows], self.num_classes)
 
     def to(self, device: torch.device | str) -> "LabeledImages":
         """Return the same images on another device."""
