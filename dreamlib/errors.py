@@ -1,6 +1,7 @@
 """Errors that more than one layer raises."""
 
 import difflib
+from collections.abc import Iterable
 
 
 class UnknownNameError(ValueError):
@@ -11,6 +12,17 @@ class UnknownNameError(ValueError):
 
 class ParameterError(ValueError):
     """A setting, or a combination of settings, that cannot be run; the message lists the alternatives."""
+
+
+def listed(names: Iterable[str], most: int = 10) -> str:
+    """Return names in one line: the first ``most`` of them, and how many more there are.
+
+    >>> listed(["a", "b"]), listed("abcdefghijkl")
+    ('a, b', 'a, b, c, d, e, f, g, h, i, j and 2 more')
+    """
+    every = list(names)
+    more = len(every) - most
+    return ", ".join(every[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def unknown(kind: str, name: object, known: list[str]) -> UnknownNameError:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dreamlib.data.fetch import DataError
 from dreamlib.data.image_files import is_image_name
+from dreamlib.errors import listed
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +18,6 @@ Layout = dict[str, tuple[str, ...]]  # class → its image files, both sorted; s
 TEST_HALVES = ("test", "val", "valid", "validation")  # folders that may hold the test images, beside train
 LITTER = ("__macosx", "thumbs.db", "desktop.ini")  # what systems leave in folders, besides hidden files
 ANNOTATIONS = (".csv", ".json", ".txt", ".xml")  # files that data sets keep beside their images
-LISTED = 10  # names in a message, at most
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,10 @@ def find_layout(root: Path) -> tuple[Layout, Layout | None]:
     train, half = _classes(halves["train"]), _test_half(root, halves)
     test = _annotated(half) if _is_flat(half) else _classes(half)
     if unmatched := sorted(train.keys() ^ test.keys()):
-        raise DataError(f"{root}: train/ and {half.name}/ need the same classes; only one has {_listed(unmatched)}")
+        raise DataError(f"{root}: train/ and {half.name}/ need the same classes; only one has {listed(unmatched)}")
     unused = [folder.name for folder in contents.folders if folder not in (halves["train"], half)]
     if half.name.lower() != "test" or unused:
-        rest = f"; not used: {_listed(unused)}" if unused else ""
+        rest = f"; not used: {listed(unused)}" if unused else ""
         _log_once(f"{root}: the test images are those of {half.name}/{rest}")
     return train, test
 
@@ -100,7 +100,7 @@ def _test_half(root: Path, halves: dict[str, Path]) -> Path:
     candidates = [halves[name] for name in TEST_HALVES if name in halves]
     labelled = [folder for folder in candidates if _table(folder).is_file() or not _is_flat(folder)]
     if not labelled:
-        unlabelled = f" and, without classes, {_listed(folder.name for folder in candidates)}" if candidates else ""
+        unlabelled = f" and, without classes, {listed(folder.name for folder in candidates)}" if candidates else ""
         raise DataError(
             f"{root} has train/{unlabelled}, but no test images: add test/ or val/ with the classes of train/, or set "
             f"the option path to {halves['train']}, which test_fraction then divides"
@@ -131,10 +131,10 @@ def _annotated(folder: Path) -> Layout:
     images = {os.path.basename(path): path for path in (*contents.images, *map(str, contents.others))}
     rows = [line.split("\t") for line in table.read_text(encoding="utf-8").splitlines() if line]
     if short := [row[0] for row in rows if len(row) < 2]:
-        raise DataError(f"{table}: no class, separated by a tab, for {_listed(short)}; correct or remove these lines")
+        raise DataError(f"{table}: no class, separated by a tab, for {listed(short)}; correct or remove these lines")
     labels = {row[0]: row[1] for row in rows}
     if unmatched := sorted(labels.keys() ^ images.keys()):
-        raise DataError(f"{folder}: the images and {table.name} do not match; only one has {_listed(unmatched)}")
+        raise DataError(f"{folder}: the images and {table.name} do not match; only one has {listed(unmatched)}")
     layout: dict[str, list[str]] = {label: [] for label in sorted(set(labels.values()))}
     for name in sorted(images):
         layout[labels[name]].append(images[name])
@@ -154,7 +154,7 @@ def _classes(folder: Path) -> Layout:
         layout[sub.name] = tuple(inside.images)
         others += inside.folders + inside.others
     if others:
-        names = _listed(path.relative_to(folder).as_posix() for path in others)
+        names = listed(path.relative_to(folder).as_posix() for path in others)
         raise DataError(
             f"{folder}: not files with an image's suffix: {names}. A class folder holds images, or a single folder of "
             "them; convert, move or remove the rest"
@@ -163,24 +163,13 @@ def _classes(folder: Path) -> Layout:
         names = ", ".join(layout) or "none"
         raise DataError(f"{folder} needs at least two class folders with images in them; found: {names}")
     if empty := [name for name, files in layout.items() if not files]:
-        raise DataError(f"{folder}: no images in {_listed(empty)}; add some or remove the folder")
+        raise DataError(f"{folder}: no images in {listed(empty)}; add some or remove the folder")
     outside = [Path(path) for path in contents.images]
     for kind, paths in (("annotations", annotations), ("images outside the class folders", outside)):
         if paths:
-            names = _listed(path.relative_to(folder).as_posix() for path in paths)
+            names = listed(path.relative_to(folder).as_posix() for path in paths)
             _log_once(f"{folder}: {kind} are not used: {names}")
     return layout
-
-
-def _listed(names: Iterable[str]) -> str:
-    """Return names in one line, the first ``LISTED`` of them.
-
-    >>> _listed(["a", "b"]), _listed("abcdefghijkl")
-    ('a, b', 'a, b, c, d, e, f, g, h, i, j and 2 more')
-    """
-    listed = list(names)
-    more = len(listed) - LISTED
-    return ", ".join(listed[:LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 @cache

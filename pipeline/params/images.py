@@ -5,8 +5,8 @@ from itertools import takewhile
 from torch import Tensor
 
 from dreamlib.data.types import DatasetInfo
-from dreamlib.errors import ParameterError
-from dreamlib.synthetic.initial import images_needed
+from dreamlib.errors import ParameterError, listed
+from dreamlib.synthetic.initial import INITS, images_needed
 from pipeline.params.models import Params
 
 LISTED = 6  # settings named in a message, at most
@@ -22,11 +22,10 @@ def check_images(params: Params, info: DatasetInfo, counts: Tensor) -> None:
     needed = {(method, ipc): n for ipc in params.ipc for method, n in _needed(params, ipc).items()}
     short = [f"{method} at ipc {ipc} needs {n}" for (method, ipc), n in needed.items() if n > count - held_out]
     if short:
-        listed = ", ".join(short[:LISTED]) + (f" and {len(short) - LISTED} more" if len(short) > LISTED else "")
         raise ParameterError(
             f"params.yaml: class '{info.classes[smallest]}' of {params.dataset} has {count} training images, less "
             f"{held_out} for validation (validation_per_class): too few for {len(short)} of {len(needed)} settings "
-            f"({listed}): {' or '.join(_remedies(params, count))}, or add images"
+            f"({listed(short, LISTED)}): {' or '.join(_remedies(params, count))}, or add images"
         )
 
 
@@ -36,7 +35,10 @@ def _needed(params: Params, ipc: int) -> dict[str, int]:
     Below the smallest ipc that is listed, where parameters may have no value, the factor is that ipc's.
     """
     hows = {method: params.distillation(method, max(ipc, min(params.ipc))) for method in params.methods}
-    return {m: 1 if how.init == "noise" else images_needed(ipc, how.factor, how.decode) for m, how in hows.items()}
+    return {
+        method: images_needed(ipc, how.factor, how.decode) if INITS[how.init].needs_images else 1
+        for method, how in hows.items()
+    }
 
 
 def _remedies(params: Params, count: int) -> list[str]:

@@ -126,7 +126,7 @@ def view_table(rows: pd.DataFrame) -> pd.DataFrame:
     meanings = {
         "protocol": "own protocol",
         "plain": "without augmentation and CutMix",
-        "hard_labels": "hard labels, no label smoothing",
+        "hard_labels": "hard labels",
     }
     table, shown = spread(rows[rows.matched], ["method", "view"]), {}
     for view, meaning in meanings.items():

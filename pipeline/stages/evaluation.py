@@ -147,8 +147,13 @@ def _view_metrics(
     return metrics | ({"as_trained": list(evaluation.as_trained)} if evaluation.as_trained else {})
 
 
-def _metrics(setting: Setting, done: Evaluation, protocol: EvaluationParams, synthetic: SyntheticSet) -> dict[str, Any]:
+def used_floats(synthetic: SyntheticSet, protocol: EvaluationParams) -> int:
+    """Return what a set stores for a protocol: learned scalars count where the protocol uses them."""
     learned = synthetic.learned_floats if protocol.learned_lr or protocol.replay else 0
+    return synthetic.stored_floats + learned
+
+
+def _metrics(setting: Setting, done: Evaluation, protocol: EvaluationParams, synthetic: SyntheticSet) -> dict[str, Any]:
     return {
         "accuracy": done.mean,
         "std": done.std,
@@ -162,5 +167,5 @@ def _metrics(setting: Setting, done: Evaluation, protocol: EvaluationParams, syn
         "seed": setting.seed,
         "factor": synthetic.factor,
         "label_kind": "hard" if synthetic.soft_labels is None else "soft",
-        "stored_floats": synthetic.stored_floats + learned,
+        "stored_floats": used_floats(synthetic, protocol),
     }

@@ -33,10 +33,11 @@ from dreamlib.settings import EvaluationParams, NetworkParams, digest
 from dreamlib.synthetic.synthetic_set import SyntheticSet
 from dreamlib.training.trainer import TrainSettings
 from pipeline import launch_notebook
+from pipeline.failures import exit_status
 from pipeline.params import find_root
 from pipeline.project import Project
 from pipeline.report.judged import FEWEST_NETWORKS, KEPT, KMEANS, RANDOM, THIS, answer, scores
-from pipeline.stages.evaluation import content_hash, partial_results, seen_test_images
+from pipeline.stages.evaluation import content_hash, partial_results, seen_test_images, used_floats
 from pipeline.studies.best_sets import is_idc
 from pipeline.studies.judged_beside import kept_set, medoid_set, random_set
 from pipeline.studies.judged_file import check_set, judging_project, open_sets, own_protocol
@@ -204,8 +205,7 @@ class Judgement:
 
     def _storage(self, synthetic: SyntheticSet) -> dict[str, Any]:
         """Return what a set stores: labels are counted where they are soft, a learned step size where it is used."""
-        learned = synthetic.learned_floats if self.protocol.learned_lr or self.protocol.replay else 0
-        floats = synthetic.stored_floats + learned
+        floats = used_floats(synthetic, self.protocol)
         return {
             "labels": "hard" if synthetic.soft_labels is None else "soft",
             "factor": synthetic.factor,
@@ -261,6 +261,14 @@ def _fits(network: str, info: DatasetInfo) -> bool:
     return True
 
 
+def _open_with_data(path: str, dataset: str, asked: dict[str, Any]) -> Judgement:
+    """Return the judgement; fetch the data where they are missing."""
+    judgement = Judgement.open(path, dataset, **asked)
+    p = judgement.project.params
+    datasets.create(p.dataset, p.data.options).fetch(judgement.project.root / p.data.directory)
+    return judgement
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return the exit status, after one line on standard error if something is wrong."""
     parser = argparse.ArgumentParser(
@@ -277,23 +285,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--epochs", type=int, default=0, help="for a trial; default: the protocol's")
     given, root = parser.parse_args(arguments), find_root()
     path = os.path.relpath(given.set, root) if Path(given.set).exists() else given.set
-    asked = {
-        "protocol": given.protocol,
-        "ipc": given.ipc,
-        "stored": given.stored,
-        "networks": given.networks,
-        "epochs": given.epochs,
-    }
-    try:
-        judgement = Judgement.open(path, given.data, **asked)
-        p = judgement.project.params
-        datasets.create(p.dataset, p.data.options).fetch(root / p.data.directory)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    asked = {key: value for key, value in vars(given).items() if key not in ("set", "data")}
+    opened: list[Judgement] = []
+    if status := exit_status(lambda: opened.append(_open_with_data(path, given.data, asked))):
+        return status
+    judgement = opened[0]
     report = root / "reports" / "judged" / f"{judgement.name}.ipynb"
-    parameters = {"path": path, "dataset": given.data, **asked}
-    listed = [f"{key}={value}" for key, value in parameters.items()]
+    listed = [f"{key}={value}" for key, value in {"path": path, "dataset": given.data, **asked}.items()]
     if status := launch_notebook.main([str(root / NOTEBOOK), str(report), *listed]):
         return status
     folder = root / FOLDER / judgement.name
