@@ -22,7 +22,7 @@ from dreamlib.data.types import DatasetInfo, LabeledImages
 from dreamlib.matching.unrolled import UNROLLED, replay
 from dreamlib.networks import build
 from dreamlib.settings import EvaluationParams
-from dreamlib.synthetic.checks import check_beside, check_values
+from dreamlib.synthetic.checks import check_units, check_values
 from dreamlib.synthetic.synthetic_set import SyntheticSet
 from dreamlib.training.augment import augmentation_for
 from dreamlib.training.features import accuracy, fit_last_layer, predict
@@ -171,14 +171,14 @@ def evaluate(
     With several workers (``dreamlib._engine.ranks``), each trains a part of the networks and all return all accuracies.
 
     Raise ValueError, before any training, for a set whose values do not fit, and for real images that ``info`` says to
-    be in other units than the set's: see ``dreamlib.synthetic.checks.check_beside``.
+    be in other units than the set's: see ``dreamlib.synthetic.checks.check_units``.
     """
     repeats = protocol.repeats if repeats is None else repeats
     epochs = protocol.epochs if epochs is None else epochs
     if repeats < 1 or epochs < 1:
         raise ValueError(f"repeats = {repeats}, epochs = {epochs}: give at least 1 of each, or None for the protocol's")
     check_values(synthetic)
-    check_beside(synthetic, info)
+    check_units(synthetic, info)
     placed = synthetic.to(compute.device)
     if placed.rule == "bound" and placed.soft_labels is None:
         placed = replace(placed, rule="single")

@@ -175,7 +175,7 @@ def test_networks_trained_before_are_not_trained_again(saved, monkeypatch):
     assert not summary["own_is_not_idc"] and len(trained) == 2 * 3 + 1
 
 
-def test_every_experiment_of_a_file_is_judged_beside_real_images_in_its_units(saved, root):
+def test_every_experiment_of_a_file_is_judged_baselines_real_images_in_its_units(saved, root):
     saved()
     judgement = Judgement.open("dc.pt", "digits", "dsa", stored="normalised=literature", networks=1, epochs=1)
     assert [(method, seed) for method, seed, _ in judgement.compared] == [
@@ -194,7 +194,7 @@ def test_every_experiment_of_a_file_is_judged_beside_real_images_in_its_units(sa
     assert list(judged.experiment_table(rows, summary).index) == [0, 1]
     makers = judged.makers_note(summary)
     assert makers == "The file itself states a test accuracy of 60.0 ± 8.2 % (ConvNet, 4 networks)."
-    assert {m: t.shape[0] for m, t in judgement.pictures_beside.items()} == {THIS: 10, RANDOM: 10, KMEANS: 10}
+    assert {m: t.shape[0] for m, t in judgement.baseline_pictures.items()} == {THIS: 10, RANDOM: 10, KMEANS: 10}
 
 
 def test_one_network_has_no_spread():

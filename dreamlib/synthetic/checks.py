@@ -1,4 +1,4 @@
-"""What a distilled set must fulfil: its shapes, its values, and its agreement with the real images beside it."""
+"""What a distilled set must fulfil: its shapes, its values, and its agreement with real images."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -139,7 +139,7 @@ def check_bounds(synthetic: "SyntheticSet") -> None:
         )
 
 
-def check_beside(synthetic: "SyntheticSet", info: DatasetInfo) -> None:
+def check_units(synthetic: "SyntheticSet", info: DatasetInfo) -> None:
     """Raise ValueError unless real images described by ``info`` are in the units of the set's decoded images.
 
     Number of classes, shape, bounds, whitening with its epsilon, and mean and std are compared, each where both state
@@ -174,9 +174,9 @@ def _close(first: Sequence[float], second: Sequence[float]) -> bool:
     return torch.allclose(*(torch.tensor(list(v), dtype=torch.float64) for v in (first, second)), rtol=0, atol=1e-6)
 
 
-def _differ(what: str, ours: object, theirs: object) -> None:
+def _differ(what: str, of_set: object, of_real: object) -> None:
     raise ValueError(
-        f"{what} of the set and of the real images differ: {ours} and {theirs}; bring the real images into the units "
-        "of the set: normalise by its info['mean'] and info['std'], or whiten by ZCA.fit(training images, "
+        f"{what} of the set and of the real images differ: {of_set} and {of_real}; bring the real images into the "
+        "units of the set: normalise by its info['mean'] and info['std'], or whiten by ZCA.fit(training images, "
         "set.zca_epsilon), and describe them so (info.unbounded(), whitened_info)"
     )

@@ -1,4 +1,4 @@
-"""How good is a distilled set, ours or other people's? Its accuracy beside real images of the same storage.
+"""How good is a distilled set, ours or other people's? Its accuracy compared with real images of the same storage.
 
 ``python -m pipeline.studies.judge SET --data NAME [--protocol NAME]`` judges a file and writes results/judged/ and
 reports/judged/ (``make judge`` runs it).
@@ -39,7 +39,7 @@ from pipeline.project import Project
 from pipeline.report.judged import FEWEST_NETWORKS, KEPT, KMEANS, RANDOM, THIS, answer, scores
 from pipeline.stages.evaluation import content_hash, partial_results, seen_test_images, used_floats
 from pipeline.studies.best_sets import is_idc
-from pipeline.studies.judged_beside import kept_set, medoid_set, random_set
+from pipeline.studies.judged_baselines import kept_set, medoid_set, random_set
 from pipeline.studies.judged_file import check_set, judging_project, open_sets, own_protocol
 
 OTHERS = ("mlp", "lenet")  # evaluated beside the ConvNet, where the images are large enough for them
@@ -133,7 +133,7 @@ class Judgement:
         return torch.cat([torch.cat([each[:count], white[len(each) :]]) for each in pictures.split(first.class_sizes)])
 
     @property
-    def pictures_beside(self) -> dict[str, Tensor]:
+    def baseline_pictures(self) -> dict[str, Tensor]:
         """Method → the first picture of each class (n, C, H, W) of its first set, for at most ten classes."""
         return {method: self._first_pictures(each) for method, seed, each in self.compared if seed == 0}
 

@@ -1,4 +1,4 @@
-"""What a set is judged beside: random real images, k-means medoids and our best set, all of about its storage."""
+"""The baselines of a judged set: random real images, k-means medoids and our best set, all of about its storage."""
 
 from dataclasses import replace
 
