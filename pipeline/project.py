@@ -80,7 +80,7 @@ class Project:
         """The device and format params.yaml asks for."""
         c = self.params.compute
         device, threads = ranks.local_device(c.device), ranks.share_of_threads(c.threads)
-        return Compute.resolve(device, c.precision, threads, c.compile)
+        return Compute.resolve(device, c.precision, threads, self.params.compile)
 
     @cached_property
     def used_params(self) -> Params:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dreamlib._engine.torchvision_import import torchvision
+from dreamlib._engine import lazy_torchvision as torchvision
 from dreamlib.errors import UnknownNameError
 from dreamlib.training import augment
 from dreamlib.training.augment import GEOMETRIC, OPS, Augmentation, AugmentationDraw

@@ -12,8 +12,8 @@ from ruamel.yaml import YAML
 from test_objectives_contract import CASES, NETWORK, losses_and_gradients, make_state, options
 
 from dreamlib import matching as objectives
+from dreamlib._engine import lazy_torchvision as torchvision
 from dreamlib._engine.compute import Compute
-from dreamlib._engine.torchvision_import import torchvision
 from dreamlib.data import create
 from dreamlib.matching.experts import train_experts
 from dreamlib.settings import ExpertParams

@@ -63,7 +63,7 @@ def test_a_compiler_that_fails_is_one_warning_and_the_uncompiled_path(untried, t
     assert asked.describe()["compiled"], "nothing tried yet"
     with config.patch({"cpp.cxx": (None, str(compiler)), "compile_threads": 1}):
         networks = [CompiledNetwork(tiny(), asked) for _ in range(2)]
-    assert [network.compile for network in networks] == [False, False]
+        assert [network.compile for network in networks] == [False, False]
     (warning,) = [record.getMessage() for record in caplog.records if record.name == "dreamlib"]
     assert told in warning and "running uncompiled" in warning and "Install g++" in warning
     assert len(warning.splitlines()) == 1

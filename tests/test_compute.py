@@ -72,11 +72,12 @@ def cpu(monkeypatch):
         (("neon", "bf16"), "bfloat16"),
     ],
 )
-def test_auto_is_half_precision_where_the_cpu_has_it(cpu, able, precision):
+def test_auto_is_half_precision_where_the_cpu_has_it_and_code_is_compiled(cpu, able, precision):
     cpu(*able)
-    assert Compute.resolve("cpu", "auto").describe()["precision"] == precision
-    cpu(*able, onednn=False)
+    assert Compute.resolve("cpu", "auto", compile=True).describe()["precision"] == precision
     assert Compute.resolve("cpu", "auto").dtype == torch.float32
+    cpu(*able, onednn=False)
+    assert Compute.resolve("cpu", "auto", compile=True).dtype == torch.float32
 
 
 @pytest.mark.parametrize(("capability", "native"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
@@ -96,7 +97,7 @@ def test_half_precision_that_is_asked_for_stays_and_is_warned_of_where_it_is_slo
 
 
 def test_a_set_is_traced_to_the_format_that_auto_stood_for(cpu):
-    params, setting = read_params(ROOT), Setting("dream", 1, 0)
+    params, setting = read_params(ROOT).model_copy(update={"budget": "paper"}), Setting("dream", 1, 0)
 
     def traced(precision):
         asked = params.compute.model_copy(update={"device": "cpu", "precision": precision, "threads": 0})

@@ -12,22 +12,22 @@ import torch
 from cifar_archives import SPLITS, md5, toy_bytes, write_cifar_archive
 from PIL import Image
 
-from dreamlib._engine.torchvision_import import torchvision
+from dreamlib._engine import lazy_torchvision as torchvision
 from dreamlib.data import DATASETS, DataError, cifar_sources, create, info
 from dreamlib.errors import UnknownNameError
 
 
-def write_idx(folder, monkeypatch, reader):
+def write_idx(folder, monkeypatch, name):
     toys = toy_bytes(10, 1, 28, {"train": 3, "test": 2})
-    resources = []
+    md5s = {}
     for split, prefix in (("train", "train"), ("test", "t10k")):
         images, labels = toys[split]
         for kind, array in (("images-idx3", images[:, 0]), ("labels-idx1", labels.astype(np.uint8))):
             header = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
             packed = gzip.compress(header + array.tobytes())
             (folder / f"{prefix}-{kind}-ubyte.gz").write_bytes(packed)
-            resources.append((f"{prefix}-{kind}-ubyte.gz", md5(packed)))
-    monkeypatch.setattr(reader, "resources", resources)
+            md5s[f"{prefix}-{kind}-ubyte.gz"] = md5(packed)
+    monkeypatch.setattr(DATASETS[name], "md5s", md5s)
     return toys
 
 
@@ -70,8 +70,8 @@ def write_folder(folder):
 
 
 WRITERS = {
-    "mnist": lambda folder, patch: write_idx(folder, patch, torchvision.datasets.MNIST),
-    "fashion_mnist": lambda folder, patch: write_idx(folder, patch, torchvision.datasets.FashionMNIST),
+    "mnist": lambda folder, patch: write_idx(folder, patch, "mnist"),
+    "fashion_mnist": lambda folder, patch: write_idx(folder, patch, "fashion_mnist"),
     "svhn": write_svhn,
     "cifar10": lambda folder, patch: write_cifar(folder, patch, "cifar10"),
     "cifar100": lambda folder, patch: write_cifar(folder, patch, "cifar100"),
@@ -92,6 +92,28 @@ def on_disk(tmp_path, monkeypatch):
         return create(name, {"path": str(tmp_path / name)} if name == "folder" else None), toys
 
     return write
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+def test_files_and_classes_are_those_torchvision_lists(name, tmp_path):
+    dataset = create(name)
+    theirs = getattr(torchvision.datasets, dataset.reader)
+    assert dict(dataset.md5s) == dict(theirs.resources)
+    assert [label.split(" - ")[0] for label in theirs.classes] == list(dataset.info.classes)
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+def test_torchvision_reads_the_same(name, on_disk, tmp_path):
+    dataset, _ = on_disk(name)
+    raw = tmp_path / dataset.reader / "raw"
+    raw.mkdir(parents=True)
+    for file in dataset.md5s:
+        (raw / file.removesuffix(".gz")).write_bytes(gzip.decompress((tmp_path / name / file).read_bytes()))
+    for split in SPLITS:
+        theirs = getattr(torchvision.datasets, dataset.reader)(tmp_path, train=split == "train")
+        ours = dataset.load(split, tmp_path)
+        assert torch.equal(ours.images[:, 0], theirs.data)
+        assert torch.equal(ours.labels, theirs.targets)
 
 
 def test_every_registered_data_set_has_tiny_files_here():

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture
 def toys(tmp_path, monkeypatch):
     """A tiny archive in tmp_path/archives and the SHA-256s of what it holds; {split: (images, labels, names)}."""
-    made = write_cifar_archive(tmp_path / "archives", monkeypatch, Cifar10.reader)
+    made = write_cifar_archive(tmp_path / "archives", monkeypatch, Cifar10().reader)
     content = {
         split: {
             "images": hashlib.sha256(images.tobytes()).hexdigest(),
@@ -68,7 +68,7 @@ def test_the_archive_and_a_folder_of_pngs_give_two_files_of_the_same_bytes(toys,
 
 def test_the_bytes_of_a_file_are_these(monkeypatch, tmp_path):
     """A header of JSON behind its length, padded to 8 bytes, then the arrays by name: what cifar10.dvc pins."""
-    reader = Cifar10.reader
+    reader = Cifar10().reader
     write_cifar_archive(tmp_path / "archives", monkeypatch, reader)
     monkeypatch.setattr(Cifar10, "content", {})
     monkeypatch.setattr(Cifar10, "md5s", {})
@@ -104,7 +104,7 @@ def test_images_that_are_not_the_published_ones_are_refused(pngs, tmp_path):
 
 
 def test_an_archive_of_other_bytes_is_refused(toys, tmp_path):
-    archive = tmp_path / "archives" / Cifar10.reader.filename
+    archive = tmp_path / "archives" / Cifar10().reader.filename
     archive.write_bytes(archive.read_bytes() + b"\0")
     with pytest.raises(DataError, match=f"its MD5 is {md5(archive.read_bytes())}, that of the published archive"):
         create("cifar10").fetch(tmp_path / "data", archive)
@@ -121,7 +121,7 @@ class Hostile:
 
 
 def test_a_pickle_that_would_run_code_is_refused_by_name_and_runs_nothing(tmp_path, monkeypatch):
-    reader, trap = Cifar100.reader, tmp_path / "trap"
+    reader, trap = Cifar100().reader, tmp_path / "trap"
     archives = tmp_path / "archives"
     write_cifar_archive(archives, monkeypatch, reader)
     with tarfile.open(archives / reader.filename, "w:gz") as tar:
@@ -137,7 +137,7 @@ def test_a_pickle_that_would_run_code_is_refused_by_name_and_runs_nothing(tmp_pa
 
 
 def test_cifar100_is_made_from_its_archive_alone(tmp_path, monkeypatch):
-    toys = write_cifar_archive(tmp_path / "archives", monkeypatch, Cifar100.reader)
+    toys = write_cifar_archive(tmp_path / "archives", monkeypatch, Cifar100().reader)
     cifar = create("cifar100")
     with pytest.raises(DataError, match=r"has no cifar-100-python.tar.gz: only the archive, whose MD5 is published"):
         cifar.fetch(tmp_path / "data", tmp_path)

@@ -155,7 +155,12 @@ def test_notebooks_define_nothing():
 
 @pytest.mark.parametrize(
     ("module", "costly"),
-    [("pipeline.launch_notebook", ["torch", "pandas"]), ("pipeline.stages.distillation", ["sklearn"])],
+    [
+        ("pipeline.launch_notebook", ["torch", "pandas"]),
+        ("pipeline.stages.distillation", ["sklearn", "torchvision", "torch._dynamo"]),
+        ("pipeline.stages.evaluation", ["sklearn", "torchvision", "torch._dynamo"]),
+        ("pipeline.report.figures", ["torchvision"]),
+    ],
 )
 def test_what_starts_with_every_stage_waits_for_no_library_it_does_not_use(module, costly):
     """Each of them takes seconds to import, and `make repro` starts a launcher and a kernel twenty times."""

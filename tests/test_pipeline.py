@@ -289,7 +289,7 @@ def test_a_stage_declares_the_sections_it_reads(project, stage, monkeypatch):
     read_field, read_layers = Params.__getattribute__, Params._layers
 
     def noting_field(params, name):
-        names.update({name} & {*fields, "validation_per_class"})
+        names.update({name} & {*fields, "validation_per_class", "compile"})
         return read_field(params, name)
 
     def noting_layers(params, section, method=None, factor=None):

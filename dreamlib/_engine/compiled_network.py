@@ -5,6 +5,7 @@ Weights are arguments, so one compiled function serves every fresh network of a 
 
 import copy
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -35,19 +36,39 @@ class CompiledNetwork:
     compute: with ``compute.compile``, networks whose ``compiles`` is true (``dreamlib._engine.network``) are compiled
         by ``torch.compile``, once per batch shape; otherwise, and where ``compilation_works`` is false, the same
         functions run uncompiled. Results differ by rounding only.
+
+    The compiler is first used by the first function asked for: importing and trying it takes seconds, and a run without
+    an iteration needs no function.
     """
 
     def __init__(self, template: nn.Module, compute: Compute) -> None:
         self.compute = compute
-        self.compile = compute.compile and network_traits(template).compiles and compilation_works(compute.device)
         # Two copies, because a compiled function is tied to the mode it was traced in.
         self._train = copy.deepcopy(template).train().requires_grad_(False)
         self._eval = _Features(copy.deepcopy(template).eval().requires_grad_(False))
-        self.logits = self._wrap(lambda weights, x: functional_call(self._eval.network, weights, (x,)))
-        self.features = self._wrap(self._features)
-        self.training_loss = self._wrap(self._training_loss)
         self._compiled: dict[Any, Callable[..., Any]] = {}
         self.graphs = CudaGraphs()
+
+    @cached_property
+    def compile(self) -> bool:
+        """Whether functions are compiled."""
+        wanted = self.compute.compile and network_traits(self._train).compiles
+        return wanted and compilation_works(self.compute.device)
+
+    @cached_property
+    def logits(self) -> Callable[[Weights, Tensor], Tensor]:
+        """(weights, images (n, C, H, W)) → logits (n, K), in evaluation mode."""
+        return self._wrap(lambda weights, x: functional_call(self._eval.network, weights, (x,)))
+
+    @cached_property
+    def features(self) -> Callable[[Weights, Tensor], Tensor]:
+        """(weights, images (n, C, H, W)) → features (n, D), in evaluation mode."""
+        return self._wrap(self._features)
+
+    @cached_property
+    def training_loss(self) -> Callable[..., Tensor]:
+        """(weights, images, labels a, labels b, λ) → λ · cross-entropy to a + (1 − λ) · that to b, in training mode."""
+        return self._wrap(self._training_loss)
 
     @property
     def pure(self) -> bool:

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from dreamlib._engine.torchvision_import import torchvision
+from dreamlib._engine import lazy_torchvision as torchvision
 from dreamlib.data.base import DATASETS, PublishedDataset, from_bytes
-from dreamlib.data.cifar_sources import Archive, PngFolder, read_canonical
+from dreamlib.data.cifar_sources import Archive, PngFolder, Reader, read_canonical
 from dreamlib.data.fetch import DataError, LocalFolder, Mirror, PublishedFile, Source
 from dreamlib.data.types import DatasetInfo, LabeledImages, Statistics
 
@@ -50,7 +50,7 @@ class Cifar10(PublishedDataset):
 
     name: ClassVar[str] = "cifar10"
     classes: ClassVar[tuple[str, ...]] = tuple(CIFAR10_NAMES.split())
-    reader: ClassVar[type[torchvision.datasets.CIFAR10]] = torchvision.datasets.CIFAR10
+    archive: ClassVar[str] = "CIFAR10"  # torchvision's reader, which lists the published files
     dc_statistics: ClassVar[Statistics | None] = None
     pixel_statistics: ClassVar[Statistics] = PIXELS_CIFAR10
     content: ClassVar[dict[str, dict[str, str]]] = CIFAR10_CONTENT
@@ -61,6 +61,11 @@ class Cifar10(PublishedDataset):
         """A mirrored photograph keeps its class, so ``flip`` is True."""
         also = {"dc_statistics": self.dc_statistics, "pixel_statistics": self.pixel_statistics}
         return DatasetInfo(self.name, self.classes, 3, 32, MEAN, STD, flip=True, **also)
+
+    @property
+    def reader(self) -> Reader:
+        """torchvision's reader."""
+        return getattr(torchvision.datasets, self.archive)
 
     def files(self) -> tuple[PublishedFile, ...]:
         """Return the canonical files, one per split (see ``cifar_sources``)."""
@@ -98,7 +103,7 @@ class Cifar100(Cifar10):
 
     name: ClassVar[str] = "cifar100"
     classes: ClassVar[tuple[str, ...]] = tuple(CIFAR100_NAMES.split())
-    reader: ClassVar[type[torchvision.datasets.CIFAR10]] = torchvision.datasets.CIFAR100
+    archive: ClassVar[str] = "CIFAR100"
     dc_statistics: ClassVar[Statistics | None] = DC_CIFAR100
     pixel_statistics: ClassVar[Statistics] = DC_CIFAR100
     content: ClassVar[dict[str, dict[str, str]]] = {}  # not known in advance: the archive's MD5 vouches for it

@@ -20,10 +20,9 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from dreamlib._engine.torchvision_import import torchvision
 from dreamlib.data.fetch import DataError, PublishedFile, Source, SourceError, command_for, md5_of
 
-Reader = type[torchvision.datasets.CIFAR10]
+Reader = Any  # torchvision.datasets.CIFAR10 or its subclass CIFAR100; named only where it is used, see lazy_torchvision
 Parts = dict[str, np.ndarray]  # the arrays of a split, by name
 PARTS = ("images", "labels", "file_names")
 # All that a batch needs besides dicts, lists, numbers and strings: an array's own constructors.

@@ -1,39 +1,49 @@
-"""The IDX format of the MNIST family: four gzipped files, read by torchvision."""
+"""The IDX format of the MNIST family: four gzipped files."""
 
 import gzip
-import shutil
-import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from dreamlib._engine.torchvision_import import torchvision
-from dreamlib.data.base import from_bytes
-from dreamlib.data.fetch import Mirror, PublishedFile
+import numpy as np
+
+from dreamlib._engine import lazy_torchvision as torchvision
+from dreamlib.data.base import PublishedDataset, from_bytes
+from dreamlib.data.fetch import Mirror, PublishedFile, Source
 from dreamlib.data.types import LabeledImages
 
-Reader = type[torchvision.datasets.MNIST]
 
+@dataclass(frozen=True)
+class IdxDataset(PublishedDataset):
+    """A data set of 28×28 grey images in ten classes, published as four IDX files.
 
-def published(reader: Reader) -> tuple[PublishedFile, ...]:
-    """Return the data set's four files with the MD5s listed in torchvision."""
-    return tuple(PublishedFile(name, md5) for name, md5 in reader.resources)
-
-
-def mirrors(reader: Reader) -> tuple[Mirror, ...]:
-    """Return the mirrors listed in torchvision."""
-    return tuple(Mirror(url) for url in reader.mirrors)
-
-
-def read(reader: Reader, split: str, folder: Path) -> LabeledImages:
-    """Return one split, (N, 1, 28, 28), from the .gz files in ``folder``.
-
-    torchvision reads unpacked files. They are unpacked in a temporary folder, because other files in ``folder`` would
-    change the hash of the data.
+    reader: the name of torchvision's reader, which lists the mirrors.
+    md5s: the MD5 of each published file.
     """
-    with tempfile.TemporaryDirectory() as root:
-        raw = Path(root) / reader.__name__ / "raw"
-        raw.mkdir(parents=True)
-        for file in published(reader):
-            with gzip.open(folder / file.name) as packed, (raw / file.name.removesuffix(".gz")).open("wb") as out:
-                shutil.copyfileobj(packed, out)
-        dataset = reader(root, train=split == "train", download=False)
-    return from_bytes(dataset.data[:, None], dataset.targets, num_classes=len(reader.classes))
+
+    reader: ClassVar[str]
+    md5s: ClassVar[Mapping[str, str]]
+
+    def files(self) -> tuple[PublishedFile, ...]:
+        """Return the four files."""
+        return tuple(PublishedFile(name, md5) for name, md5 in self.md5s.items())
+
+    def sources(self) -> tuple[Source, ...]:
+        """Return torchvision's mirrors."""
+        return tuple(Mirror(url) for url in getattr(torchvision.datasets, self.reader).mirrors)
+
+    def read(self, split: str, folder: Path) -> LabeledImages:
+        """Return (N, 1, 28, 28)."""
+        prefix = "train" if split == "train" else "t10k"
+        images, labels = (_array(folder / f"{prefix}-{part}-ubyte.gz") for part in ("images-idx3", "labels-idx1"))
+        return from_bytes(images[:, None], labels, num_classes=10)
+
+
+def _array(path: Path) -> np.ndarray:
+    """Return the array of bytes in one file: after a number whose last byte counts the axes comes the shape."""
+    with gzip.open(path) as file:
+        content = bytearray(file.read())
+    axes = content[3]
+    shape = np.frombuffer(content, ">u4", axes, offset=4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)

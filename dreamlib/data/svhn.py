@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from dreamlib._engine.torchvision_import import torchvision
+from dreamlib._engine import lazy_torchvision as torchvision
 from dreamlib.data.base import DATASETS, PublishedDataset, from_bytes
 from dreamlib.data.fetch import Mirror, PublishedFile, Source
 from dreamlib.data.types import DatasetInfo, LabeledImages

@@ -21,7 +21,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from dreamlib._engine.torchvision_import import torchvision
+from dreamlib._engine import lazy_torchvision as torchvision
 from dreamlib.data.types import DatasetInfo
 from dreamlib.networks import NETWORKS
 from dreamlib.networks._shared import FeatureNet, Norm, need_side, set_norm

@@ -81,9 +81,11 @@ class DatasetSections(BudgetSections):
 class Budget(BudgetSections):
     """A named budget: how much work each stage does, on which network, and overrides for single data sets.
 
-    ``network`` is matched, and evaluates where the evaluation names no others.
+    ``network`` is matched, and evaluates where the evaluation names no others. Its inner loops are compiled if
+    ``compile`` says so here and under ``compute``.
     """
 
+    compile: bool = True
     network: NetworkParams = NetworkParams()
     by_dataset: dict[str, DatasetSections] = Field(default_factory=dict)
 
@@ -140,6 +142,11 @@ class Params(Strict):
     def experts(self) -> ExpertParams:
         """Return the expert trajectories under the chosen budget."""
         return build(ExpertParams, self._layers("experts"), None, f"experts, budget {self.budget}")
+
+    @property
+    def compile(self) -> bool:
+        """Whether inner loops are compiled under the chosen budget."""
+        return self.compute.compile and self._budget.compile
 
     @property
     def network(self) -> NetworkParams:

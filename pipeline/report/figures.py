@@ -18,7 +18,6 @@ from PIL import Image
 from torch import Tensor
 
 from dreamlib._engine.files import write_atomically
-from dreamlib._engine.torchvision_import import torchvision
 from dreamlib.data.types import as_float
 from pipeline.report.labels import CLASSES_SHOWN, class_labels, counted, literal
 
@@ -181,9 +180,8 @@ def write_contact_sheet(canvases: Tensor, num_classes: int, path: Path, scale: i
     else:
         rows, columns = min(num_classes, CLASSES_SHOWN, rows), min(ipc, columns)
         canvases = canvases.unflatten(0, (num_classes, ipc))[:rows, :columns].flatten(0, 1)
-    grid = torchvision.utils.make_grid(canvases.detach().clamp(0, 1).cpu(), nrow=columns, padding=1, pad_value=1.0)
-    pixels = (grid * 255).round().byte().permute(1, 2, 0).numpy()
-    picture = Image.fromarray(pixels)
+    grid = np.pad(_grid(list(canvases), columns, gap=1), ((1, 1), (1, 1), (0, 0)), constant_values=1)
+    picture = Image.fromarray((grid * 255).round().astype(np.uint8))
     scale = max(1, min(scale, _ENLARGED_SHEET // max(picture.size)))
     content = io.BytesIO()
     picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(content, "png")

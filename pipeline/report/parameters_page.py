@@ -50,9 +50,9 @@ SECTIONS: dict[str, tuple[type[BaseModel], dict[str, str]]] = {
         ComputeParams,
         {
             "device": "`auto`, `cpu`, `cuda` or one GPU, such as `cuda:1`",
-            "precision": "number format of activations; parameters stay float32; `auto` is bfloat16 where it is native",
+            "precision": "number format of activations; parameters stay float32; `auto` is bfloat16 where faster",
             "threads": "CPU threads of a process; 0 leaves torch's number",
-            "compile": "compile the inner loops; needs a C++ compiler",
+            "compile": "let budgets compile their inner loops; needs a C++ compiler",
             "workers": "processes that share a distillation's classes and an evaluation's networks",
         },
     ),
@@ -70,6 +70,7 @@ SECTIONS: dict[str, tuple[type[BaseModel], dict[str, str]]] = {
     "`budgets.<name>`": (
         Budget,
         {
+            "compile": "compile the inner loops, if `compute.compile` allows it; pays from hundreds of iterations on",
             "network": "section, see above",
             "validation_per_class": "training images per class held out for choosing settings; 0 draws no curves",
             "clustering": "section, see below",

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from dreamlib._engine.torchvision_import import torchvision
+from dreamlib._engine import lazy_torchvision as torchvision
 from pipeline.report.labels import CLASSES_SHOWN
 from pipeline.report.tables import markdown, percent
 
