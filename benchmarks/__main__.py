@@ -138,11 +138,11 @@ def counted(work: Callable[[], object], dtype: torch.dtype) -> dict[str, int]:
 def matching(compute: Compute, ipc: int, real: int) -> dict[str, Any]:
     """A matching step over 10 classes."""
     plain, quick = matching_state(Compute(compute.device), ipc, real), matching_state(compute, ipc, real)
-    how, compiled = (), 0.0
+    parallel, compiled = (), 0.0
     if compute.device.type == "cpu":
-        how = (AT_ONCE, torch.get_num_threads() // AT_ONCE)
-        compiled = seconds(lambda: fast_matching_gradient(quick, 1, how[1]))  # not by two threads at once
-    row = interleaved(lambda: matching_gradient(plain), lambda: fast_matching_gradient(quick, *how))
+        parallel = (AT_ONCE, torch.get_num_threads() // AT_ONCE)
+        compiled = seconds(lambda: fast_matching_gradient(quick, 1, parallel[1]))  # not by two threads at once
+    row = interleaved(lambda: matching_gradient(plain), lambda: fast_matching_gradient(quick, *parallel))
     row["first_call_s"]["fast"] += compiled
     return {
         "work": f"matching, ipc {ipc}, {real} real",
@@ -215,8 +215,8 @@ def clustering(
     normal = INFO.normalise(data.images)
 
     def reference() -> None:
-        for own in normal.split(CLASS_IMAGES):
-            representatives(plain, own, real)
+        for class_images in normal.split(CLASS_IMAGES):
+            representatives(plain, class_images, real)
 
     def fast() -> None:
         sampler.centers = dict(centers)
@@ -246,19 +246,20 @@ def clustering(
     }
 
 
-def evaluating(compute: Compute, how: EvaluationParams, repeats: int = REPEATS) -> dict[str, Any]:
+def evaluating(compute: Compute, protocol: EvaluationParams, repeats: int = REPEATS) -> dict[str, Any]:
     """An evaluation whole, at ipc 1: networks built, trained on 40 decoded images, asked for 1000 predictions."""
     rng, k = torch.Generator().manual_seed(0), INFO.num_classes
     synthetic = SyntheticSet(torch.rand(k, 1, 28, 28, generator=rng), torch.arange(k), k, 2)
     against = LabeledImages(torch.rand(1000, 1, 28, 28, generator=rng), torch.arange(1000) % k, k)
     row = interleaved(
-        lambda: evaluation(synthetic, against, INFO, how, 128, 0),
-        lambda: evaluate(synthetic, against, INFO, how, ("convnet", {}), compute, seed=0, split="none"),
+        lambda: evaluation(synthetic, against, INFO, protocol, 128, 0),
+        lambda: evaluate(synthetic, against, INFO, protocol, ("convnet", {}), compute, seed=0, split="none"),
         repeats,
     )
     return {
-        "work": f"evaluation, ipc 1, {how.epochs} epochs, {how.repeats} networks, {how.parallel_networks} at once",
-        "images_per_s": how.epochs * how.repeats * 4 * k / row["fast_s"],
+        "work": f"evaluation, ipc 1, {protocol.epochs} epochs, {protocol.repeats} networks, "
+        f"{protocol.parallel_networks} at once",
+        "images_per_s": protocol.epochs * protocol.repeats * 4 * k / row["fast_s"],
         "once": repeats == 1,
         **row,
     }
@@ -276,9 +277,9 @@ def total(work: str, *parts: dict[str, float], images: float) -> dict[str, Any]:
     return {"work": work, "computed": True, **sums, **ratios}
 
 
-def cpu_name(told: Path = Path("/proc/cpuinfo")) -> str:
+def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """What the processor calls itself, where Linux tells; else what Python knows of it."""
-    names = [line for line in told.read_text().splitlines() if "model name" in line] if told.is_file() else []
+    names = [line for line in cpuinfo.read_text().splitlines() if "model name" in line] if cpuinfo.is_file() else []
     return names[0].split(":")[-1].strip() if names else platform.processor() or platform.machine()
 
 
@@ -343,8 +344,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--short", action="store_true", help="without what is measured once and takes a quarter hour")
-    asked = parser.parse_args(arguments)
-    on_cpu = asked.device == "cpu"
+    args = parser.parse_args(arguments)
+    on_cpu = args.device == "cpu"
     compute = Compute.resolve("cpu" if on_cpu else "cuda", "auto", 2 if on_cpu else 0, True)
     peak = {name: peak_flops(getattr(torch, name), compute.device) for name in {"float32", compute.precision}}
     sizes = ((1, 64), (1, 128), (10, 128), (50, 128)) if on_cpu else ((1, 128), (10, 128))
@@ -359,21 +360,21 @@ def main(arguments: list[str] | None = None) -> None:
         for pool, row in cluster.items():
             clustered = scaled(row, INFO.num_classes / row["classes"] / INTERVAL)
             images = INFO.num_classes * (128 + min(4 * ipc, 128) + (pool or CLASS_IMAGES) / INTERVAL)
-            found = total(
+            iteration_row = total(
                 f"DREAM iteration, ipc {ipc}, 128 real, {clustered_images(pool)}",
                 scaled(match[ipc, 128], 1),
                 scaled(step, NETWORK_STEPS / 5),
                 clustered,
                 images=images + NETWORK_STEPS * 128,
             )
-            found["clustering_share"] = clustered["fast_s"] / found["fast_s"]
+            iteration_row["clustering_share"] = clustered["fast_s"] / iteration_row["fast_s"]
             if on_cpu and pool:  # whole, where it takes minutes and not a quarter of an hour
-                found |= {"computed": False, **iteration(compute, ipc, pool)}
-                found["images_per_s"] = (images + NETWORK_STEPS * 128) / found["fast_s"]
-            whole[ipc, pool] = found
+                iteration_row |= {"computed": False, **iteration(compute, ipc, pool)}
+                iteration_row["images_per_s"] = (images + NETWORK_STEPS * 128) / iteration_row["fast_s"]
+            whole[ipc, pool] = iteration_row
     if on_cpu:
         measured.append(evaluating(compute, EVALUATED))
-        if not asked.short:
+        if not args.short:
             measured.append(evaluating(compute, WHOLE, repeats=1))
     result = {
         "machine": {**compute.describe(), "cpu": cpu_name()},

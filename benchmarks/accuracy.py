@@ -49,29 +49,31 @@ PAIRS = (("fast", "plain"), ("fast", "fast, all"), ("fast, warm", "fast"), ("fas
 
 def settings_of(ipc: int, iterations: int, real: int | None, changes: dict[str, Any]) -> DistillParams:
     """DREAM's of params.yaml at ``ipc``, for ``iterations`` inner iterations."""
-    how = read_params(ROOT).distillation("dream", ipc).model_dump()
-    inner = min(how["inner_iterations"], iterations)
+    values = read_params(ROOT).distillation("dream", ipc).model_dump()
+    inner = min(values["inner_iterations"], iterations)
     if iterations % inner:
         raise ValueError(
             f"--iterations {iterations} must be a multiple of {inner}, the inner iterations a network lasts"
         )
     length = {"inner_iterations": inner, "outer_iterations": iterations // inner, "snapshots": 0}
-    return DistillParams(**{**how, **length, "real_batch": real or how["real_batch"], **changes})
+    return DistillParams(**{**values, **length, "real_batch": real or values["real_batch"], **changes})
 
 
 def starting_set(
-    data: LabeledImages, info: DatasetInfo, how: DistillParams, ipc: int, width: int, compute: Compute, seed: int
+    data: LabeledImages, info: DatasetInfo, settings: DistillParams, ipc: int, width: int, compute: Compute, seed: int
 ) -> SyntheticSet:
     """Canvases of the real images nearest to k-means centres of an untrained network's features."""
     network = ("convnet", {"width": width})
     model = compute.place(build(*network[:1], info, generator(seed, "clustering-network"), network[1]))
     kernels = compiled_network(network, info, compute)
-    return from_clusters(data, how, ipc, seed, lambda x: embed(model, x, info, kernels), how.pool, START_STEPS)
+    return from_clusters(
+        data, settings, ipc, seed, lambda x: embed(model, x, info, kernels), settings.pool, START_STEPS
+    )
 
 
 def from_clusters(
     data: LabeledImages,
-    how: DistillParams,
+    settings: DistillParams,
     ipc: int,
     seed: int,
     embedder: Callable[[Tensor], Tensor],
@@ -80,9 +82,10 @@ def from_clusters(
     pick: str = "members",
 ) -> SyntheticSet:
     """Canvases of the real images nearest to k-means centres of an embedder's features: see ``cluster_class``."""
-    count = images_needed(ipc, how.factor, how.decode)
-    found = [cluster_class(data, c, count, seed, embedder, pool, steps, pick) for c in range(data.num_classes)]
-    return fill(data, torch.stack([c.representatives for c in found]), ipc, how.factor, how.decode, how.shrink)
+    count = images_needed(ipc, settings.factor, settings.decode)
+    clusters = [cluster_class(data, c, count, seed, embedder, pool, steps, pick) for c in range(data.num_classes)]
+    rows = torch.stack([c.representatives for c in clusters])
+    return fill(data, rows, ipc, settings.factor, settings.decode, settings.shrink)
 
 
 def differences(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -95,7 +98,7 @@ def differences(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     >>> [{k: round(v, 3) for k, v in d.items() if k in ("difference", "std", "spread")} for d in differences(rows)]
     [{'difference': 0.05, 'std': 0.071, 'spread': 0.283}]
     """
-    found = []
+    comparisons = []
     for ipc in dict.fromkeys(row["ipc"] for row in rows):
         of = {(row["variant"], row["seed"]): row for row in rows if row["ipc"] == ipc}
         seeds = sorted({seed for _, seed in of})
@@ -106,11 +109,11 @@ def differences(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             gaps = [x - y for x, y in zip(a, b, strict=True)]
             # The median, because the first seed's time holds the compilation.
             took = [statistics.median(of[name, seed]["seconds"] for seed in seeds) for name in (other, one)]
-            found.append(
+            comparisons.append(
                 {"ipc": ipc, "of": one, "from": other, "difference": statistics.fmean(gaps), "std": _std(gaps)}
                 | {"spread": _std(b), "seeds": len(seeds), "time_ratio": took[0] / took[1]}
             )
-    return found
+    return comparisons
 
 
 def _std(values: list[float]) -> float:
@@ -139,45 +142,46 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--eager", action="store_true", help="do not compile the fast path (a trial of this program)")
     parser.add_argument("--output", type=Path, default=ACCURACY)
-    given = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
 
-    info = datasets.info(given.dataset, {})
+    info = datasets.info(args.dataset, {})
     splits = ("train", "validation")
-    data, held = (datasets.load_split(given.dataset, s, given.data, given.validation, 0, {}) for s in splits)
-    network = ("convnet", {"width": given.width})
+    data, held = (datasets.load_split(args.dataset, s, args.data, args.validation, 0, {}) for s in splits)
+    network = ("convnet", {"width": args.width})
     computes = {
-        False: Compute.resolve("cpu", "float32", given.threads),
-        True: Compute.resolve("cpu", "auto", given.threads, not given.eager),
+        False: Compute.resolve("cpu", "float32", args.threads),
+        True: Compute.resolve("cpu", "auto", args.threads, not args.eager),
     }
-    options = {k: v for k, v in vars(given).items() if k not in ("data", "output")}
+    options = {k: v for k, v in vars(args).items() if k not in ("data", "output")}
     machine = computes[True].describe()
-    part = given.output.with_suffix(".part.json")  # what an interrupted run goes on from; a finished one leaves none
+    part = args.output.with_suffix(".part.json")  # what an interrupted run goes on from; a finished one leaves none
     rows, loops = _kept(part, options, machine)
-    for ipc in given.ipc:
-        first = ipc == given.ipc[0]  # at the others the two paths alone, to save time
-        protocol = read_params(ROOT).evaluation("dream", ipc).model_dump()
-        how = EvaluationParams(**protocol | {"repeats": given.networks, "epochs": given.epochs or protocol["epochs"]})
-        for seed in range(given.seeds):
+    for ipc in args.ipc:
+        first = ipc == args.ipc[0]  # at the others the two paths alone, to save time
+        values = read_params(ROOT).evaluation("dream", ipc).model_dump()
+        protocol = EvaluationParams(**values | {"repeats": args.networks, "epochs": args.epochs or values["epochs"]})
+        for seed in range(args.seeds):
             for name, (fast, changes) in VARIANTS.items():
                 if not first and name not in ("plain", "fast"):
                     continue
                 if any((r["ipc"], r["seed"], r["variant"]) == (ipc, seed, name) for r in rows):
                     continue
-                settings, compute = settings_of(ipc, given.iterations, given.real, changes), computes[fast]
-                start = starting_set(data, info, settings, ipc, given.width, compute, seed)
+                settings, compute = settings_of(ipc, args.iterations, args.real, changes), computes[fast]
+                start = starting_set(data, info, settings, ipc, args.width, compute, seed)
                 run = Distiller(start, data, info, settings, network, compute, seed)
                 result, took = _timed(lambda run=run, name=name: run.run(label=name))
-                found = evaluate(
-                    result.synthetic, held, info, how, network, computes[True], seed=0, split="validation", label=name
-                )
-                row = {"ipc": ipc, "variant": name, "seed": seed, "accuracy": found.mean, "std": found.std}
-                rows.append(row | {"seconds": took, "accuracies": list(found.accuracies)})
+                scores = evaluate(
+                    result.synthetic, held, info, protocol, network, computes[True],
+                    seed=0, split="validation", label=name,
+                )  # fmt: skip
+                row = {"ipc": ipc, "variant": name, "seed": seed, "accuracy": scores.mean, "std": scores.std}
+                rows.append(row | {"seconds": took, "accuracies": list(scores.accuracies)})
                 if name == "plain" and seed == 0 and first:
-                    several = how.model_copy(update={"repeats": given.evaluations})
+                    several = protocol.model_copy(update={"repeats": args.evaluations})
                     loops.append({"ipc": ipc} | _loops(result.synthetic, held, info, several, network, computes[True]))
                 write_json(part, _result(options, machine, rows, loops))
     result = _result(options, machine, rows, loops)
-    write_json(given.output, result)
+    write_json(args.output, result)
     part.unlink(missing_ok=True)
     _print(result)
     return result
@@ -195,22 +199,24 @@ def _result(options: dict[str, Any], machine: dict[str, Any], rows: list[Any], l
 
 def _kept(path: Path, options: dict[str, Any], machine: dict[str, Any]) -> tuple[list[Any], list[Any]]:
     """What an interrupted run of the same options on such a machine has measured already."""
-    found = read_json(path) if path.is_file() else {}
-    same = (found.get("options"), found.get("machine")) == (options, machine)
-    return (found["rows"], found["evaluation_loops"]) if same else ([], [])
+    measured = read_json(path) if path.is_file() else {}
+    same = (measured.get("options"), measured.get("machine")) == (options, machine)
+    return (measured["rows"], measured["evaluation_loops"]) if same else ([], [])
 
 
 def _loops(
     synthetic: SyntheticSet,
     held: LabeledImages,
     info: DatasetInfo,
-    how: EvaluationParams,
+    protocol: EvaluationParams,
     network: tuple[str, dict[str, Any]],
     compute: Compute,
 ) -> dict[str, Any]:
     """One set by the plain evaluation and by the library's, on the same networks and draws."""
-    plain, slow = _timed(lambda: evaluation(synthetic, held, info, how, network[1]["width"], 0))
-    fast, quick = _timed(lambda: evaluate(synthetic, held, info, how, network, compute, seed=0, split="validation"))
+    plain, slow = _timed(lambda: evaluation(synthetic, held, info, protocol, network[1]["width"], 0))
+    fast, quick = _timed(
+        lambda: evaluate(synthetic, held, info, protocol, network, compute, seed=0, split="validation")
+    )
     gaps = [a - b for a, b in zip(fast.accuracies, plain, strict=True)]
     return {
         "plain": plain,
@@ -230,11 +236,11 @@ def _print(result: dict[str, Any]) -> None:
         print(f"{ipc:4}  {name:14}{'  '.join(shown)}")
     print("\ndifferences in points (paired), beside the spread of what they are taken from:")
     for d in result["differences"]:
-        told = f"{100 * d['difference']:+.2f} ± {100 * d['std']:.2f}, seeds' spread {100 * d['spread']:.2f}"
-        print(f"{d['ipc']:4}  {d['of']} from {d['from']}: {told}; {d['time_ratio']:.1f} times as fast")
+        text = f"{100 * d['difference']:+.2f} ± {100 * d['std']:.2f}, seeds' spread {100 * d['spread']:.2f}"
+        print(f"{d['ipc']:4}  {d['of']} from {d['from']}: {text}; {d['time_ratio']:.1f} times as fast")
     for d in result["evaluation_loops"]:
-        told = f"{100 * d['difference']:+.2f} ± {100 * d['std']:.2f}, networks' spread {100 * d['spread']:.2f}"
-        print(f"{d['ipc']:4}  evaluation, library from plain loop: {told}; {d['time_ratio']:.1f} times as fast")
+        text = f"{100 * d['difference']:+.2f} ± {100 * d['std']:.2f}, networks' spread {100 * d['spread']:.2f}"
+        print(f"{d['ipc']:4}  evaluation, library from plain loop: {text}; {d['time_ratio']:.1f} times as fast")
 
 
 if __name__ == "__main__":

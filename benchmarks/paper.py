@@ -46,24 +46,26 @@ def settings(ipc: int, pool: int) -> DistillParams:
 
     Raises ValueError where canvases are not all that a run at the beginning of an outer iteration goes on from.
     """
-    how = paper_params().distillation(METHOD, ipc)
-    how = DistillParams.model_validate(how.model_dump() | {"pool": pool})
+    distillation = paper_params().distillation(METHOD, ipc)
+    distillation = DistillParams.model_validate(distillation.model_dump() | {"pool": pool})
     needed = {"image_update": "once_equivalent", "image_optimizer": "sgd", "warm_start": False}  # a step without memory
     for name, value in needed.items():
-        if getattr(how, name) != value:
-            raise ValueError(f"a run in pieces needs {name}: {value} in the paper budget, not {getattr(how, name)}")
-    if how.inner_iterations % how.interval:
+        if getattr(distillation, name) != value:
+            raise ValueError(
+                f"a run in pieces needs {name}: {value} in the paper budget, not {getattr(distillation, name)}"
+            )
+    if distillation.inner_iterations % distillation.interval:
         raise ValueError(
-            f"a run in pieces needs an interval that divides the {how.inner_iterations} inner iterations of the paper "
-            f"budget, not {how.interval}"
+            f"a run in pieces needs an interval that divides the {distillation.inner_iterations} inner iterations of "
+            f"the paper budget, not {distillation.interval}"
         )
-    return how
+    return distillation
 
 
-def shaped_by(how: DistillParams) -> str:
+def shaped_by(distillation: DistillParams) -> str:
     """A hash of all parameters that shape a run."""
     params = paper_params()
-    shape = how.model_dump(exclude={"checkpoint_every_s", "parallel_classes", "snapshots"})
+    shape = distillation.model_dump(exclude={"checkpoint_every_s", "parallel_classes", "snapshots"})
     data = params.data.model_dump(exclude={"directory"}), params.validation_per_class
     return digest(params.dataset, *data, params.network, shape)
 
@@ -73,7 +75,7 @@ def recorded_canvases(ipc: int) -> dict[int, Tensor]:
     return {int(iteration): canvases for iteration, canvases in sorted(load_file(canvases_file(ipc)).items())}
 
 
-def begun(ipc: int, how: DistillParams, compute: Compute) -> Distiller:
+def begun(ipc: int, distillation: DistillParams, compute: Compute) -> Distiller:
     """The run as far as it has come, at the beginning of an outer iteration.
 
     There the canvases are all that matters: the network is a new one, batches are chosen anew, a step has no memory. A
@@ -82,31 +84,30 @@ def begun(ipc: int, how: DistillParams, compute: Compute) -> Distiller:
     Raises ValueError for a run that was begun with other parameters.
     """
     project, row = Project(ROOT, paper_params()), paper_run(ipc)
-    if row and row["settings"] != shaped_by(how):
+    if row and row["settings"] != shaped_by(distillation):
         raise ValueError(
             f"the run at ipc {ipc} was begun with --pool {row['pool']} and other parameters than now, --pool "
-            f"{how.pool}: go on with those, or delete {canvases_file(ipc).name} to begin anew"
+            f"{distillation.pool}: go on with those, or delete {canvases_file(ipc).name} to begin anew"
         )
     data, info, network = project.split("train"), project.info, project.network
     if row is None:
-        start = starting_set(data, info, how.model_copy(update={"pool": 0}), ipc, 128, compute, SEED)
-        return Distiller(start, data, info, how, network, compute, SEED)
+        start = starting_set(data, info, distillation.model_copy(update={"pool": 0}), ipc, 128, compute, SEED)
+        return Distiller(start, data, info, distillation, network, compute, SEED)
     kept, seconds = recorded_canvases(ipc), {int(iteration): took for iteration, took in row["seconds"].items()}
     latest = max(kept)
-    run = Distiller(as_set(kept[latest], ipc, how), data, info, how, network, compute, SEED)
-    run.iteration = latest - latest % how.inner_iterations
-    at = snapshot_iterations(run.total, how.snapshots)
+    run = Distiller(as_set(kept[latest], ipc, distillation), data, info, distillation, network, compute, SEED)
+    run.iteration = latest - latest % distillation.inner_iterations
+    at = snapshot_iterations(run.total, distillation.snapshots)
     run.snapshots = {iteration: canvases for iteration, canvases in kept.items() if iteration in at}
     run.seconds, run.clock = {"before": seconds[latest]}, {iteration: seconds[iteration] for iteration in run.snapshots}
     return run
 
 
-def as_set(canvases: Tensor, ipc: int, how: DistillParams) -> SyntheticSet:
+def as_set(canvases: Tensor, ipc: int, distillation: DistillParams) -> SyntheticSet:
     """Canvases as a set, pixels in [0, 1]."""
     classes = len(canvases) // ipc
-    return SyntheticSet(
-        canvases.clamp(0, 1), torch.arange(classes).repeat_interleave(ipc), classes, how.factor, how.decode
-    )
+    labels = torch.arange(classes).repeat_interleave(ipc)
+    return SyntheticSet(canvases.clamp(0, 1), labels, classes, distillation.factor, distillation.decode)
 
 
 def go_on(ipc: int, pool: int, minutes: float, compute: Compute) -> None:
@@ -115,14 +116,14 @@ def go_on(ipc: int, pool: int, minutes: float, compute: Compute) -> None:
     if row and row["iterations"] >= row["total"]:
         print(f"all {row['total']:,} iterations at ipc {ipc} are done: evaluate them")
         return
-    how = settings(ipc, pool)
-    run, shape, saved = begun(ipc, how, compute), shaped_by(how), time.monotonic()
+    distillation = settings(ipc, pool)
+    run, shape, saved = begun(ipc, distillation, compute), shaped_by(distillation), time.monotonic()
     end = saved + 60 * minutes
     with progress(run.total, f"{METHOD}-ipc{ipc}", initial=run.iteration) as bar:
         while run.iteration < run.total:
             run.step()
             bar.update()
-            if run.iteration % how.inner_iterations:
+            if run.iteration % distillation.inner_iterations:
                 continue
             if time.monotonic() > end:
                 break
@@ -157,9 +158,10 @@ def record(ipc: int, run: Distiller, shape: str, compute: Compute) -> None:
 def evaluate_run(ipc: int, compute: Compute) -> None:
     """Last-epoch test accuracies of the canvases by iteration, under the budget's protocol; those known are kept."""
     params = paper_params()
-    project, how, distilled = Project(ROOT, params), params.evaluation(METHOD, ipc), params.distillation(METHOD, ipc)
-    about = {"protocol": how.protocol, "epochs": how.epochs, "device": compute.describe()["device"]}
-    about |= {"settings": digest(how.model_dump(exclude={"parallel_classes"}), params.network)}
+    project, protocol = Project(ROOT, params), params.evaluation(METHOD, ipc)
+    distillation = params.distillation(METHOD, ipc)
+    about = {"protocol": protocol.protocol, "epochs": protocol.epochs, "device": compute.describe()["device"]}
+    about |= {"settings": digest(protocol.model_dump(exclude={"parallel_classes"}), params.network)}
     about |= {"published": published(ipc, params)}
     before = paper_evaluations().get(str(ipc), {})
     known = before.pop("points", {})
@@ -167,14 +169,14 @@ def evaluate_run(ipc: int, compute: Compute) -> None:
         known = {}
     test, points = test_split(params.dataset, ROOT / params.data.directory, params.data.options), {}
     for iteration, canvases in recorded_canvases(ipc).items():
-        of, found = digest(canvases.tolist()), known.get(str(iteration), {})
-        if found.get("canvases") != of:
+        of, point = digest(canvases.tolist()), known.get(str(iteration), {})
+        if point.get("canvases") != of:
             done = evaluate(
-                as_set(canvases, ipc, distilled), test, project.info, how, project.network, compute,
+                as_set(canvases, ipc, distillation), test, project.info, protocol, project.network, compute,
                 seed=SEED, split="test", label=f"at {iteration}",
             )  # fmt: skip
-            found = {"canvases": of, "accuracies": list(done.accuracies)}
-        points[str(iteration)] = found
+            point = {"canvases": of, "accuracies": list(done.accuracies)}
+        points[str(iteration)] = point
     write_json(PAPER, paper_evaluations() | {str(ipc): about | {"points": points}})
 
 
@@ -182,8 +184,8 @@ def published(ipc: int, params: Params) -> list[float] | None:
     """DREAM's accuracy on the data set and its spread in percent, from notebooks/published.csv, if it is there."""
     rows = pd.read_csv(ROOT / "notebooks" / "published.csv")
     method = f"DREAM (f={params.distillation(METHOD, ipc).factor})"
-    ours = rows[(rows.dataset == params.dataset) & (rows.ipc == ipc) & (rows.method == method)]
-    return [float(ours["accuracy"].iloc[0]), float(ours["std"].iloc[0])] if len(ours) else None
+    matching = rows[(rows.dataset == params.dataset) & (rows.ipc == ipc) & (rows.method == method)]
+    return [float(matching["accuracy"].iloc[0]), float(matching["std"].iloc[0])] if len(matching) else None
 
 
 def compute_at_hand() -> Compute:
@@ -207,13 +209,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--ipc", type=int, default=1)
     parser.add_argument("--pool", type=int, default=POOL, help="images of a class that are clustered; 0: all")
     parser.add_argument("--minutes", type=_minutes, default=math.inf)
-    given = parser.parse_args(arguments)
-    if given.what == "evaluate" and not canvases_file(given.ipc).is_file():
-        parser.error(f"no run at ipc {given.ipc} was begun: `python -m benchmarks.paper run --ipc {given.ipc}` does")
+    args = parser.parse_args(arguments)
+    if args.what == "evaluate" and not canvases_file(args.ipc).is_file():
+        parser.error(f"no run at ipc {args.ipc} was begun: `python -m benchmarks.paper run --ipc {args.ipc}` does")
     compute = compute_at_hand()
-    if given.what == "run":
-        return exit_status(partial(go_on, given.ipc, given.pool, given.minutes, compute))
-    return exit_status(partial(evaluate_run, given.ipc, compute))
+    if args.what == "run":
+        return exit_status(partial(go_on, args.ipc, args.pool, args.minutes, compute))
+    return exit_status(partial(evaluate_run, args.ipc, compute))
 
 
 if __name__ == "__main__":

@@ -55,39 +55,39 @@ def machine(project: Project) -> dict[str, Any]:
     return project.compute.describe() | {"cpu": cpu_name()}
 
 
-def clustered_start(project: Project, how: DistillParams, ipc: int, seed: int) -> SyntheticSet:
+def clustered_start(project: Project, distillation: DistillParams, ipc: int, seed: int) -> SyntheticSet:
     """The canvases that the clustering and distillation stages would begin with.
 
     Raises ValueError for a method that begins otherwise, or whose sets are more than canvases.
     """
-    if how.init != "kmeans":
-        raise ValueError(f"the study {STUDY} measures runs from clusters: init must be kmeans, not {how.init}")
-    if how.decode == "dct":
+    if distillation.init != "kmeans":
+        raise ValueError(f"the study {STUDY} measures runs from clusters: init must be kmeans, not {distillation.init}")
+    if distillation.decode == "dct":
         raise ValueError(f"the study {STUDY} keeps canvases without a mask of frequencies: decode must not be dct")
     data, its = project.split("train").to(project.compute.device), project.params.clustering()
-    return from_clusters(data, how, ipc, seed, project.embedder(seed), its.pool, its.max_iterations, its.pick)
+    return from_clusters(data, distillation, ipc, seed, project.embedder(seed), its.pool, its.max_iterations, its.pick)
 
 
 def distil(method: str, since: float, output: Path) -> None:
     """The method's run; its canvases along the way, with the seconds from ``since`` (Unix time) to each of them."""
     project = opened()
     (ipc,), (seed,) = project.params.ipc, project.params.seeds
-    how = project.params.distillation(method, ipc)
-    start = clustered_start(project, how, ipc, seed)
-    run = Distiller(start, project.split("train"), project.info, how, project.network, project.compute, seed)
+    distillation = project.params.distillation(method, ipc)
+    start = clustered_start(project, distillation, ipc, seed)
+    run = Distiller(start, project.split("train"), project.info, distillation, project.network, project.compute, seed)
     before = time.time() - since
     result = run.run(label=f"{STUDY}: {method}")
     seconds = {i: before + took for i, took in result.clock.items() if i}
-    told = {"before": before, "total": run.total, "seconds": seconds, "machine": machine(project)}
-    told |= {"settings": settings(project, method)}
+    note = {"before": before, "total": run.total, "seconds": seconds, "machine": machine(project)}
+    note |= {"settings": settings(project, method)}
     tensors = {str(i): canvases.contiguous() for i, canvases in result.snapshots.items() if i}
-    write_atomically(output, save(tensors, {"run": json.dumps(told)}))
+    write_atomically(output, save(tensors, {"run": json.dumps(note)}))
 
 
 def settings(project: Project, method: str) -> str:
     """A hash of all parameters that shape a method's run."""
     p = project.params
-    how, compute = p.distillation(method, p.ipc[0]), p.compute.model_dump()
+    distillation, compute = p.distillation(method, p.ipc[0]), p.compute.model_dump()
     return digest(
         p.dataset,
         p.ipc,
@@ -96,7 +96,7 @@ def settings(project: Project, method: str) -> str:
         p.validation_per_class,
         p.network,
         p.clustering(method),
-        how,
+        distillation,
         compute,
     )
 
@@ -122,20 +122,20 @@ def measure() -> None:
     """Every method's run and evaluation, of this kind of machine, into reach.json; an interrupted one goes on."""
     project = opened()
     (ipc,), here = project.params.ipc, machine(project)
-    how = project.params.evaluation(project.params.methods[0], ipc)
+    protocol = project.params.evaluation(project.params.methods[0], ipc)
     test = test_split(project.params.dataset, ROOT / project.params.data.directory, project.params.data.options)
     kind = f"{project.compute.device.type}, {project.compute.precision}"
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "machine": here,
         "ipc": ipc,
-        "epochs": how.epochs,
-        "protocol": how.protocol,
+        "epochs": protocol.epochs,
+        "protocol": protocol.protocol,
         "published": published(ipc, project.params),
         "runs": {},
     }
     for method in project.params.methods:
-        path, asked = kept(method), {"settings": settings(project, method), "machine": here}
-        if {key: (note_of(path) or {}).get(key) for key in asked} != asked:
+        path, expected = kept(method), {"settings": settings(project, method), "machine": here}
+        if {key: (note_of(path) or {}).get(key) for key in expected} != expected:
             path.parent.mkdir(parents=True, exist_ok=True)
             from_nothing(method, path)
         note, points = note_of(path), {}
@@ -143,9 +143,9 @@ def measure() -> None:
             accuracies = evaluated(project, method, canvases, test, iteration)
             points[iteration] = {"seconds": note["seconds"][iteration], "accuracies": accuracies}
         distillation = project.params.distillation(method, ipc)
-        told = {"factor": distillation.factor, "objective": distillation.objective, "total": note["total"]}
-        found["runs"][method] = told | {"before_s": note["before"], "points": points}
-    write_json(REACH, (if_measured(REACH) or {}) | {kind: found})
+        about = {"factor": distillation.factor, "objective": distillation.objective, "total": note["total"]}
+        result["runs"][method] = about | {"before_s": note["before"], "points": points}
+    write_json(REACH, (if_measured(REACH) or {}) | {kind: result})
     for method in project.params.methods:
         for path in kept(method).parent.glob(f"{method}*"):
             path.unlink()
@@ -154,13 +154,13 @@ def measure() -> None:
 def evaluated(project: Project, method: str, canvases: Tensor, test: LabeledImages, iteration: str) -> list[float]:
     """Last-epoch test accuracies of a run's canvases at an iteration; kept beside them until all are there."""
     (ipc,), (seed,) = project.params.ipc, project.params.seeds
-    how, distillation = project.params.evaluation(method, ipc), project.params.distillation(method, ipc)
-    of = digest(canvases.tolist(), how, project.network)
+    protocol, distillation = project.params.evaluation(method, ipc), project.params.distillation(method, ipc)
+    of = digest(canvases.tolist(), protocol, project.network)
     done = kept(method).with_suffix(f".{iteration}.json")
     known = if_measured(done) or {}
     if known.get("of") != of:
         result = evaluate(
-            as_set(canvases, ipc, distillation), test, project.info, how, project.network, project.compute,
+            as_set(canvases, ipc, distillation), test, project.info, protocol, project.network, project.compute,
             seed=seed, split="test", label=f"{method} at {iteration}",
         )  # fmt: skip
         known = {"of": of, "accuracies": list(result.accuracies)}
@@ -172,9 +172,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, or be the process that is measured; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reach", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--distil", nargs=3, metavar=("METHOD", "FILE", "SINCE"), help="(what is measured)")
-    given = parser.parse_args(arguments)
-    if given.distil:
-        method, output, since = given.distil
+    args = parser.parse_args(arguments)
+    if args.distil:
+        method, output, since = args.distil
         return exit_status(partial(distil, method, float(since), Path(output)))
     return exit_status(measure)
 

@@ -21,7 +21,7 @@ from dreamlib.training.schedules import SCHEDULES
 
 def with_torchs_layers(network: ConvNet) -> ConvNet:
     """A copy of a ConvNet with the same weights and torch's own layers where it has faster ones."""
-    plain, own = copy.deepcopy(network), network.classifier.weight
+    plain, weight = copy.deepcopy(network), network.classifier.weight
     for index, block in enumerate(plain.blocks):
         layers = OrderedDict(block.named_children())
         for name, layer in layers.items():
@@ -34,7 +34,7 @@ def with_torchs_layers(network: ConvNet) -> ConvNet:
             else:
                 continue
             new.load_state_dict(layer.state_dict())
-            layers[name] = new.to(own.device, own.dtype)
+            layers[name] = new.to(weight.device, weight.dtype)
         plain.blocks[index] = nn.Sequential(layers)
     return plain
 
@@ -70,8 +70,8 @@ def representatives(network: ConvNet, images: Tensor, clusters: int, seed: int =
     if features.is_cuda:
         return nearest_to_centers(features, clusters, seed)
     features = features.numpy()
-    found = KMeans(clusters, init="random", n_init=1, max_iter=10, random_state=seed).fit(features)
-    return torch.from_numpy(found.transform(features).argmin(0))
+    kmeans = KMeans(clusters, init="random", n_init=1, max_iter=10, random_state=seed).fit(features)
+    return torch.from_numpy(kmeans.transform(features).argmin(0))
 
 
 def nearest_to_centers(features: Tensor, clusters: int, seed: int) -> Tensor:
@@ -89,28 +89,28 @@ def evaluation(
     synthetic: SyntheticSet,
     against: LabeledImages,
     info: DatasetInfo,
-    how: EvaluationParams,
+    protocol: EvaluationParams,
     width: int,
     seed: int,
     dtype: torch.dtype = torch.float32,
 ) -> list[float]:
-    """Accuracies of ``how.repeats`` ConvNets trained on a set, one eager step at a time.
+    """Accuracies of ``protocol.repeats`` ConvNets trained on a set, one eager step at a time.
 
     The networks, the order of the images and the draws are those of ``dreamlib.evaluation``.
     """
     images, labels = synthetic.decode()
-    settings, found = train_settings(info, how, synthetic), []
-    for index in range(how.repeats):
-        own = derive(seed, "evaluation", index)
-        built = build("convnet", info, generator(own, "network"), {"width": width})
+    settings, accuracies = train_settings(info, protocol, synthetic), []
+    for index in range(protocol.repeats):
+        network_seed = derive(seed, "evaluation", index)
+        built = build("convnet", info, generator(network_seed, "network"), {"width": width})
         assert isinstance(built, ConvNet)
         network = with_torchs_layers(built).to(dtype).train()
         optimizer = torch.optim.SGD(
             network.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
         )
-        for epoch in range(how.epochs):
-            optimizer.param_groups[0]["lr"] = SCHEDULES[how.decay](settings.lr, epoch, how.epochs)
-            rng = generator(own, "fit", epoch)
+        for epoch in range(protocol.epochs):
+            optimizer.param_groups[0]["lr"] = SCHEDULES[protocol.decay](settings.lr, epoch, protocol.epochs)
+            rng = generator(network_seed, "fit", epoch)
             for rows in torch.randperm(len(labels), generator=rng).split(settings.batch):
                 x = info.normalise(images[rows])
                 x = settings.augmentation.apply(x, settings.augmentation.draw(len(x), tuple(x.shape[1:]), rng))
@@ -118,5 +118,5 @@ def evaluation(
         network.eval()
         with torch.no_grad():
             parts = [network(info.normalise(x).to(dtype)).argmax(1) for x in against.images.split(256)]
-        found.append(float((torch.cat(parts) == against.labels).double().mean()))
-    return found
+        accuracies.append(float((torch.cat(parts) == against.labels).double().mean()))
+    return accuracies

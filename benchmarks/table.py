@@ -111,8 +111,8 @@ def gpu_speeds(result: dict[str, Any] | None) -> str:
     runs = []
     for run in result["runs"]:
         took = run["iteration_s"]
-        told = (f"{1000 * took:.1f}", f"{run['reference_s'] / took:.1f}", f"{run['operations'] / took / peak:.1%}")
-        runs.append((run["ipc"], clustered_images(run["pool"]), *told, f"{took * PAPER_ITERATIONS / 3600:.1f}"))
+        measured = (f"{1000 * took:.1f}", f"{run['reference_s'] / took:.1f}", f"{run['operations'] / took / peak:.1%}")
+        runs.append((run["ipc"], clustered_images(run["pool"]), *measured, f"{took * PAPER_ITERATIONS / 3600:.1f}"))
     return (
         f"{machine['device']}, {machine['cpu']}, torch {machine['torch']}, {machine['precision']}; medians of "
         f"{result['repeats']} interleaved repeats. A matrix product reaches {peak / 1e12:.0f} · 10¹² operations a "
@@ -128,19 +128,19 @@ def gpu_speeds(result: dict[str, Any] | None) -> str:
 def accuracy_text(result: dict[str, Any]) -> str:
     """Return what speed costs in accuracy, in Markdown: differences in points, paired by seed or network."""
 
-    def told(row: dict[str, Any]) -> tuple[str, str]:
+    def cells(row: dict[str, Any]) -> tuple[str, str]:
         points = [f"{100 * row[key]:.1f}" for key in ("std", "spread")]
         return f"{100 * row['difference']:+.1f} ± {points[0]}", points[1]
 
-    rows = [(r["ipc"], f"{r['of']} − {r['from']}", *told(r)) for r in result["differences"]]
-    rows += [(r["ipc"], "evaluation loop, library − plain", *told(r)) for r in result["evaluation_loops"]]
+    rows = [(r["ipc"], f"{r['of']} − {r['from']}", *cells(r)) for r in result["differences"]]
+    rows += [(r["ipc"], "evaluation loop, library − plain", *cells(r)) for r in result["evaluation_loops"]]
     seeds = {r["seeds"] for r in result["differences"]}
     networks = {len(r["plain"]) for r in result["evaluation_loops"]}
-    how = result["options"]
+    options = result["options"]
     unseen = max(2 * r["std"] / math.sqrt(r["seeds"]) for r in result["differences"])
     return (
-        f"DREAM as in `params.yaml`, {how['iterations']} iterations, validation accuracy. Differences are means ± "
-        f"standard deviations over {_counted(seeds)} seeds with {how['networks']} networks each; those of the "
+        f"DREAM as in `params.yaml`, {options['iterations']} iterations, validation accuracy. Differences are means ± "
+        f"standard deviations over {_counted(seeds)} seeds with {options['networks']} networks each; those of the "
         f"evaluation loop are over {_counted(networks)} networks on one set.\n\n"
         + markdown(("ipc", "difference of", "points", "deviation of the second (points)"), rows)
         + f"\nWith so few seeds, differences up to {100 * unseen:.1f} points (twice the standard error) are not seen.\n"
@@ -171,9 +171,9 @@ def paper_run(ipc: int) -> dict[str, Any] | None:
 
 def paper_text(runs: list[dict[str, Any]], evaluations: dict[str, Any]) -> str:
     """Return how far the runs of the paper's length have come, and how good their canvases were, in Markdown."""
-    told = [] if runs else ["No run towards the paper's length has been made under these settings yet.\n"]
+    paragraphs = [] if runs else ["No run towards the paper's length has been made under these settings yet.\n"]
     for run in runs:
-        found = evaluations.get(str(run["ipc"]))
+        evaluation = evaluations.get(str(run["ipc"]))
         done = "all" if run["iterations"] == run["total"] else f"{run['iterations']:,} of"
         machines = [piece["machine"] for piece in run["pieces"]]
         where = ", then ".join(f"{m['device']}, {m['precision']}, torch {m['torch']}" for m in machines)
@@ -184,20 +184,21 @@ def paper_text(runs: list[dict[str, Any]], evaluations: dict[str, Any]) -> str:
         )
         rows = []
         for iteration, took in sorted(run["seconds"].items(), key=lambda item: int(item[0])):
-            accuracy, point = "not evaluated yet", found["points"].get(iteration) if found else None
+            accuracy, point = "not evaluated yet", evaluation["points"].get(iteration) if evaluation else None
             if point:
                 accuracy = percent(statistics.fmean(point["accuracies"]), statistics.stdev(point["accuracies"]))
             rows.append((f"{int(iteration):,}", f"{took / 60:.1f}", accuracy))
-        if found:
-            networks = len(next(iter(found["points"].values()))["accuracies"])
+        if evaluation:
+            networks = len(next(iter(evaluation["points"].values()))["accuracies"])
             text += (
-                f". Test accuracy of {networks} networks after {found['epochs']:,} epochs of protocol "
-                f"{found['protocol']}, trained on {found['device']}: mean ± standard deviation over networks, one seed"
+                f". Test accuracy of {networks} networks after {evaluation['epochs']:,} epochs of protocol "
+                f"{evaluation['protocol']}, trained on {evaluation['device']}: mean ± standard deviation over "
+                "networks, one seed"
             )
-            if found["published"]:
-                rows.append((f"{run['total']:,} (published)", "", "{} ± {}".format(*found["published"])))
-        told.append(f"{text}:\n\n" + markdown(("iterations", "minutes", "test accuracy (%)"), rows))
-    return "\n".join(told)
+            if evaluation["published"]:
+                rows.append((f"{run['total']:,} (published)", "", "{} ± {}".format(*evaluation["published"])))
+        paragraphs.append(f"{text}:\n\n" + markdown(("iterations", "minutes", "test accuracy (%)"), rows))
+    return "\n".join(paragraphs)
 
 
 def reach_text(results: dict[str, Any]) -> str:
@@ -226,14 +227,15 @@ def _reached(result: dict[str, Any]) -> str:
     networks = {len(point["accuracies"]) for run in result["runs"].values() for point in run["points"].values()}
     factors = {run["factor"] for run in result["runs"].values()}
     where = machine["cpu"] if machine["device"].startswith("cpu") else f"{machine['device']}, {machine['cpu']}"
-    told = "; ".join(f"{goal} is reached {', '.join(sorted(how))}" for goal, how in reached.items())  # "not …" last
+    # sorted: "not …" comes last
+    goals_text = "; ".join(f"{goal} is reached {', '.join(sorted(texts))}" for goal, texts in reached.items())
     return (
         f"{where}, {machine['threads']} threads, torch {machine['torch']}, {machine['precision']}"
         f"{', compiled' if machine['compiled'] else ''}; ipc {result['ipc']}, factor "
         f"{_counted(factors)}; {_counted(networks)} networks, {result['epochs']:,} epochs of protocol "
         f"{result['protocol']}; mean ± standard deviation over networks, one seed:\n\n"
         + markdown(("method", "iterations", "minutes", "test accuracy (%)"), rows)
-        + f"\nAmong the iterations evaluated, {told}.\n"
+        + f"\nAmong the iterations evaluated, {goals_text}.\n"
     )
 
 

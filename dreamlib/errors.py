@@ -20,9 +20,9 @@ def listed(names: Iterable[str], most: int = 10) -> str:
     >>> listed(["a", "b"]), listed("abcdefghijkl")
     ('a, b', 'a, b, c, d, e, f, g, h, i, j and 2 more')
     """
-    every = list(names)
-    more = len(every) - most
-    return ", ".join(every[:most]) + (f" and {more} more" if more > 0 else "")
+    all_names = list(names)
+    more = len(all_names) - most
+    return ", ".join(all_names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def unknown(kind: str, name: object, known: list[str]) -> UnknownNameError:

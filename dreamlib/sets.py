@@ -15,19 +15,19 @@ from dreamlib.synthetic.synthetic_set import SyntheticSet
 
 def main(arguments: list[str] | None = None) -> int:
     """Import or export a set and print what was written; return the exit status, 1 after an error of one line."""
-    given = vars(_parser().parse_args(arguments))
-    command = {"import": _import, "export": _export}[given.pop("command")]
+    options = vars(_parser().parse_args(arguments))
+    command = {"import": _import, "export": _export}[options.pop("command")]
     try:
-        command(Path(given.pop("file")), Path(given.pop("out")), given)
+        command(Path(options.pop("file")), Path(options.pop("out")), options)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _import(file: Path, out: Path, given: dict[str, Any]) -> None:
+def _import(file: Path, out: Path, options: dict[str, Any]) -> None:
     """Write each set of a foreign file: to ``out``, or numbered beside it if there are several."""
-    sets = import_set(file, **{name: value for name, value in given.items() if value is not None})
+    sets = import_set(file, **{name: value for name, value in options.items() if value is not None})
     numbered = isinstance(sets, list)
     for index, synthetic in enumerate(sets if numbered else [sets]):
         path = out.with_name(f"{out.stem}-{index}{out.suffix}") if numbered else out
@@ -36,21 +36,21 @@ def _import(file: Path, out: Path, given: dict[str, Any]) -> None:
         print(f"{path}: {len(synthetic.canvases)} images of {synthetic.num_classes} classes, {kind}")
 
 
-def _export(file: Path, out: Path, given: dict[str, Any]) -> None:
+def _export(file: Path, out: Path, options: dict[str, Any]) -> None:
     """Write a set of this library in another layout; print how to read it back and what is lost."""
     synthetic, zca = SyntheticSet.open(file), None
-    if given["format"] == "png" and synthetic.whitening != "none":
-        train = load_split(synthetic.info["dataset"], "train", given["data_dir"], 0, 0)
+    if options["format"] == "png" and synthetic.whitening != "none":
+        train = load_split(synthetic.info["dataset"], "train", options["data_dir"], 0, 0)
         zca = ZCA.fit(train.images, synthetic.zca_epsilon)
-    exported = export_set(synthetic, out, given["format"], zca=zca)
+    exported = export_set(synthetic, out, options["format"], zca=zca)
     for path in exported.files[:3]:
         print(path)
     if len(exported.files) > 3:
         print(f"... and {len(exported.files) - 3} more")
     for phrase in exported.lost:
         print(f"not kept: {phrase}")
-    options = " ".join(f"--{name.replace('_', '-')} {_text(value)}" for name, value in exported.read_back.items())
-    print(f"read it back: python -m dreamlib.sets import {out} SET.safetensors {options}")
+    read_back = " ".join(f"--{name.replace('_', '-')} {_text(value)}" for name, value in exported.read_back.items())
+    print(f"read it back: python -m dreamlib.sets import {out} SET.safetensors {read_back}")
 
 
 def _text(value: Any) -> str:

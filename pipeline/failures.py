@@ -60,10 +60,10 @@ def one_line(kind: str, message: str, root: Path) -> str:
 
 def _size(message: str) -> str:
     """Return the size of the allocation that a message of torch or numpy names; empty if it names none."""
-    found = re.search(r"allocate ([\d.]+) (bytes|\wiB)", message)
-    if found is None:
+    match = re.search(r"allocate ([\d.]+) (bytes|\wiB)", message)
+    if match is None:
         return ""
-    return f"{int(found[1]) / 2**30:,.1f} GiB" if found[2] == "bytes" else found[0].removeprefix("allocate ")
+    return f"{int(match[1]) / 2**30:,.1f} GiB" if match[2] == "bytes" else match[0].removeprefix("allocate ")
 
 
 def _is_copy(root: Path) -> bool:

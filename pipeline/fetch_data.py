@@ -113,8 +113,8 @@ def _params() -> Params | None:
 
 def _wanted(names: list[str], params: Params | None) -> list[tuple[str, dict[str, Any]]]:
     """(name, options) of each data set to fetch; without names, the one params.yaml asks for."""
-    own = {params.dataset: params.data.options} if params else {}
-    return [(name, own.get(name, {})) for name in names or own or DEFAULT_NAMES]
+    configured = {params.dataset: params.data.options} if params else {}
+    return [(name, configured.get(name, {})) for name in names or configured or DEFAULT_NAMES]
 
 
 if __name__ == "__main__":

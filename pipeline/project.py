@@ -161,15 +161,15 @@ class Project:
             self._whitenings[epsilon] = ZCA.fit(self.split("train").images, epsilon)
         return self._whitenings[epsilon]
 
-    def seen(self, data: LabeledImages, how: DistillParams) -> tuple[LabeledImages, DatasetInfo]:
+    def seen(self, data: LabeledImages, settings: DistillParams) -> tuple[LabeledImages, DatasetInfo]:
         """Return real images as a method sees them, and what is then known of them.
 
         Whitened, or normalised where canvases hold unbounded normalised pixels, or as they are.
         """
         info = self.info
-        if how.statistics == "dc" and info.dc_statistics:
+        if settings.statistics == "dc" and info.dc_statistics:
             info = replace(info, mean=info.dc_statistics[0], std=info.dc_statistics[1])
-        return self._transformed(data, info, how.whitening, how.bounded, EPSILON)
+        return self._transformed(data, info, settings.whitening, settings.bounded, EPSILON)
 
     def seen_with(self, data: LabeledImages, synthetic: SyntheticSet) -> tuple[LabeledImages, DatasetInfo]:
         """Return real images in the units of a set's canvases: under its statistics, its whitening, its bounds."""
@@ -198,8 +198,8 @@ class Project:
 
     def require(self, method: str | None, ipc: int, seed: int) -> None:
         """Refuse a coordinate that params.yaml does not list; raises ParameterError naming what it lists."""
-        given = {"methods": method, "ipc": ipc, "seeds": seed}
-        for key, value in given.items():
+        coordinates = {"methods": method, "ipc": ipc, "seeds": seed}
+        for key, value in coordinates.items():
             listed = getattr(self.params, key)
             if value is not None and value not in listed:
                 raise ParameterError(f"{key}: {value!r} is not in params.yaml, which lists {listed}; add it there")
@@ -226,21 +226,23 @@ class Project:
         """The times ``note`` kept under a name."""
         return noted_seconds(f"{self.study}/{name}" if self.study else name, self.root)
 
-    def embedder(self, seed: int, how: ClusteringParams | None = None) -> Embed:
+    def embedder(self, seed: int, clustering: ClusteringParams | None = None) -> Embed:
         """Return the feature map of a clustering: pixels, an untrained or a briefly trained network's features.
 
-        ``how`` is the clustering stage's by default.
+        ``clustering`` is that of the clustering stage by default.
         """
-        how = how or self.params.clustering()
-        if how.features == "pixels":
+        clustering = clustering or self.params.clustering()
+        if clustering.features == "pixels":
             return lambda images: images.flatten(1)
         name, options = self.network
         model = self.compute.place(build(name, self.info, generator(seed, "clustering-network"), options))
         kernels = CompiledNetwork(model, self.compute)
-        if how.features == "trained":
+        if clustering.features == "trained":
             data = self.split("train").to(self.compute.device)
-            train_on_real(model, data, self.info, kernels, epochs=how.epochs, seed=derive(seed, "clustering-training"))
+            train_on_real(
+                model, data, self.info, kernels, epochs=clustering.epochs, seed=derive(seed, "clustering-training")
+            )
         info = self.info
-        if how.features == "random_unnormalised":
+        if clustering.features == "random_unnormalised":
             info = info.unbounded()
         return lambda images: embed(model, images, info, kernels)

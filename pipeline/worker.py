@@ -49,12 +49,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--study")
     parser.add_argument("--networks", type=json.loads, help="for evaluation: a JSON list of {name, options}")
-    given = parser.parse_args(arguments)
-    setting = Setting(given.method, given.ipc, given.seed)
+    args = parser.parse_args(arguments)
+    setting = Setting(args.method, args.ipc, args.seed)
     end_with_starter()
     try:
-        with ranks.joined(read_params(given.root, given.study).compute.device):
-            work(Project.open(given.root, given.study), setting, given.stage, given.networks)
+        with ranks.joined(read_params(args.root, args.study).compute.device):
+            work(Project.open(args.root, args.study), setting, args.stage, args.networks)
     except Exception as error:
         # Those who wait for this one fail next: told now, the cause is told first.
         ranks.report_failure(f"{type(error).__name__}: {error}")

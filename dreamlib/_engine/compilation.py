@@ -62,6 +62,6 @@ def _trial(device: torch.device) -> str:
         return ""
     except Exception as error:  # anything: of torch's own parts, of the compiler's output, of a full disk
         text = str(error) or type(error).__name__
-        found = re.search(r"^.*\berror: .*$", text, re.MULTILINE)  # in the compiler's output
-        reason = text.splitlines()[0] + (f": {found[0]}" if found else "")
+        match = re.search(r"^.*\berror: .*$", text, re.MULTILINE)  # in the compiler's output
+        reason = text.splitlines()[0] + (f": {match[0]}" if match else "")
         return f"{reason}. Install g++ with its headers, or name a working compiler in the variable CXX"

@@ -59,8 +59,8 @@ class Cifar10(PublishedDataset):
     @property
     def info(self) -> DatasetInfo:
         """A mirrored photograph keeps its class, so ``flip`` is True."""
-        also = {"dc_statistics": self.dc_statistics, "pixel_statistics": self.pixel_statistics}
-        return DatasetInfo(self.name, self.classes, 3, 32, MEAN, STD, flip=True, **also)
+        statistics = {"dc_statistics": self.dc_statistics, "pixel_statistics": self.pixel_statistics}
+        return DatasetInfo(self.name, self.classes, 3, 32, MEAN, STD, flip=True, **statistics)
 
     @property
     def reader(self) -> Reader:

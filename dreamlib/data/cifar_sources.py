@@ -96,9 +96,9 @@ class CanonicalFiles(ABC):
         split, target = Path(file.name).stem, scratch / file.name
         parts = self.read(split, scratch)
         for part, published in self.content.get(split, {}).items():
-            if (found := hashlib.sha256(parts[part]).hexdigest()) != published:
+            if (sha256 := hashlib.sha256(parts[part]).hexdigest()) != published:
                 raise SourceError(
-                    f"its {split} {part} are not the published ones: {len(parts['labels'])} images, SHA-256 {found}, "
+                    f"its {split} {part} are not the published ones: {len(parts['labels'])} images, SHA-256 {sha256}, "
                     f"it should be {published}"
                 )
         # Not by save_file, whose files only their owner can read.

@@ -28,8 +28,8 @@ Stamps = tuple[tuple[str, int, int, int], ...]  # the path of each file, its siz
 
 def stamps(paths: Iterable[str]) -> Stamps:
     """Return the files as they are now: a changed file has another size or time."""
-    found = ((path, os.stat(path)) for path in paths)
-    return tuple((path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for path, stat in found)
+    stats = ((path, os.stat(path)) for path in paths)
+    return tuple((path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for path, stat in stats)
 
 
 @functools.lru_cache(maxsize=4)
@@ -46,28 +46,28 @@ def _md5(path: str) -> str:
         return ""
 
 
-def kept(path: Path, key: str, wanted: Iterable[str], make: Callable[[], Tensors]) -> Tensors:
-    """Return the tensors ``wanted`` among those of ``make``, from ``path`` if it holds them under ``key``.
+def kept(path: Path, key: str, names: Iterable[str], make: Callable[[], Tensors]) -> Tensors:
+    """Return the tensors ``names`` among those of ``make``, from ``path`` if it holds them under ``key``.
 
     Otherwise call ``make`` and write ``path`` for the next process, atomically.
     """
-    if (found := _read(path, key, wanted)) is not None:
-        return found
-    made = make()
-    _write(path, key, made)
-    return {name: made[name] for name in wanted}
+    if (stored := _read(path, key, names)) is not None:
+        return stored
+    decoded = make()
+    _write(path, key, decoded)
+    return {name: decoded[name] for name in names}
 
 
-def _read(path: Path, key: str, wanted: Iterable[str]) -> Tensors | None:
+def _read(path: Path, key: str, names: Iterable[str]) -> Tensors | None:
     try:
         with safe_open(path, "pt") as file:
             about = file.metadata() or {}
-            found = {name: file.get_tensor(name) for name in wanted} if about.get("key") == key else None
+            tensors = {name: file.get_tensor(name) for name in names} if about.get("key") == key else None
     except (OSError, SafetensorError):  # missing, damaged or unreadable: made again
         return None
-    if found is None or any(about.get(name) != _sha256(tensor) for name, tensor in found.items()):
+    if tensors is None or any(about.get(name) != _sha256(tensor) for name, tensor in tensors.items()):
         return None
-    return found
+    return tensors
 
 
 def _write(path: Path, key: str, tensors: Tensors) -> None:

@@ -196,8 +196,8 @@ def _read(paths: Sequence[Path], size: int, channels: int) -> Tensor:
     return images
 
 
-def _decoded(files: Stamps, wanted: Sequence[str], size: int, channels: int, kept_in: Path | None) -> Tensors:
-    """Return what is ``wanted`` of the files: 'images' (N, C, H, W), and their 'mean' and 'std' (C,)."""
+def _decoded(files: Stamps, names: Sequence[str], size: int, channels: int, kept_in: Path | None) -> Tensors:
+    """Return the tensors ``names`` of the files: 'images' (N, C, H, W), and their 'mean' and 'std' (C,)."""
 
     def decode_all() -> Tensors:
         paths = [path for path, *_ in files]
@@ -209,7 +209,7 @@ def _decoded(files: Stamps, wanted: Sequence[str], size: int, channels: int, kep
 
     if kept_in is None:
         return decode_all()
-    return kept(kept_in, digest(DECODING, PIL.__version__, size, channels, contents(files)), wanted, decode_all)
+    return kept(kept_in, digest(DECODING, PIL.__version__, size, channels, contents(files)), names, decode_all)
 
 
 @functools.lru_cache(maxsize=4)
@@ -217,5 +217,5 @@ def _statistics(
     files: Stamps, size: int, channels: int, kept_in: Path | None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and std per channel; the stamps are part of the memory's key, so changed files are read again."""
-    found = _decoded(files, ("mean", "std"), size, channels, kept_in)
-    return tuple(found["mean"].tolist()), tuple(found["std"].tolist())
+    tensors = _decoded(files, ("mean", "std"), size, channels, kept_in)
+    return tuple(tensors["mean"].tolist()), tuple(tensors["std"].tolist())

@@ -32,21 +32,21 @@ class Contents:
     @classmethod
     def of(cls, folder: Path) -> "Contents":
         """Return what is in ``folder``."""
-        found = cls([], [], [], [])
+        contents = cls([], [], [], [])
         with os.scandir(folder) as entries:  # knows files from folders without asking the disk for each
             for entry in sorted(entries, key=lambda entry: entry.name):
                 if entry.name.startswith(".") or entry.name.lower() in LITTER:
                     continue
                 if entry.is_file() and is_image_name(entry.name):
-                    found.images.append(entry.path)
+                    contents.images.append(entry.path)
                     continue
-                kind = found.others
+                kind = contents.others
                 if entry.is_dir():
-                    kind = found.folders
+                    kind = contents.folders
                 elif entry.is_file() and entry.name.lower().endswith(ANNOTATIONS):
-                    kind = found.annotations
+                    kind = contents.annotations
                 kind.append(folder / entry.name)
-        return found
+        return contents
 
 
 def find_layout(root: Path) -> tuple[Layout, Layout | None]:

@@ -77,8 +77,8 @@ def train_experts(
     key is the same. Files are written atomically, each when its expert is done, so a killed run continues with the next
     one; files of experts beyond ``count`` are removed. Expert i depends only on (seed, i).
     """
-    seen = (info.name, info.whitening, info.mean, info.std, data_fingerprint(data))
-    made_by = (settings.model_dump(exclude={"images", "count"}), network, *seen, str(compute.dtype))
+    data_key = (info.name, info.whitening, info.mean, info.std, data_fingerprint(data))
+    made_by = (settings.model_dump(exclude={"images", "count"}), network, *data_key, str(compute.dtype))
     common = digest(*made_by, seed, code_hash, FORMAT)  # the same for all experts; a key is one expert's
     placed, kernels, paths = data.to(compute.device), None, []
     with progress(settings.count * settings.epochs, "experts", unit="epoch") as bar:

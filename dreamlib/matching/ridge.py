@@ -97,8 +97,8 @@ class RidgeRegression(Objective):
             counts = [[len(x) for x in images] for images in (real, synthetic)]
         wide = torch.float64 if support.dtype == torch.float64 else torch.float32
         real_targets, support_targets = (
-            centred_targets(torch.cat([state.targets(c, n) for c, n in enumerate(each)]), classes, wide)
-            for each in counts
+            centred_targets(torch.cat([state.targets(c, n) for c, n in enumerate(sizes)]), classes, wide)
+            for sizes in counts
         )
         predicted = ridge_predictions(support.to(wide), support_targets, features.to(wide), self.penalty)
         yield -1, (predicted - real_targets).square().sum(1).mean() / 2

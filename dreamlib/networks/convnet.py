@@ -42,7 +42,7 @@ class FirstConv2d(Conv2d):
         """(N, C, H, W) → (N, C', H', W'), channels-last in memory."""
         shifted = self._shifted(x)
         n, _, height, width = shifted[0].shape
-        patches = torch.stack([each.permute(0, 2, 3, 1) for each in shifted], -1).reshape(n, height * width, -1)
+        patches = torch.stack([image.permute(0, 2, 3, 1) for image in shifted], -1).reshape(n, height * width, -1)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         weight = self.weight.to(x.dtype).reshape(self.out_channels, -1)
         out = F.linear(self._aligned(patches, -1), self._aligned(weight, -1), bias)

@@ -162,8 +162,8 @@ def _units(
                 f"the images in {path} lie in [{low:.4g}, {high:.4g}], so they are no pixels in [0, 1]: give "
                 "normalised='literature' or 'per_pixel' and data, (mean, std), or 'zca' and zca_epsilon"
             )
-        own = {"mean": list(info.mean), "std": list(info.std)} if info else {}
-        return own | {"bounded": True} | ({} if eight_bit or 0 <= low <= high <= 1 else {"clamped": False})
+        statistics = {"mean": list(info.mean), "std": list(info.std)} if info else {}
+        return statistics | {"bounded": True} | ({} if eight_bit or 0 <= low <= high <= 1 else {"clamped": False})
     mean, std = ((0.0,) * channels, (1.0,) * channels) if normalised == "zca" else _statistics(normalised, format, info)
     units: dict[str, Any] = {"bounded": False, "mean": list(mean), "std": list(std)}
     if normalised == "zca":
@@ -185,10 +185,10 @@ def _statistics(normalised: str | Statistics, format: str, info: DatasetInfo | N
         raise unknown("normalised", normalised, ["literature", "per_pixel", "zca", "none"])
     if info is None:
         raise ValueError(f"normalised='{normalised}' are statistics of a data set: give data, or (mean, std)")
-    own = (info.mean, info.std)
+    statistics = (info.mean, info.std)
     if normalised == "per_pixel":
-        return info.pixel_statistics or own
-    return own if format in PACKED else info.dc_statistics or own
+        return info.pixel_statistics or statistics
+    return statistics if format in PACKED else info.dc_statistics or statistics
 
 
 def _labels(

@@ -111,7 +111,7 @@ def _pair(content: Any, path: Path) -> tuple[Tensor, Tensor]:
         keys = [[name for name in names if name in by_name] for names in (IMAGE_KEYS, LABEL_KEYS)]
         if not all(keys):
             raise ValueError(f"{path} holds {sorted(by_name)}; name the arrays images and labels")
-        content = [by_name[found[0]] for found in keys]
+        content = [by_name[present[0]] for present in keys]
     if not isinstance(content, (list, tuple)) or len(content) != 2:
         raise ValueError(f"{path} holds no pair of images and labels; got {type(content).__name__}")
     return _tensor(content[0]), _tensor(content[1])
@@ -151,11 +151,11 @@ def mtt_sets(path: Path) -> list[StoredSet]:
     path: the file of images, or a folder with a single one.
     """
     if path.is_dir():
-        found = sorted(file for file in path.glob("*images*.pt") if "images_zca" not in file.name)
-        if len(found) != 1:
-            names = ", ".join(file.name for file in found) or "none"
+        files = sorted(file for file in path.glob("*images*.pt") if "images_zca" not in file.name)
+        if len(files) != 1:
+            names = ", ".join(file.name for file in files) or "none"
             raise ValueError(f"{path} must hold one file images*.pt; found: {names}. Give the path of one of them")
-        path = found[0]
+        path = files[0]
     name = path.name.replace("images_zca", "images")  # MTT's name for images whose whitening is undone
     labels = path.with_name(name.replace("images", "labels"))
     if labels == path or not labels.is_file():

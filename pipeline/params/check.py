@@ -48,11 +48,11 @@ def check_names(params: Params) -> None:
     for method in params.methods:
         for ipc in params.ipc:
             with at(where=f"method {method}, ipc {ipc}"):
-                how, judged = params.distillation(method, ipc), params.evaluation(method, ipc)
-                _check_effects(how)
-                Augmentation.parse(how.augmentation, how.augmentation_mode)
-                Augmentation.parse(how.network_augmentation, how.augmentation_mode)
-                Augmentation.parse(judged.augmentation, judged.augmentation_mode)
+                settings, protocol = params.distillation(method, ipc), params.evaluation(method, ipc)
+                _check_effects(settings)
+                Augmentation.parse(settings.augmentation, settings.augmentation_mode)
+                Augmentation.parse(settings.network_augmentation, settings.augmentation_mode)
+                Augmentation.parse(protocol.augmentation, protocol.augmentation_mode)
     with at(where="experts"):
         Augmentation.parse(params.experts().augmentation, params.experts().mode)
 
@@ -71,8 +71,8 @@ def _check_section(kind: str, keys: Keys, values: Mapping[str, Any]) -> None:
         kinds = [OBJECTIVES[name] for name in ([objective] if isinstance(objective, str) else OBJECTIVES)]
         _check_options(values.get("options", {}), kinds, keys, "the objective")
     for value in _of_every_ipc(values.get("networks") if kind == "evaluation" else None):
-        judged = validated(EvaluationParams, {"networks": value}, lambda within: (*keys, *within))
-        for network in judged.networks:
+        evaluation = validated(EvaluationParams, {"networks": value}, lambda within: (*keys, *within))
+        for network in evaluation.networks:
             _check_network(network, (*keys, "networks"))
 
 
@@ -97,39 +97,40 @@ def _check_options(options: Any, kinds: Iterable[Any], keys: Keys, what: str) ->
     check_keys(options, known, (*keys, "options"), f"option of {what}")
 
 
-def _check_effects(how: DistillParams) -> None:
+def _check_effects(settings: DistillParams) -> None:
     """Refuse settings that would be without effect; raise ParameterError, or as ``make_objective`` does."""
-    objective = make_objective(how.objective, how.options)
-    if how.sampler != "random" and not objective.uses_sampler:
+    objective = make_objective(settings.objective, settings.options)
+    if settings.sampler != "random" and not objective.uses_sampler:
         remedy = f", or {objective.sampler_option}, which takes its batches" if objective.sampler_option else ""
         raise ParameterError(
-            f"sampler: {how.sampler} has no effect, since objective '{how.objective}' with these options does not use "
-            f"a sampler's batches; set sampler: random{remedy}"
+            f"sampler: {settings.sampler} has no effect, since objective '{settings.objective}' with these options "
+            f"does not use a sampler's batches; set sampler: random{remedy}"
         )
-    if LABELS[how.labels].soft and objective.learns_labels:
+    if LABELS[settings.labels].soft and objective.learns_labels:
         raise ParameterError(
-            f"labels: {how.labels} would replace the labels that options.learn_labels learns; set labels: hard, or "
-            "learn_labels: false"
+            f"labels: {settings.labels} would replace the labels that options.learn_labels learns; set labels: hard, "
+            "or learn_labels: false"
         )
-    if how.sampler == "released" and not how.bounded:
+    if settings.sampler == "released" and not settings.bounded:
         raise ParameterError(
             "sampler: released clusters un-normalised images, which bounded: false does not have; set bounded: true, "
             "or sampler: representative"
         )
-    if how.pretrain_epochs and how.train_on != "real":
+    if settings.pretrain_epochs and settings.train_on != "real":
         raise ParameterError(
-            f"pretrain_epochs = {how.pretrain_epochs:g} has no effect with train_on: {how.train_on}; set it to 0, or "
-            "train_on: real"
+            f"pretrain_epochs = {settings.pretrain_epochs:g} has no effect with train_on: {settings.train_on}; set it "
+            "to 0, or train_on: real"
         )
 
 
-def _check_pool(params: Params, method: str, ipc: int, how: DistillParams) -> None:
+def _check_pool(params: Params, method: str, ipc: int, settings: DistillParams) -> None:
     """Refuse a clustering among fewer images than it is to choose; raises ParameterError."""
-    pool, needed = params.clustering(method).pool, images_needed(ipc, how.factor, how.decode)
-    if INITS[how.init].uses_pool and 0 < pool < needed:
+    pool, needed = params.clustering(method).pool, images_needed(ipc, settings.factor, settings.decode)
+    if INITS[settings.init].uses_pool and 0 < pool < needed:
         raise ParameterError(
-            f"params.yaml: clustering.pool = {pool} of budget {params.budget}, but method {method} (init: {how.init}) "
-            f"starts from {needed} images a class at ipc {ipc}; raise the pool to {needed}, or 0 for all images"
+            f"params.yaml: clustering.pool = {pool} of budget {params.budget}, but method {method} (init: "
+            f"{settings.init}) starts from {needed} images a class at ipc {ipc}; raise the pool to {needed}, or 0 for "
+            "all images"
         )
 
 
@@ -145,13 +146,13 @@ def preflight(params: Params, info: DatasetInfo, train: LabeledImages) -> None:
         for ipc in params.ipc:
             for network in params.evaluation(method, ipc).networks:
                 build(network.name, info, torch.Generator(), network.options)
-            how = params.distillation(method, ipc)
+            settings = params.distillation(method, ipc)
             with at(where=f"method {method}"):
-                in_turn = how.image_update == "per_class" and how.outer_iterations > 0
+                in_turn = settings.image_update == "per_class" and settings.outer_iterations > 0
                 check_workers(params.compute.workers, info.num_classes, in_turn)
-            check_budget(train, info, ipc, how.factor, how.decode, how.init)
-            _check_pool(params, method, ipc, how)
-            objective = make_objective(how.objective, how.options)
+            check_budget(train, info, ipc, settings.factor, settings.decode, settings.init)
+            _check_pool(params, method, ipc, settings)
+            objective = make_objective(settings.objective, settings.options)
             objective.check(matched, info, params.experts().epochs)
-            if how.cluster_features == "spatial_mean":
+            if settings.cluster_features == "spatial_mean":
                 feature_channels(matched)

@@ -34,10 +34,10 @@ def _needed(params: Params, ipc: int) -> dict[str, int]:
 
     Below the smallest ipc that is listed, where parameters may have no value, the factor is that ipc's.
     """
-    hows = {method: params.distillation(method, max(ipc, min(params.ipc))) for method in params.methods}
+    distillations = {method: params.distillation(method, max(ipc, min(params.ipc))) for method in params.methods}
     return {
-        method: images_needed(ipc, how.factor, how.decode) if INITS[how.init].needs_images else 1
-        for method, how in hows.items()
+        method: images_needed(ipc, settings.factor, settings.decode) if INITS[settings.init].needs_images else 1
+        for method, settings in distillations.items()
     }
 
 

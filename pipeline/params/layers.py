@@ -76,10 +76,10 @@ def borrowed(values: Mapping[str, Any], ipc: int, path: str = "") -> dict[str, i
     >>> borrowed({"image_lr": {1: 0.1, 10: 0.3}, "options": {"steps": {1: 20}, "batch": 8}}, 5)
     {'image_lr': 1, 'options.steps': 1}
     """
-    found = {}
+    entries = {}
     for key, value in values.items():
         if key in _BY_IPC_EXEMPT and isinstance(value, Mapping):
-            found |= borrowed(value, ipc, f"{path}{key}.")
+            entries |= borrowed(value, ipc, f"{path}{key}.")
         elif isinstance(value, Mapping) and ipc not in value and value and all(isinstance(k, int) for k in value):
-            found[path + key] = max(k for k in value if k <= ipc)
-    return found
+            entries[path + key] = max(k for k in value if k <= ipc)
+    return entries

@@ -111,8 +111,8 @@ class Params(Strict):
         own keys. A value given as a mapping from ipc to value means: the entry of the largest ipc not above this one.
         """
         where, layers = f"method {method}, budget {self.budget}", self._layers
-        how = build(DistillParams, layers("distillation", method, self.value("factor", ipc, method)), ipc, where)
-        return how if how.init != "released" else how.model_copy(update={"shrink": "nearest"})
+        settings = build(DistillParams, layers("distillation", method, self.value("factor", ipc, method)), ipc, where)
+        return settings if settings.init != "released" else settings.model_copy(update={"shrink": "nearest"})
 
     def evaluation(self, method: str, ipc: int) -> EvaluationParams:
         """Return the protocol that ``method`` is evaluated by at ``ipc``; layers as in ``distillation``."""
@@ -134,10 +134,10 @@ class Params(Strict):
     def clustering(self, method: str | None = None) -> ClusteringParams:
         """Return how the clustering stage works, for all methods or for one that sets ``clustering`` of its own."""
         where = f"clustering of {method}, budget {self.budget}"
-        how = build(ClusteringParams, self._layers("clustering", method), None, where)
+        settings = build(ClusteringParams, self._layers("clustering", method), None, where)
         layers = self._layers("distillation", method) if method else []
         init = at_ipc(merged(layers).get("init"), None, origin(layers, "init"))
-        return RELEASED_CLUSTERING if init == "released" else how
+        return RELEASED_CLUSTERING if init == "released" else settings
 
     def experts(self) -> ExpertParams:
         """Return the expert trajectories under the chosen budget."""
@@ -172,20 +172,20 @@ class Params(Strict):
     def _layers(self, section: str, method: str | None = None, factor: int | None = None) -> list[Layer]:
         """The layers of one section, those that win last."""
         budget = self._budget.model_dump(exclude_unset=True)
-        found = list(self._sections(budget, ("budgets", self.budget), factor))
+        sections = list(self._sections(budget, ("budgets", self.budget), factor))
         if method:
-            found += self._sections(self._of(self.method, "methods", method), ("method", method), factor)
-        return [layer for kind, layer in found if kind == section]
+            sections += self._sections(self._of(self.method, "methods", method), ("method", method), factor)
+        return [layer for kind, layer in sections if kind == section]
 
     def every_section(self) -> Iterator[tuple[str, Layer]]:
         """Yield the kind and the layer of each section of budgets and methods, in force or not."""
         for name, budget in self.budgets.items():
-            yield from self._sections(budget.model_dump(exclude_unset=True), ("budgets", name), every=True)
+            yield from self._sections(budget.model_dump(exclude_unset=True), ("budgets", name), all_blocks=True)
         for name, block in self.method.items():
-            yield from self._sections(block, ("method", name), every=True)
+            yield from self._sections(block, ("method", name), all_blocks=True)
 
     def _sections(
-        self, block: Any, keys: Keys, factor: int | None = None, every: bool = False
+        self, block: Any, keys: Keys, factor: int | None = None, all_blocks: bool = False
     ) -> Iterator[tuple[str, Layer]]:
         """A block's sections, each after those it overrides: those in force at ``factor``, or every one."""
         block = mapping(block, keys)
@@ -204,8 +204,8 @@ class Params(Strict):
             ((*keys, "by_dataset"), by_dataset, [self.dataset]),
             (keys, by_budget, [self.budget]),
         ):
-            for name in table if every else {*table} & {*in_force}:
-                yield from self._sections(table[name] or {}, (*above, name), factor, every)
+            for name in table if all_blocks else {*table} & {*in_force}:
+                yield from self._sections(table[name] or {}, (*above, name), factor, all_blocks)
 
     @staticmethod
     def _of(table: Mapping[str, Any], key: str, name: str) -> Any:

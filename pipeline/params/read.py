@@ -39,8 +39,8 @@ def read_params(
     check. Raise ParameterError with one line that names file, keys, value and remedy.
     """
     root = Path(root or find_root())
-    methods, own = read_yaml(root / METHODS), read_yaml(root / "params.yaml")
-    files, values, moved = {f"{METHODS}: ": methods, "params.yaml: ": own}, _joined(methods, own), {}
+    methods, params_yaml = read_yaml(root / METHODS), read_yaml(root / "params.yaml")
+    files, values, moved = {f"{METHODS}: ": methods, "params.yaml: ": params_yaml}, _joined(methods, params_yaml), {}
     if study:
         studies = read_studies(root).studies
         if study not in studies:
@@ -110,8 +110,8 @@ def _check_keys(params: Params) -> None:
         kind = "a method" if name in params.method else "a key of methods"
         raise SettingError((("budgets", name), f"'{name}' names both {kind} and a budget; rename one"))
     for kind, (keys, values) in params.every_section():
-        own = keys[0] == "method" and keys[-1] != kind
-        check_keys(values, {*of_methods, *params.budgets} if own else SECTIONS[kind].model_fields, keys)
+        has_method_keys = keys[0] == "method" and keys[-1] != kind
+        check_keys(values, {*of_methods, *params.budgets} if has_method_keys else SECTIONS[kind].model_fields, keys)
 
 
 def _check_values(params: Params) -> None:

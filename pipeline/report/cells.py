@@ -46,8 +46,8 @@ def method_settings(params: Params, method: str, ipc: int) -> tuple[pd.DataFrame
         _values(p.distillation(method, ipc), p.borrowed("distillation", method, ipc)) for p in (params, without)
     )
     table = pd.DataFrame({method: values, "budget's default": defaults}).rename_axis("setting")
-    own = table.index.isin(named) | (table[method] != table["budget's default"])
-    return table[own], table[~own][[method]]
+    of_method = table.index.isin(named) | (table[method] != table["budget's default"])
+    return table[of_method], table[~of_method][[method]]
 
 
 def _values(settings: BaseModel, borrowed: Mapping[str, int]) -> dict[str, str]:

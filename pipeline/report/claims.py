@@ -56,10 +56,10 @@ def read_claim_list(root: Path) -> list[dict[str, Any]]:
     return tree["claims"]
 
 
-def _check_keys(found: Any, keys: Keys, needed: Iterable[str], optional: Iterable[str] = ()) -> None:
-    check_keys(found, {*needed, *optional}, keys)
+def _check_keys(section: Any, keys: Keys, needed: Iterable[str], optional: Iterable[str] = ()) -> None:
+    check_keys(section, {*needed, *optional}, keys)
     for key in needed:
-        if key not in found:
+        if key not in section:
             raise SettingError(((*keys, key), "a value is missing"))
 
 
@@ -77,26 +77,26 @@ def paired_gain(
     claims: Claims, margin: float, study: str, parts: Sequence[Mapping[str, Any]], note: str = ""
 ) -> Judged:
     """Judge whether ``method`` has a higher test accuracy than ``over``, seed by seed, in every part."""
-    measured, judged = [], []
+    measured, judgements = [], []
     for part in parts:
         method, over = part["method"], part["over"]
         table = by_seed(claims.of(study), part["ipc"], part.get("network"), part.get("view", "protocol"))
         gains = list(table[method] - table[over])
         measured.append(f"{part.get('name', f'{method} over {over}')}: {points(gains)}")
-        judged.append(judge(gains, margin))
-    return "; ".join(measured) + (f" ({note})" if note else ""), together(judged)
+        judgements.append(judge(gains, margin))
+    return "; ".join(measured) + (f" ({note})" if note else ""), together(judgements)
 
 
 def batch_measure(claims: Claims, margin: float, parts: Sequence[Mapping[str, str]]) -> Judged:
     """Judge whether a measure of one kind of real batch is smaller, or larger, than that of another, seed by seed."""
-    tables, measured, judged = batches_by_seed(claims), [], []
+    tables, measured, judgements = batches_by_seed(claims), [], []
     for part in parts:
         table, kinds = tables[part["measure"]], (part["of"], part["than"])
         means = [f"{kind} {with_spread(table[kind].mean(), table[kind].std(), 3)}" for kind in kinds]
         measured.append(f"{part['name']}: {', '.join(means)}")
         sign = {"larger": 1, "smaller": -1}[part["expected"]]
-        judged.append(judge(list(sign * (table[kinds[0]] - table[kinds[1]])), margin))
-    return "; ".join(measured), together(judged)
+        judgements.append(judge(list(sign * (table[kinds[0]] - table[kinds[1]])), margin))
+    return "; ".join(measured), together(judgements)
 
 
 def batches_by_seed(claims: Claims) -> dict[str, pd.DataFrame]:
@@ -109,36 +109,36 @@ def first_reaches(
     claims: Claims, margin: float, study: str, method: str, target: str, target_name: str, ipc: Sequence[int]
 ) -> Judged:
     """Judge whether ``method`` reaches the final validation accuracy of ``target`` in fewer iterations."""
-    measured, judged = [], []
-    for each in ipc:
-        slow, fast = (curve_by_seed(claims.of(study), name, each) for name in (target, method))
+    measured, judgements = [], []
+    for one_ipc in ipc:
+        slow, fast = (curve_by_seed(claims.of(study), name, one_ipc) for name in (target, method))
         share = share_of_iterations(slow, fast)
         first, low, high = ("more than all" if s == float("inf") else f"{100 * s:.0f} %" for s in share)
         iterations = f"{first} of {target_name}'s {slow.columns.max()} iterations"
         interval = f"95 % interval: {low} to {high}" if len(slow) > 1 else "n = 1"
-        measured.append(f"ipc {each}: {iterations} ({interval})")
-        judged.append(judge_share(*share, margin))
-    return "; ".join(measured), together(judged)
+        measured.append(f"ipc {one_ipc}: {iterations} ({interval})")
+        judgements.append(judge_share(*share, margin))
+    return "; ".join(measured), together(judgements)
 
 
 def size_ratio(claims: Claims, margin: float, ipc: Sequence[int]) -> Judged:
     """Judge whether a distilled set takes fewer bytes than all training images."""
     stored = claims.costs.groupby("ipc")["stored_bytes"].first()
-    ratios = {each: stored[0] / stored[each] for each in ipc}
-    measured = "; ".join(f"ipc {each}: {ratio:,.0f} times fewer bytes" for each, ratio in ratios.items())
+    ratios = {one_ipc: stored[0] / stored[one_ipc] for one_ipc in ipc}
+    measured = "; ".join(f"ipc {one_ipc}: {ratio:,.0f} times fewer bytes" for one_ipc, ratio in ratios.items())
     return measured, together([judge([ratio - 1], margin) for ratio in ratios.values()])
 
 
 def operations(claims: Claims, margin: float, ipc: Sequence[int]) -> Judged:
     """Judge whether training on a set takes fewer operations than on all images to the same accuracy."""
-    measured, judged = [], []
-    for each in ipc:
-        saved = operations_saved(claims.costs, each, claims.chance)
+    measured, judgements = [], []
+    for one_ipc in ipc:
+        saved = operations_saved(claims.costs, one_ipc, claims.chance)
         mean, low, high = (100 * share for share in (sum(saved) / len(saved), min(saved), max(saved)))
         spread = f"{low:+.0f} to {high:+.0f}" if len(saved) > 1 else "n = 1"
-        measured.append(f"ipc {each}: {mean:+.0f} % ({spread})")
-        judged.append(judge(saved, margin))
-    return f"operations saved: {'; '.join(measured)}", together(judged)
+        measured.append(f"ipc {one_ipc}: {mean:+.0f} % ({spread})")
+        judgements.append(judge(saved, margin))
+    return f"operations saved: {'; '.join(measured)}", together(judgements)
 
 
 KINDS = {

@@ -83,8 +83,8 @@ def scores(rows: pd.DataFrame, dataset: str) -> dict[str, float]:
 
 def _labels(summary: Mapping[str, Any]) -> dict[str, str]:
     """Return view → the name of its protocol in tables; the set's own is left out where it is IDC's."""
-    epochs, own = summary["epochs"], summary["protocol"]
-    names = {"protocol": f"own ({own}), {epochs['protocol']} epochs", "idc": f"idc, {epochs['idc']} epochs"}
+    epochs, protocol = summary["epochs"], summary["protocol"]
+    names = {"protocol": f"own ({protocol}), {epochs['protocol']} epochs", "idc": f"idc, {epochs['idc']} epochs"}
     return names if summary["own_is_not_idc"] else {"idc": names["idc"]}
 
 
@@ -171,14 +171,14 @@ def protocol_note(protocol: EvaluationParams, settings: TrainSettings) -> str:
 def makers_note(summary: Mapping[str, Any]) -> str:
     """Return what the set's makers stored in the file as its accuracy, in a sentence; nothing if they did not."""
     listed = [
-        f"{_stated(each, ' %')} ({network}, {each['networks']} network{'s' * (each['networks'] > 1)})"
-        for network, each in summary["makers"].items()
+        f"{_stated(accuracy, ' %')} ({network}, {accuracy['networks']} network{'s' * (accuracy['networks'] > 1)})"
+        for network, accuracy in summary["makers"].items()
     ]
     return f"The file itself states a test accuracy of {', '.join(listed)}." if listed else ""
 
 
-def _stated(each: Mapping[str, float], unit: str = "") -> str:
-    return percent(each["mean"], each["std"] if each["networks"] > 1 else math.nan, unit)
+def _stated(accuracy: Mapping[str, float], unit: str = "") -> str:
+    return percent(accuracy["mean"], accuracy["std"] if accuracy["networks"] > 1 else math.nan, unit)
 
 
 def kept_note(summary: Mapping[str, Any]) -> str:
@@ -190,8 +190,8 @@ def trial(summary: Mapping[str, Any]) -> str:
     """Return a warning where networks or epochs are fewer than a judgement needs; empty for a full one."""
     reasons = []
     if summary["epochs"] != summary["protocol_epochs"]:
-        asked = summary["protocol_epochs"]
-        reasons.append(f"**not the protocols' epochs** ({asked['protocol']} by its own, {asked['idc']} by IDC's)")
+        full = summary["protocol_epochs"]
+        reasons.append(f"**not the protocols' epochs** ({full['protocol']} by its own, {full['idc']} by IDC's)")
     if (networks := summary["networks"]) < FEWEST_NETWORKS:
         reasons.append(f"{networks} network{'s' * (networks > 1)} in place of {FEWEST_NETWORKS} or more")
     return f"**A trial**: {' and '.join(reasons)}. " if reasons else ""
@@ -207,10 +207,10 @@ def answer(rows: pd.DataFrame, summary: Mapping[str, Any]) -> str:
     table, sentences = accuracies(rows, summary), []
     for view, part in table.groupby("view", sort=False):
         shown = {row.method: percent(row.accuracy, row.std, " %" * (row.method == THIS)) for row in part.itertuples()}
-        beside = ", ".join(f"{method} {text}" for method, text in shown.items() if method != THIS)
+        others = ", ".join(f"{method} {text}" for method, text in shown.items() if method != THIS)
         result = f"{shown[THIS]}{' test accuracy on ' + summary['dataset'] if not sentences else ''}"
         subject = "It" if sentences else summary["name"]
-        sentences.append(f"**{subject} reaches {result} by {names[view]}**{', beside ' + beside if beside else ''}.")
+        sentences.append(f"**{subject} reaches {result} by {names[view]}**{', beside ' + others if others else ''}.")
     over = f"mean ± standard deviation over {networks} network{'s' * (networks > 1)}"
     over += f" on each of {experiments} experiments" if experiments > 1 else ""
     if networks * experiments == 1:
@@ -230,14 +230,14 @@ def judged_sets(root: Path) -> str:
         table = spread(rows[rows.matched], ["method", "view"])
         measured = [(THIS, "protocol"), (THIS, "idc"), (RANDOM, "protocol"), (KMEANS, "protocol")]
         cells = [percent(*table.loc[key]) if key in table.index else ABSENT for key in measured]
-        stated = [_stated(each) for each in summary["makers"].values()]
+        stated = [_stated(accuracy) for accuracy in summary["makers"].values()]
         networks = f"{summary['networks']} × {summary['experiments']}"
         protocol = f"{summary['protocol']}, {summary['epochs']['protocol']} epochs"
         computed = f"{summary['compute']['device']}, {summary['compute']['precision']}"
         head = (summary["name"], summary["dataset"], protocol)
         lines.append((*head, *cells, ", ".join(stated) or ABSENT, networks, computed))
-    own = ("set, own (%)", "set, idc (%)", "random, own (%)", "k-means, own (%)")
-    names = ("set", "data", "own protocol", *own, "stated in the file (%)", "networks × sets", "on")
+    columns = ("set, own (%)", "set, idc (%)", "random, own (%)", "k-means, own (%)")
+    names = ("set", "data", "own protocol", *columns, "stated in the file (%)", "networks × sets", "on")
     return markdown(names, lines)
 
 

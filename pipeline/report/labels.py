@@ -80,7 +80,7 @@ def _fallback_fonts(missing: frozenset[str]) -> tuple[tuple[str, ...], frozenset
     if missing:
         installed = {font.name for font in font_manager.fontManager.ttflist if _usable(font)}
         has = {family: missing & _characters(family) for family in installed}
-        while (best := min((-len(found & missing), family) for family, found in has.items()))[0]:
+        while (best := min((-len(characters & missing), family) for family, characters in has.items()))[0]:
             chosen.append(best[1])
             missing -= has[best[1]]
     return tuple(chosen), missing

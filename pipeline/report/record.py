@@ -185,8 +185,8 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="STUDY",
         help="write: the record of this study instead of the default pipeline's; further studies join its record",
     )
-    given = parser.parse_args(arguments)
-    return _write(find_root(), given.study) if given.action == "write" else _compare(find_root())
+    args = parser.parse_args(arguments)
+    return _write(find_root(), args.study) if args.action == "write" else _compare(find_root())
 
 
 if __name__ == "__main__":

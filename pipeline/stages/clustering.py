@@ -39,13 +39,15 @@ class ClusteringResult:
 
 
 def clusters_of(
-    project: Project, counts: Sequence[int], seed: int, how: ClusteringParams
+    project: Project, counts: Sequence[int], seed: int, clustering: ClusteringParams
 ) -> dict[int, list[ClassClusters]]:
     """Return every class's clustering of the training images into each number of clusters."""
-    data, embedder = project.split("train").to(project.compute.device), project.embedder(seed, how)
+    data, embedder = project.split("train").to(project.compute.device), project.embedder(seed, clustering)
     return {
         count: [
-            cluster_class(data, label, count, seed, embedder, how.pool, how.max_iterations, how.pick)
+            cluster_class(
+                data, label, count, seed, embedder, clustering.pool, clustering.max_iterations, clustering.pick
+            )
             for label in range(data.num_classes)
         ]
         for count in counts
@@ -66,7 +68,8 @@ def run_clustering(project: Project, ipc: int, seed: int) -> ClusteringResult:
     batch = project.params.value("real_batch", ipc)
     table = coverage_table(clusters[max(clusters)], project.info.classes, batch, seed)
     path = clusters_path(project, ipc, seed)
-    write_atomically(path, save({f"rows_{count}": representatives_of(found) for count, found in clusters.items()}))
+    rows = {f"rows_{count}": representatives_of(by_class) for count, by_class in clusters.items()}
+    write_atomically(path, save(rows))
     write_atomically(path.with_suffix(".csv"), table.to_csv(index=False).encode())
     write_json(path.with_suffix(".json"), coverage_means(table))
     project.note(f"clustering-ipc{ipc}-seed{seed}", {"total": time.perf_counter() - began})
@@ -77,8 +80,8 @@ def coverage_table(clusters: Sequence[ClassClusters], names: Sequence[str], batc
     """Return, for each class and kind of batch: its size, the share of sub-clusters hit and the distance (mean)."""
     rows = [
         (names[label], kind, *measures)
-        for label, own in enumerate(clusters)
-        for kind, measures in batch_coverage(own.features, batch, seed, label).items()
+        for label, class_clusters in enumerate(clusters)
+        for kind, measures in batch_coverage(class_clusters.features, batch, seed, label).items()
     ]
     return pd.DataFrame(rows, columns=["class", "batch", "images", "clusters_hit", "nearest_distance"])
 
@@ -105,10 +108,10 @@ def representatives(project: Project, setting: Setting, count: int) -> Tensor:
     A method that clusters in its own way, or into another number of clusters, has them found here. Raise
     FileNotFoundError naming the stage when it has not run.
     """
-    path, how = clusters_path(project, setting.ipc, setting.seed), project.params.clustering(setting.method)
+    path, clustering = clusters_path(project, setting.ipc, setting.seed), project.params.clustering(setting.method)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; make it with `dvc repro clustering`")
-    shared = load_file(path) if how == project.params.clustering() else {}
+    shared = load_file(path) if clustering == project.params.clustering() else {}
     if f"rows_{count}" in shared:
         return shared[f"rows_{count}"]
-    return representatives_of(clusters_of(project, [count], setting.seed, how)[count])
+    return representatives_of(clusters_of(project, [count], setting.seed, clustering)[count])

@@ -24,18 +24,18 @@ from pipeline.stages.clustering import representatives
 
 
 def starting_set(
-    project: Project, setting: Setting, how: DistillParams, data: LabeledImages, info: DatasetInfo
+    project: Project, setting: Setting, distillation: DistillParams, data: LabeledImages, info: DatasetInfo
 ) -> SyntheticSet:
     """Return the canvases before distillation, by the method's ``init``.
 
     ``data`` and ``info`` are the training images in the units of the canvases.
     """
-    check_budget(data, info, setting.ipc, how.factor, how.decode, how.init)
+    check_budget(data, info, setting.ipc, distillation.factor, distillation.decode, distillation.init)
     clustering = project.params.clustering(setting.method)
     state = StartState(
         data,
         info,
-        how,
+        distillation,
         setting.ipc,
         setting.seed,
         pixels=project.split("train"),
@@ -43,23 +43,23 @@ def starting_set(
         embedder=lambda: project.embedder(setting.seed, clustering),
         representatives=lambda count: representatives(project, setting, count),
     )
-    return INITS[how.init]().start(state)
+    return INITS[distillation.init]().start(state)
 
 
 def parameter_hash(project: Project, setting: Setting) -> str:
     """A hash of every parameter that shapes a distilled set, but for those of the experts it may follow."""
     p = project.used_params
-    how = p.distillation(setting.method, setting.ipc).model_dump(exclude={"checkpoint_every_s"})
+    distillation = p.distillation(setting.method, setting.ipc).model_dump(exclude={"checkpoint_every_s"})
     compute = p.compute.model_dump(exclude={"workers"})  # how many share the work does not shape the set
     held_out, clustering = p.validation_per_class, p.clustering(setting.method)
-    return digest(p.dataset, setting.name, how, clustering, p.network, p.data, held_out, compute)
+    return digest(p.dataset, setting.name, distillation, clustering, p.network, p.data, held_out, compute)
 
 
-def _experts(project: Project, how: DistillParams, info: DatasetInfo) -> Any:
+def _experts(project: Project, distillation: DistillParams, info: DatasetInfo) -> Any:
     """Return the parameters of the experts that a run follows, or None; raise ExpertError unless all are there."""
     name, options = project.network
     network = build(name, info, torch.Generator(), options)
-    experts = make_objective(how.objective, how.options).open_experts(network, info)
+    experts = make_objective(distillation.objective, distillation.options).open_experts(network, info)
     if experts is None:
         return None
     params = project.params.experts()
@@ -78,32 +78,33 @@ def run_distillation(project: Project, setting: Setting) -> DistillResult:
     project.require_writable(*(project.file(kind, setting, "") for kind in ("sets", "snapshots", "distillation")))
     if project.delegated("distillation", setting):
         return read_result(project, setting)
-    how = project.params.distillation(setting.method, setting.ipc)
-    data, info = project.seen(project.split("train"), how)
-    experts = _experts(project, how, info)
-    start = starting_set(project, setting, how, data, info)
+    distillation = project.params.distillation(setting.method, setting.ipc)
+    data, info = project.seen(project.split("train"), distillation)
+    experts = _experts(project, distillation, info)
+    start = starting_set(project, setting, distillation, data, info)
     hashes = {"parameter_hash": parameter_hash(project, setting), "data_hash": project.data_hash}
     key = digest(hashes, code_hash(project.root), experts)
     checkpoint = Checkpoint(project.root / ".dream" / "checkpoints", f"{setting.name}-{key}")
-    run = Distiller(start, data, info, how, project.network, project.compute, setting.seed)
+    run = Distiller(start, data, info, distillation, project.network, project.compute, setting.seed)
     result = run.run(checkpoint, setting.name)
     if not ranks.first():
         return result
-    state = LabelState(data, info, how, project.network, project.compute, setting.seed)
+    state = LabelState(data, info, distillation, project.network, project.compute, setting.seed)
     result.synthetic = label(result.synthetic, state)
-    result.synthetic.info |= describe(project, setting, how) | hashes
+    result.synthetic.info |= describe(project, setting, distillation) | hashes
     _write_distillation(project, setting, result)
     checkpoint.delete()
     project.note(f"distillation-{setting.name}", result.seconds, snapshots_s=result.clock)
     return result
 
 
-def describe(project: Project, setting: Setting, how: DistillParams) -> dict[str, Any]:
+def describe(project: Project, setting: Setting, distillation: DistillParams) -> dict[str, Any]:
     """What a set's file says of where it comes from, besides its hashes, and in which units its canvases are."""
-    _, info = project.seen(project.split("train").subset(torch.arange(1)), how.model_copy(update={"bounded": True}))
+    image = project.split("train").subset(torch.arange(1))
+    _, info = project.seen(image, distillation.model_copy(update={"bounded": True}))
     units = {"whitening": info.whitening} if info.whitening != "none" else {}
     return units | {
-        "bounded": how.bounded,
+        "bounded": distillation.bounded,
         "dataset": info.name,
         "classes": list(info.classes),
         "mean": list(info.mean),
@@ -111,8 +112,8 @@ def describe(project: Project, setting: Setting, how: DistillParams) -> dict[str
         "method": setting.method,
         "seed": setting.seed,
         "budget": project.params.budget,
-        "augmentation": how.augmentation,
-        "augmentation_mode": how.augmentation_mode,
+        "augmentation": distillation.augmentation,
+        "augmentation_mode": distillation.augmentation_mode,
     }
 
 

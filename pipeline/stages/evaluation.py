@@ -43,17 +43,17 @@ def run_evaluation(
         return read_evaluation(project, setting)
     synthetic, snapshots = read_set(project, setting), _wanted_snapshots(project, setting, protocol)
     test, info = seen_test_images(project, synthetic)
-    wanted = [(network, "protocol") for network in networks] + [(networks[0], view) for view in protocol.views]
+    network_views = [(network, "protocol") for network in networks] + [(networks[0], view) for view in protocol.views]
     evaluations, views, partials = [], [], []
-    for network, view in wanted:
-        seen, view_protocol = apply_view(view, synthetic, protocol)
+    for network, view in network_views:
+        view_set, view_protocol = apply_view(view, synthetic, protocol)
         if view == "hard_labels" and synthetic.soft_labels is None:
             evaluations.append(evaluations[0])  # the labels are hard already
         else:
-            partials.append(partial_results(project, setting.name, seen, view_protocol, network, setting.seed))
+            partials.append(partial_results(project, setting.name, view_set, view_protocol, network, setting.seed))
             done = evaluate(
-                seen, test, info, view_protocol, (network.name, network.options), project.compute, seed=setting.seed,
-                split="test", label=f"{setting.name}, {network.name}, {view}", partial=partials[-1],
+                view_set, test, info, view_protocol, (network.name, network.options), project.compute,
+                seed=setting.seed, split="test", label=f"{setting.name}, {network.name}, {view}", partial=partials[-1],
             )  # fmt: skip
             evaluations.append(done)
         views.append(_view_metrics(network, view, view_protocol, evaluations[-1]))

@@ -21,22 +21,22 @@ def run_experts(project: Project, seed: int = 0) -> list[Path]:
     fewer than one expert or epoch.
     """
     project.require_writable(project.results / "experts" / "")
-    settings, data, made = project.params.experts(), project.split("train"), []
+    settings, data, files = project.params.experts(), project.split("train"), []
     rows = [class_pool(data, c, settings.images, generator(seed, "expert-images", c)) for c in range(data.num_classes)]
-    for how_seen in inputs_of_followers(project):
-        seen, info = project.seen(data, how_seen)
-        made += train_experts(
-            expert_folder(project.results / "experts", how_seen.whitening), seen.subset(torch.cat(rows)), info,
+    for follower in inputs_of_followers(project):
+        images, info = project.seen(data, follower)
+        files += train_experts(
+            expert_folder(project.results / "experts", follower.whitening), images.subset(torch.cat(rows)), info,
             project.network, settings, project.compute, seed=seed, code_hash=code_hash(project.root),
         )  # fmt: skip
-    return made
+    return files
 
 
 def inputs_of_followers(project: Project) -> list[DistillParams]:
     """How listed methods that follow experts see real images, one for each whitening; without one, as they are."""
     p = project.params
-    every = [p.distillation(method, ipc) for method in p.methods for ipc in p.ipc]
-    followers = {how.whitening: how for how in every if how.objective == "trajectory"}
+    distillations = [p.distillation(method, ipc) for method in p.methods for ipc in p.ipc]
+    followers = {settings.whitening: settings for settings in distillations if settings.objective == "trajectory"}
     return [followers[whitening] for whitening in sorted(followers)] or [DistillParams()]
 
 

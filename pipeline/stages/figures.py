@@ -77,8 +77,8 @@ def kept_best(project: Project) -> pd.DataFrame:
     by_idc = rows.ipc.isin(rows.ipc[rows.view == "idc"])
     rows = rows[(rows.view == "idc") | ~by_idc]
     images = rows.ipc * project.info.num_classes * rows.factor**2
-    own = "own (" + rows.protocol + ")"
-    rows = rows.assign(training_images=images, protocol=rows.protocol.where(rows.view == "idc", own))
+    own_protocols = "own (" + rows.protocol + ")"
+    rows = rows.assign(training_images=images, protocol=rows.protocol.where(rows.view == "idc", own_protocols))
     return summary(rows.assign(method="kept best set (" + rows.method + ")"))
 
 

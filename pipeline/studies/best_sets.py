@@ -105,16 +105,16 @@ def record_table(root: Path, dataset: str) -> pd.DataFrame:
 def _best_row(rows: pd.DataFrame) -> dict[str, Any]:
     """Return the row of the table for a best set under one view."""
     first, (accuracy, std) = rows.iloc[0], spread(rows, "ipc").iloc[0]
-    own = first["view"] == "protocol"
-    drawn = ", augmentation drawn per image" if first.augmentation_mode == "idc_per_image" else ""
+    is_own, per_image = first["view"] == "protocol", first.augmentation_mode == "idc_per_image"
+    drawn = ", augmentation drawn per image" if is_own and per_image else ""
     seeds = rows.seed.nunique()
     return {
         "ipc": first.ipc,
-        "own": own,
+        "own": is_own,
         "accuracy": accuracy,
         "method": f"here: {first.method}" + ("" if first.label_kind == "hard" else ", soft labels"),
         ACCURACY: percent(accuracy, std),
-        "evaluation": (f"{OWN}: " if own else "") + f"{first.protocol}, {first.epochs} epochs" + (drawn if own else ""),
+        "evaluation": (f"{OWN}: " if is_own else "") + f"{first.protocol}, {first.epochs} epochs{drawn}",
         "factor": f"{first.factor} (frequencies)" if first.decode == "dct" else first.factor,
         "stored floats": f"{first.stored_floats:,}",
         "networks × seeds": f"{len(rows) // seeds} × {seeds}",

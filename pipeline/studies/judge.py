@@ -100,13 +100,15 @@ class Judgement:
             raise ParameterError(
                 f"networks = {networks}, epochs = {epochs}: give at least 1 network, and 0 epochs or more"
             )
-        how = own_protocol(project, file, sets[0], protocol)
+        evaluation = own_protocol(project, file, sets[0], protocol)
         trial = f"-{epochs}-epochs" if epochs else ""
         stem = re.sub(r"[^\w.-]", "_", file.stem if file.is_file() else file.name)
-        name = f"{stem}-{how.protocol}{trial}"
-        given = {"SET": path, "DATA": dataset, "PROTOCOL": protocol, "IPC": ipc, "STORED": stored}
-        command = "make judge " + " ".join(f"{key}={shlex.quote(str(value))}" for key, value in given.items() if value)
-        return cls(project, os.path.relpath(file, root), name, tuple(sets), how, networks, epochs, command)
+        name = f"{stem}-{evaluation.protocol}{trial}"
+        variables = {"SET": path, "DATA": dataset, "PROTOCOL": protocol, "IPC": ipc, "STORED": stored}
+        command = "make judge " + " ".join(
+            f"{key}={shlex.quote(str(value))}" for key, value in variables.items() if value
+        )
+        return cls(project, os.path.relpath(file, root), name, tuple(sets), evaluation, networks, epochs, command)
 
     @cached_property
     def compared(self) -> list[tuple[str, int, SyntheticSet]]:
@@ -130,12 +132,13 @@ class Judgement:
         first, pictures = self.sets[0], self.project.pictures(self.sets[0])
         count = min(10, max(first.class_sizes))
         white = pictures.new_ones(count, *pictures.shape[1:])
-        return torch.cat([torch.cat([each[:count], white[len(each) :]]) for each in pictures.split(first.class_sizes)])
+        by_class = pictures.split(first.class_sizes)
+        return torch.cat([torch.cat([images[:count], white[len(images) :]]) for images in by_class])
 
     @property
     def baseline_pictures(self) -> dict[str, Tensor]:
         """Method → the first picture of each class (n, C, H, W) of its first set, for at most ten classes."""
-        return {method: self._first_pictures(each) for method, seed, each in self.compared if seed == 0}
+        return {method: self._first_pictures(synthetic) for method, seed, synthetic in self.compared if seed == 0}
 
     def _first_pictures(self, synthetic: SyntheticSet) -> Tensor:
         labels = synthetic.labels.tolist()
@@ -147,7 +150,7 @@ class Judgement:
         """How a network trains on the first experiment under the own protocol."""
         return train_settings(self.project.info, self.protocol, self.sets[0])
 
-    def wanted(self, method: str) -> Iterator[tuple[NetworkParams, str]]:
+    def networks_and_views(self, method: str) -> Iterator[tuple[NetworkParams, str]]:
         """Yield the networks and views that a method's sets are evaluated under.
 
         A replay has no view without augmentation, and real images have nothing to replay.
@@ -175,7 +178,7 @@ class Judgement:
         test = seen_test_images(self.project, self.sets[0])
         for method, seed, synthetic in self.compared:
             own_test = seen_test_images(self.project, synthetic) if method == KEPT else test
-            for network, view in self.wanted(method):
+            for network, view in self.networks_and_views(method):
                 rows += self._rows(method, seed, synthetic, network, view, own_test)
             sets.setdefault(method, self._storage(synthetic))
         table, folder = pd.DataFrame(rows), self.project.root / FOLDER / self.name
@@ -189,14 +192,14 @@ class Judgement:
         self, method: str, seed: int, synthetic: SyntheticSet, network: NetworkParams, view: str,
         test: tuple[LabeledImages, DatasetInfo],
     ) -> Iterator[dict[str, Any]]:  # fmt: skip
-        seen, protocol = apply_view(view, synthetic, self.protocol)
+        view_set, protocol = apply_view(view, synthetic, self.protocol)
         if self.epochs:
             protocol = protocol.model_copy(update={"epochs": self.epochs})
         name = f"judged-{self.project.params.dataset}-{method.replace(' ', '_')}"
         done = evaluate(
-            seen, *test, protocol, (network.name, network.options), self.project.compute, seed=seed, split="test",
+            view_set, *test, protocol, (network.name, network.options), self.project.compute, seed=seed, split="test",
             repeats=self.networks, label=f"{method} {seed}, {network.label}, {view}",
-            partial=partial_results(self.project, name, seen, protocol, network, seed),
+            partial=partial_results(self.project, name, view_set, protocol, network, seed),
         )  # fmt: skip
         shared = {"method": method, "seed": seed, "network": network.label, "matched": network == NetworkParams()}
         shared |= {"view": view, "protocol": protocol.protocol, "epochs": done.epochs}
@@ -217,20 +220,22 @@ class Judgement:
     def _summary(self, table: pd.DataFrame, sets: dict[str, Any]) -> dict[str, Any]:
         protocol, idc = self.protocol, EvaluationParams()
         own_epochs = self.sets[0].info[UNROLLED]["passes"] if protocol.replay else protocol.epochs
-        asked = {"protocol": own_epochs, "idc": idc.epochs}
-        epochs = {view: int(table.epochs[(table.method == THIS) & (table.view == view)].iloc[0]) for view in asked}
+        protocol_epochs = {"protocol": own_epochs, "idc": idc.epochs}
+        epochs = {
+            view: int(table.epochs[(table.method == THIS) & (table.view == view)].iloc[0]) for view in protocol_epochs
+        }
         values = scores(table, self.project.params.dataset)
         return {
             "name": self.name,
             "file": self.file,
             "command": self.command,
-            "content": digest([content_hash(each) for each in self.sets]),
+            "content": digest([content_hash(synthetic) for synthetic in self.sets]),
             "source": self.sets[0].info.get("source", {}),
             "dataset": self.project.params.dataset,
             "data_hash": self.project.data_hash,
             "protocol": protocol.protocol,
             "own_is_not_idc": not is_idc(protocol),
-            "protocol_epochs": asked,
+            "protocol_epochs": protocol_epochs,
             "epochs": epochs,
             "compute": self.project.compute.describe(),
             "networks": self.networks,
@@ -247,8 +252,8 @@ class Judgement:
             for network, accuracies in synthetic.info.get("stored_accuracies", {}).items():
                 stored.setdefault(network, []).extend(accuracies)
         return {
-            network: {"mean": fmean(each), "std": stdev(each) if len(each) > 1 else 0.0, "networks": len(each)}
-            for network, each in stored.items()
+            network: {"mean": fmean(values), "std": stdev(values) if len(values) > 1 else 0.0, "networks": len(values)}
+            for network, values in stored.items()
         }
 
 
@@ -261,9 +266,9 @@ def _fits(network: str, info: DatasetInfo) -> bool:
     return True
 
 
-def _open_with_data(path: str, dataset: str, asked: dict[str, Any]) -> Judgement:
+def _open_with_data(path: str, dataset: str, options: dict[str, Any]) -> Judgement:
     """Return the judgement; fetch the data where they are missing."""
-    judgement = Judgement.open(path, dataset, **asked)
+    judgement = Judgement.open(path, dataset, **options)
     p = judgement.project.params
     datasets.create(p.dataset, p.data.options).fetch(judgement.project.root / p.data.directory)
     return judgement
@@ -283,15 +288,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--stored", default="", help="what another code's file does not say: 'normalised=literature'")
     parser.add_argument("--networks", type=int, default=FEWEST_NETWORKS, help="trained on each set")
     parser.add_argument("--epochs", type=int, default=0, help="for a trial; default: the protocol's")
-    given, root = parser.parse_args(arguments), find_root()
-    path = os.path.relpath(given.set, root) if Path(given.set).exists() else given.set
-    asked = {key: value for key, value in vars(given).items() if key not in ("set", "data")}
+    args, root = parser.parse_args(arguments), find_root()
+    path = os.path.relpath(args.set, root) if Path(args.set).exists() else args.set
+    options = {key: value for key, value in vars(args).items() if key not in ("set", "data")}
     opened: list[Judgement] = []
-    if status := exit_status(lambda: opened.append(_open_with_data(path, given.data, asked))):
+    if status := exit_status(lambda: opened.append(_open_with_data(path, args.data, options))):
         return status
     judgement = opened[0]
     report = root / "reports" / "judged" / f"{judgement.name}.ipynb"
-    listed = [f"{key}={value}" for key, value in {"path": path, "dataset": given.data, **asked}.items()]
+    listed = [f"{key}={value}" for key, value in {"path": path, "dataset": args.data, **options}.items()]
     if status := launch_notebook.main([str(root / NOTEBOOK), str(report), *listed]):
         return status
     folder = root / FOLDER / judgement.name

@@ -17,28 +17,28 @@ from pipeline.stages.evaluation import content_hash
 SAME_STORAGE = 0.02  # largest relative difference of stored floats
 
 
-def real_per_class(judged: SyntheticSet) -> int:
+def real_per_class(judged_set: SyntheticSet) -> int:
     """Return how many real images per class come closest to a set's stored floats, at least 1.
 
     >>> real_per_class(SyntheticSet(torch.zeros(20, 1, 4, 4), torch.arange(20) // 2, 10, factor=2))
     2
     """
-    return max(1, round(judged.stored_floats / (judged.num_classes * judged.canvases[0].numel())))
+    return max(1, round(judged_set.stored_floats / (judged_set.num_classes * judged_set.canvases[0].numel())))
 
 
-def random_set(project: Project, judged: SyntheticSet, seed: int) -> SyntheticSet:
-    """Return random real training images in the storage and the units of ``judged``."""
-    train, count = project.split("train"), real_per_class(judged)
+def random_set(project: Project, judged_set: SyntheticSet, seed: int) -> SyntheticSet:
+    """Return random real training images in the storage and the units of ``judged_set``."""
+    train, count = project.split("train"), real_per_class(judged_set)
     check_budget(train, project.info, count, 1)
-    return _in_units_of(judged, project, random_rows(train, count, seed))
+    return _in_units_of(judged_set, project, random_rows(train, count, seed))
 
 
-def medoid_set(project: Project, judged: SyntheticSet) -> SyntheticSet:
-    """Return the real images nearest to k-means centres, in the storage and the units of ``judged``.
+def medoid_set(project: Project, judged_set: SyntheticSet) -> SyntheticSet:
+    """Return the real images nearest to k-means centres, in the storage and the units of ``judged_set``.
 
     The centres are those of an untrained network's features. The chosen rows are kept in .dream/judged.
     """
-    train, count = project.split("train"), real_per_class(judged)
+    train, count = project.split("train"), real_per_class(judged_set)
     check_budget(train, project.info, count, 1)
     key = digest(project.data_hash, count, project.used_params.compute, code_hash(project.root))
     path = project.root / ".dream" / "judged" / f"medoids-{key}.json"
@@ -46,22 +46,22 @@ def medoid_set(project: Project, judged: SyntheticSet) -> SyntheticSet:
         placed, embedder = train.to(project.compute.device), project.embedder(0)
         chosen = [cluster_class(placed, c, count, 0, embedder).representatives for c in range(train.num_classes)]
         write_json(path, torch.stack(chosen).tolist())
-    return _in_units_of(judged, project, torch.tensor(read_json(path)))
+    return _in_units_of(judged_set, project, torch.tensor(read_json(path)))
 
 
-def _in_units_of(judged: SyntheticSet, project: Project, rows: Tensor) -> SyntheticSet:
-    """Return real training images, rows (K, n), as a set whose images are normalised or whitened like ``judged``'s."""
-    images, _ = project.seen_with(project.split("train").subset(rows.flatten()), judged)
+def _in_units_of(judged_set: SyntheticSet, project: Project, rows: Tensor) -> SyntheticSet:
+    """Return real training images, rows (K, n), as a set, normalised or whitened like ``judged_set``."""
+    images, _ = project.seen_with(project.split("train").subset(rows.flatten()), judged_set)
     units = ("bounded", "mean", "std", "whitening", "zca_epsilon")
-    about = {key: judged.info[key] for key in units if key in judged.info}
+    about = {key: judged_set.info[key] for key in units if key in judged_set.info}
     return replace(fill(images, torch.arange(rows.numel()).view(rows.shape), rows.shape[1], 1, "single"), info=about)
 
 
-def kept_set(project: Project, judged: SyntheticSet) -> SyntheticSet | None:
-    """Return the set of results/best of the same data and storage, unless there is none or it is ``judged`` itself."""
-    floats, own = judged.stored_floats, content_hash(judged)
+def kept_set(project: Project, judged_set: SyntheticSet) -> SyntheticSet | None:
+    """Return the set of results/best of the same data and storage; None without one or if it is ``judged_set``."""
+    floats, judged_hash = judged_set.stored_floats, content_hash(judged_set)
     for path in sorted((project.root / BEST).glob(f"{project.params.dataset}-ipc*.safetensors")):
         kept = SyntheticSet.open(path)
-        if abs(kept.stored_floats - floats) <= SAME_STORAGE * floats and content_hash(kept) != own:
+        if abs(kept.stored_floats - floats) <= SAME_STORAGE * floats and content_hash(kept) != judged_hash:
             return kept
     return None

@@ -30,14 +30,15 @@ def judging_project(root: Path, dataset: str) -> Project:
     Of the rest, it has what methods.yaml says about the released evaluations. The network is the protocols' ConvNet.
     Raise UnknownNameError for an unknown data set.
     """
-    own = read_params(root)
-    options = own.data.options if own.dataset == dataset else {}
+    project_params = read_params(root)
+    options = project_params.data.options if project_params.dataset == dataset else {}
     datasets.create(dataset, options)
-    released = own.budgets.get(PAPER, Budget()).by_dataset.items()
+    released = project_params.budgets.get(PAPER, Budget()).by_dataset.items()
     by_dataset = {name: block.model_copy(update={"validation_per_class": 0}) for name, block in released}
     params = Params(
-        dataset=dataset, ipc=[1], methods=[*own.method][:1], seeds=[0], budget=PAPER, compute=own.compute,
-        data=DataParams(directory=own.data.directory, options=options), method=own.method,
+        dataset=dataset, ipc=[1], methods=[*project_params.method][:1], seeds=[0], budget=PAPER,
+        compute=project_params.compute, method=project_params.method,
+        data=DataParams(directory=project_params.data.directory, options=options),
         budgets={PAPER: Budget(validation_per_class=0, by_dataset=by_dataset)},
     )  # fmt: skip
     return Project(root, params)
@@ -113,36 +114,36 @@ def check_set(synthetic: SyntheticSet, info: DatasetInfo, ipc: int, where: str) 
         raise ParameterError(f"{where} stores {synthetic.ipc} images per class, not {ipc}; set IPC={synthetic.ipc}")
 
 
-def own_protocol(project: Project, file: Path, synthetic: SyntheticSet, given: str) -> EvaluationParams:
+def own_protocol(project: Project, file: Path, synthetic: SyntheticSet, name: str) -> EvaluationParams:
     """Return the protocol that a set is published under.
 
-    It is the ``given`` one, else that of the study which made a set of results/best, else that of the layout of another
-    code's file, else IDC's. Raise UnknownNameError for an unknown name; ParameterError for a file whose layout several
-    methods share, and for a set that cannot be replayed.
+    It is the one called ``name``, else that of the study which made a set of results/best, else that of the layout of
+    another code's file, else IDC's. Raise UnknownNameError for an unknown name; ParameterError for a file whose layout
+    several methods share, and for a set that cannot be replayed.
     """
-    if given and given not in PROTOCOLS:
-        raise unknown("evaluation protocol", given, sorted(PROTOCOLS))
-    if not given and file.parent == project.root / BEST:
+    if name and name not in PROTOCOLS:
+        raise unknown("evaluation protocol", name, sorted(PROTOCOLS))
+    if not name and file.parent == project.root / BEST:
         record = read_json(file.with_suffix(".json"))
-        how = read_params(project.root, record["study"]).evaluation(record["method"], synthetic.ipc)
+        protocol = read_params(project.root, record["study"]).evaluation(record["method"], synthetic.ipc)
     else:
-        how = _released(project.params, given or _protocol_of_layout(synthetic, file.name), synthetic)
-    if how.replay and UNROLLED not in synthetic.info:
+        protocol = _released(project.params, name or _protocol_of_layout(synthetic, file.name), synthetic)
+    if protocol.replay and UNROLLED not in synthetic.info:
         raise ParameterError(
-            f"protocol '{how.protocol}' replays the training that a set was unrolled through, and {file.name} holds no "
-            "such training; choose another protocol, such as idc"
+            f"protocol '{protocol.protocol}' replays the training that a set was unrolled through, and {file.name} "
+            "holds no such training; choose another protocol, such as idc"
         )
     execution = EvaluationParams(parallel_networks=2)
-    return how.model_copy(update={key: getattr(execution, key) for key in OF_EVERY_PROTOCOL})
+    return protocol.model_copy(update={key: getattr(execution, key) for key in OF_EVERY_PROTOCOL})
 
 
 def _released(params: Params, name: str, synthetic: SyntheticSet) -> EvaluationParams:
     """Return a protocol as the released code has it for the data set: DC's, for one, augments MNIST."""
     if name in params.method:
         budget = params.budgets[PAPER].model_copy(update={"distillation": {"factor": synthetic.factor}})
-        how = params.model_copy(update={"budgets": {PAPER: budget}}).evaluation(name, synthetic.ipc)
-        if how.protocol == name:
-            return how
+        protocol = params.model_copy(update={"budgets": {PAPER: budget}}).evaluation(name, synthetic.ipc)
+        if protocol.protocol == name:
+            return protocol
     return EvaluationParams(protocol=name)
 
 

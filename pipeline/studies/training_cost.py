@@ -99,7 +99,7 @@ def watched_training(
     trainer = Trainer(model, info, settings, kernels)
     per_epoch = -(-len(labels) // settings.batch)
     epochs = -(-max(points) // per_epoch)
-    step = seen = 0
+    step = images_seen = 0
     seconds, joules = 0.0, 0.0 if energy_joules() is not None else None
     began, meter = time.perf_counter(), energy_joules()
     for epoch in range(epochs):
@@ -107,7 +107,7 @@ def watched_training(
         rng = generator(cost_seed, "fit", epoch)
         for rows in torch.randperm(len(labels), generator=rng).to(labels.device).split(settings.batch):
             loss = trainer.step(images[rows], labels[rows], rng)
-            step, seen = step + 1, seen + len(rows)
+            step, images_seen = step + 1, images_seen + len(rows)
             if step in points:
                 evaluated = model
                 if last_layer_penalty:
@@ -117,7 +117,7 @@ def watched_training(
                 seconds += time.perf_counter() - began
                 joules = None if joules is None else joules + (energy_joules() or 0.0) - (meter or 0.0)
                 score = accuracy(predict(evaluated, against.images, info, kernels), against.labels)
-                yield {"step": step, "seen": seen, "accuracy": score, "seconds": seconds, "joules": joules}
+                yield {"step": step, "seen": images_seen, "accuracy": score, "seconds": seconds, "joules": joules}
                 began, meter = time.perf_counter(), energy_joules()
 
 
