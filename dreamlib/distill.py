@@ -25,7 +25,6 @@ from dreamlib._engine.losses import LossHistory
 from dreamlib._engine.progress import progress
 from dreamlib._engine.strategies import MatchingStep, Strategy, choose_strategy
 from dreamlib.data.types import DatasetInfo, LabeledImages
-from dreamlib.matching import MatchState
 from dreamlib.networks import build
 from dreamlib.sampling.real_batches import SAMPLERS
 from dreamlib.settings import DistillParams
@@ -197,7 +196,7 @@ class Distiller:
     ) -> Iterator[tuple[int, Tensor]]:
         """Return the objective's (class, loss) pairs, to be back-propagated one after the other."""
         together = self.strategy.one_graph and self.settings.image_update != "per_class"
-        state = MatchState(
+        state = matching.MatchState(
             self.synthetic, network, kernels, self.sampler, self.info, self.augmentation, self.seed, self.iteration,
             self.settings.synthetic_batch, classes, together, self.strategy.graphs,
         )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -87,7 +88,11 @@ class LearnedSet:
         values = learned(self.synthetic)
         self.synthetic.extras = {name: value.clone().requires_grad_(True) for name, value in values.items()}
         self.lr = effective_image_lr(settings, start.ipc, info)
-        self.optimizer = image_optimizer(self.synthetic.canvases, self.leaves[1:], settings, self.lr)
+
+    @cached_property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser of the leaves; made when a run steps, because the first one imports torch's compiler."""
+        return image_optimizer(self.synthetic.canvases, self.leaves[1:], self.settings, self.lr)
 
     @property
     def leaves(self) -> list[Tensor]:
