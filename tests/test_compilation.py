@@ -103,3 +103,26 @@ def test_optimisers_step_also_where_no_code_can_be_kept(blocked):
     env = os.environ | {"PYTHONPATH": str(ROOT), CACHE_VARIABLE: str(blocked)}
     done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=300)
     assert done.stdout == "0.75\n", done.stderr
+
+
+def test_a_run_without_an_iteration_waits_for_no_compiler():
+    """In a process of its own: importing torch's compiler takes seconds, and every baseline is such a run."""
+    program = """
+import sys, torch
+from dreamlib import Distiller
+from dreamlib._engine.compute import Compute
+from dreamlib.data import create
+from dreamlib.settings import DistillParams
+from dreamlib.synthetic.initial import fill, random_rows
+
+digits, compute = create("digits"), Compute(compile=True)
+images = digits.fake("train", per_class=8, rng=torch.Generator().manual_seed(0))
+start = fill(images, random_rows(images, 1, seed=0), ipc=1, factor=1, rule="single")
+settings = DistillParams(outer_iterations=int(sys.argv[1]), inner_iterations=1, real_batch=4)
+Distiller(start, images, digits.info, settings, ("convnet", {"width": 8}), compute, seed=0).run()
+print("torch._dynamo" in sys.modules)
+"""
+    for iterations, imported in ((0, "False\n"), (1, "True\n")):
+        command = [sys.executable, "-c", program, str(iterations)]
+        done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+        assert done.stdout == imported, done.stderr

@@ -494,6 +494,14 @@ def test_images_are_held_out_as_the_budget_and_its_data_set_say(reading):
     assert reading(none, dataset="digits").validation_per_class == 0
 
 
+@pytest.mark.parametrize("machine", [True, False])
+@pytest.mark.parametrize("budget", [True, False])
+def test_loops_are_compiled_where_the_machine_and_the_budget_say_so(reading, machine, budget):
+    params = reading({"compute.compile": machine, "budgets.quick.compile": budget}, budget="quick")
+    assert params.compile == (machine and budget)
+    assert reading({"compute.compile": machine}, budget="paper").compile == machine
+
+
 def test_options_merge_key_by_key(reading):
     changes = {
         "budgets.quick.distillation.options": {"distance": "mse", "layers": "conv"},
