@@ -138,11 +138,12 @@ def counted(work: Callable[[], object], dtype: torch.dtype) -> dict[str, int]:
 def matching(compute: Compute, ipc: int, real: int) -> dict[str, Any]:
     """A matching step over 10 classes."""
     plain, quick = matching_state(Compute(compute.device), ipc, real), matching_state(compute, ipc, real)
-    parallel, compiled = (), 0.0
+    at_once_and_threads, compiled = (), 0.0
     if compute.device.type == "cpu":
-        parallel = (AT_ONCE, torch.get_num_threads() // AT_ONCE)
-        compiled = seconds(lambda: fast_matching_gradient(quick, 1, parallel[1]))  # not by two threads at once
-    row = interleaved(lambda: matching_gradient(plain), lambda: fast_matching_gradient(quick, *parallel))
+        threads = torch.get_num_threads() // AT_ONCE
+        at_once_and_threads = AT_ONCE, threads
+        compiled = seconds(lambda: fast_matching_gradient(quick, 1, threads))  # not by two threads at once
+    row = interleaved(lambda: matching_gradient(plain), lambda: fast_matching_gradient(quick, *at_once_and_threads))
     row["first_call_s"]["fast"] += compiled
     return {
         "work": f"matching, ipc {ipc}, {real} real",

@@ -184,8 +184,8 @@ def published(ipc: int, params: Params) -> list[float] | None:
     """DREAM's accuracy on the data set and its spread in percent, from notebooks/published.csv, if it is there."""
     rows = pd.read_csv(ROOT / "notebooks" / "published.csv")
     method = f"DREAM (f={params.distillation(METHOD, ipc).factor})"
-    matching = rows[(rows.dataset == params.dataset) & (rows.ipc == ipc) & (rows.method == method)]
-    return [float(matching["accuracy"].iloc[0]), float(matching["std"].iloc[0])] if len(matching) else None
+    rows = rows[(rows.dataset == params.dataset) & (rows.ipc == ipc) & (rows.method == method)]
+    return [float(rows["accuracy"].iloc[0]), float(rows["std"].iloc[0])] if len(rows) else None
 
 
 def compute_at_hand() -> Compute:

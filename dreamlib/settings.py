@@ -37,7 +37,8 @@ class ComputeParams(Strict):
     """Device, number format and parallelism; see ``Compute.resolve``.
 
     device: 'auto', 'cpu', 'cuda' or 'cuda:<number>'.
-    precision: format of activations; 'auto' is bfloat16 where that is faster, else float32.
+    precision: format of activations; 'auto' is bfloat16 on a GPU that has it, and on a CPU that has it if loops are
+        compiled, else float32.
     threads: CPU threads, shared by the workers; 0 leaves torch's default.
     compile: compile the inner loops with torch.compile.
     workers: processes that share the classes of a distillation and the networks of an evaluation.

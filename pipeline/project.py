@@ -84,8 +84,11 @@ class Project:
 
     @cached_property
     def used_params(self) -> Params:
-        """The parameters with the number format that 'auto' stands for on this device: what a result is traced to."""
-        compute = self.params.compute.model_copy(update={"precision": self.compute.precision})
+        """The parameters with the number format that 'auto' stands for and whether loops are compiled: what results are
+        traced to.
+        """
+        in_force = {"precision": self.compute.precision, "compile": self.params.compile}
+        compute = self.params.compute.model_copy(update=in_force)
         return self.params.model_copy(update={"compute": compute})
 
     @cached_property

@@ -54,6 +54,8 @@ def test_a_device_this_machine_lacks_is_refused(gpus, name, count, said):
 def cpu(monkeypatch):
     """A CPU of such capabilities, as far as torch is asked."""
 
+    monkeypatch.setattr("dreamlib._engine.compute.compilation_works", lambda device: device.type == "cpu")
+
     def has(*names, onednn=True):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(names, True) | {"amx_int8": False})
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
@@ -72,12 +74,15 @@ def cpu(monkeypatch):
         (("neon", "bf16"), "bfloat16"),
     ],
 )
-def test_auto_is_half_precision_where_the_cpu_has_it_and_code_is_compiled(cpu, able, precision):
+def test_auto_is_half_precision_where_the_cpu_has_it_and_code_is_compiled(cpu, monkeypatch, able, precision):
     cpu(*able)
     assert Compute.resolve("cpu", "auto", compile=True).describe()["precision"] == precision
     assert Compute.resolve("cpu", "auto").dtype == torch.float32
     cpu(*able, onednn=False)
     assert Compute.resolve("cpu", "auto", compile=True).dtype == torch.float32
+    cpu(*able)
+    monkeypatch.setattr("dreamlib._engine.compute.compilation_works", lambda device: False)
+    assert Compute.resolve("cpu", "auto", compile=True).dtype == torch.float32, "no compiler"
 
 
 @pytest.mark.parametrize(("capability", "native"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
@@ -108,3 +113,14 @@ def test_a_set_is_traced_to_the_format_that_auto_stood_for(cpu):
     assert plain == traced("float32") != traced("bfloat16")
     cpu("avx512_bf16")
     assert traced("auto") == traced("bfloat16") and traced("float32") == plain
+
+
+def test_a_set_is_traced_to_whether_its_loops_were_compiled(cpu):
+    cpu("avx2")
+    params, setting = read_params(ROOT), Setting("dream", 1, 0)
+    quick = params.budgets["quick"]
+    hashes = [
+        parameter_hash(Project(ROOT, params.model_copy(update={"budget": "quick", "budgets": budgets})), setting)
+        for budgets in ({"quick": quick.model_copy(update={"compile": compiled})} for compiled in (False, True))
+    ]
+    assert hashes[0] != hashes[1]

@@ -97,7 +97,7 @@ def on_disk(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
 def test_files_and_classes_are_those_torchvision_lists(name, tmp_path):
     dataset = create(name)
-    theirs = getattr(torchvision.datasets, dataset.reader)
+    theirs = getattr(torchvision.datasets, dataset.reader_name)
     assert dict(dataset.md5s) == dict(theirs.resources)
     assert [label.split(" - ")[0] for label in theirs.classes] == list(dataset.info.classes)
 
@@ -105,12 +105,12 @@ def test_files_and_classes_are_those_torchvision_lists(name, tmp_path):
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
 def test_torchvision_reads_the_same(name, on_disk, tmp_path):
     dataset, _ = on_disk(name)
-    raw = tmp_path / dataset.reader / "raw"
+    raw = tmp_path / dataset.reader_name / "raw"
     raw.mkdir(parents=True)
     for file in dataset.md5s:
         (raw / file.removesuffix(".gz")).write_bytes(gzip.decompress((tmp_path / name / file).read_bytes()))
     for split in SPLITS:
-        theirs = getattr(torchvision.datasets, dataset.reader)(tmp_path, train=split == "train")
+        theirs = getattr(torchvision.datasets, dataset.reader_name)(tmp_path, train=split == "train")
         ours = dataset.load(split, tmp_path)
         assert torch.equal(ours.images[:, 0], theirs.data)
         assert torch.equal(ours.labels, theirs.targets)

@@ -175,7 +175,7 @@ def test_networks_trained_before_are_not_trained_again(saved, monkeypatch):
     assert not summary["own_is_not_idc"] and len(trained) == 2 * 3 + 1
 
 
-def test_every_experiment_of_a_file_is_judged_baselines_real_images_in_its_units(saved, root):
+def test_every_experiment_of_a_file_is_judged_beside_real_images_in_its_units(saved, root):
     saved()
     judgement = Judgement.open("dc.pt", "digits", "dsa", stored="normalised=literature", networks=1, epochs=1)
     assert [(method, seed) for method, seed, _ in judgement.compared] == [
@@ -207,7 +207,7 @@ def test_one_network_has_no_spread():
     }  # fmt: skip
     said = judged.answer(rows, summary)
     assert "**s reaches 75.0 % (n = 1) test accuracy on digits by IDC's protocol (9 epochs)**, beside random" in said
-    assert "; of one network, which shows no spread, after the last epoch." in said and "±" not in said
+    assert "; accuracies of one network, without a spread, after the last epoch." in said and "±" not in said
     assert "70.0 % (n = 1) (ConvNet, 1 network)" in judged.makers_note(summary)
 
 

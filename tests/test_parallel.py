@@ -267,7 +267,8 @@ def test_workers_end_with_the_process_that_started_them(root, tmp_path, until_en
         yaml.dump(params, root / "params.yaml")
         with subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL) as starter:
             deadline = time.monotonic() + 240
-            while not list((root / ".dream" / "checkpoints").glob("idc-*.ckpt")) and time.monotonic() < deadline:
+            begun = (root / ".dream" / "checkpoints").glob
+            while starter.poll() is None and not list(begun("idc-*.ckpt")) and time.monotonic() < deadline:
                 time.sleep(0.05)
             started = psutil.Process(starter.pid).children(recursive=True)
             starter.kill()

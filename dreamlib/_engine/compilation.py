@@ -29,7 +29,7 @@ def compilation_works(device: torch.device) -> bool:
         reason = unwritable_cache() or _trial(device)
         _works[device.type] = not reason
         if reason and ranks.first():
-            _log.warning("torch.compile does not work, running uncompiled, about three times slower: %s", reason)
+            _log.warning("torch.compile does not work, running uncompiled, about twice as slow: %s", reason)
     return _works[device.type]
 
 

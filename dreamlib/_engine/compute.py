@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dreamlib._engine.compilation import compilation_failed, unwritable_cache
+from dreamlib._engine.compilation import compilation_failed, compilation_works, unwritable_cache
 from dreamlib.settings import DEVICE
 
 _log = logging.getLogger(__name__)
@@ -40,9 +40,9 @@ class Compute:
     ) -> "Compute":
         """Pick the device ('auto': CUDA when there is one) and set the number of CPU threads (0: unchanged).
 
-        A ``precision`` of 'auto' is bfloat16 where that is faster, else float32: on a device with instructions for it
-        (``bfloat16_is_native``), if inner functions are compiled or the device is a GPU. Raises ValueError for a device
-        that this machine lacks or that is not auto, cpu, cuda or cuda:<number>.
+        A ``precision`` of 'auto' is bfloat16 on a GPU with instructions for it (``bfloat16_is_native``), and on such a
+        CPU if inner functions are compiled; else float32. Raises ValueError for a device that this machine lacks or
+        that is not auto, cpu, cuda or cuda:<number>.
         """
         keep_freed_memory()
         unwritable_cache()
@@ -60,9 +60,9 @@ class Compute:
                 f"compute.device is '{device}' but torch sees {there} devices: name cuda:{there - 1} or less"
             )
         if precision == "auto":
-            # Uncompiled on a CPU, the conversions take longer than the faster arithmetic saves.
-            faster = bfloat16_is_native(place) and (compile or place.type == "cuda")
-            precision = "bfloat16" if faster else "float32"
+            # Uncompiled on a CPU, every operation converts its input, which takes longer than the arithmetic saves.
+            faster = place.type == "cuda" or (compile and compilation_works(place))
+            precision = "bfloat16" if bfloat16_is_native(place) and faster else "float32"
         elif precision == "bfloat16" and not bfloat16_is_native(place):
             _log.warning("%s has no bfloat16 instructions: many times slower than float32 (precision: auto)", place)
         return cls(place, _DTYPES[precision], compile)

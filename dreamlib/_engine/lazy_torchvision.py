@@ -1,4 +1,4 @@
-"""torchvision, imported when one of its names is first used, and also where its compiled part does not load.
+"""Import torchvision when one of its names is first used, also where its compiled part does not load.
 
     from dreamlib._engine import lazy_torchvision as torchvision
 

@@ -50,7 +50,7 @@ class Cifar10(PublishedDataset):
 
     name: ClassVar[str] = "cifar10"
     classes: ClassVar[tuple[str, ...]] = tuple(CIFAR10_NAMES.split())
-    archive: ClassVar[str] = "CIFAR10"  # torchvision's reader, which lists the published files
+    reader_name: ClassVar[str] = "CIFAR10"
     dc_statistics: ClassVar[Statistics | None] = None
     pixel_statistics: ClassVar[Statistics] = PIXELS_CIFAR10
     content: ClassVar[dict[str, dict[str, str]]] = CIFAR10_CONTENT
@@ -64,8 +64,8 @@ class Cifar10(PublishedDataset):
 
     @property
     def reader(self) -> Reader:
-        """torchvision's reader."""
-        return getattr(torchvision.datasets, self.archive)
+        """torchvision's class, which lists the published files."""
+        return getattr(torchvision.datasets, self.reader_name)
 
     def files(self) -> tuple[PublishedFile, ...]:
         """Return the canonical files, one per split (see ``cifar_sources``)."""
@@ -103,7 +103,7 @@ class Cifar100(Cifar10):
 
     name: ClassVar[str] = "cifar100"
     classes: ClassVar[tuple[str, ...]] = tuple(CIFAR100_NAMES.split())
-    archive: ClassVar[str] = "CIFAR100"
+    reader_name: ClassVar[str] = "CIFAR100"
     dc_statistics: ClassVar[Statistics | None] = DC_CIFAR100
     pixel_statistics: ClassVar[Statistics] = DC_CIFAR100
     content: ClassVar[dict[str, dict[str, str]]] = {}  # not known in advance: the archive's MD5 vouches for it

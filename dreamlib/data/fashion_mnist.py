@@ -23,7 +23,7 @@ class FashionMnist(IdxDataset):
     """60,000 training and 10,000 test images of ten kinds of clothes, in MNIST's format."""
 
     name: ClassVar[str] = "fashion_mnist"
-    reader: ClassVar[str] = "FashionMNIST"
+    reader_name: ClassVar[str] = "FashionMNIST"
     md5s: ClassVar[Mapping[str, str]] = {
         "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
         "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",

@@ -158,7 +158,7 @@ class Folder(Dataset):
         return {name: tuple(map(Path, files)) for name, files in self._files(split).items()}
 
     def _files(self, split: str) -> Layout:
-        """Return the same as strings: for many images, objects would take most of the time of opening them."""
+        """Return what ``layout`` returns as strings: for many images, ``Path`` objects would take most of the time."""
         train, test = find_layout(self.folder())
         if test is not None:
             return train if split == "train" else test

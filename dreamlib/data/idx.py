@@ -18,11 +18,11 @@ from dreamlib.data.types import LabeledImages
 class IdxDataset(PublishedDataset):
     """A data set of 28×28 grey images in ten classes, published as four IDX files.
 
-    reader: the name of torchvision's reader, which lists the mirrors.
+    reader_name: torchvision's class, which lists the mirrors.
     md5s: the MD5 of each published file.
     """
 
-    reader: ClassVar[str]
+    reader_name: ClassVar[str]
     md5s: ClassVar[Mapping[str, str]]
 
     def files(self) -> tuple[PublishedFile, ...]:
@@ -31,7 +31,7 @@ class IdxDataset(PublishedDataset):
 
     def sources(self) -> tuple[Source, ...]:
         """Return torchvision's mirrors."""
-        return tuple(Mirror(url) for url in getattr(torchvision.datasets, self.reader).mirrors)
+        return tuple(Mirror(url) for url in getattr(torchvision.datasets, self.reader_name).mirrors)
 
     def read(self, split: str, folder: Path) -> LabeledImages:
         """Return (N, 1, 28, 28)."""
@@ -41,7 +41,7 @@ class IdxDataset(PublishedDataset):
 
 
 def _array(path: Path) -> np.ndarray:
-    """Return the array of bytes in one file: after a number whose last byte counts the axes comes the shape."""
+    """Return the array of bytes in one file. Its fourth byte counts the axes; their lengths follow, four bytes each."""
     with gzip.open(path) as file:
         content = bytearray(file.read())
     axes = content[3]

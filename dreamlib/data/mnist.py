@@ -15,7 +15,7 @@ class Mnist(IdxDataset):
     """60,000 training and 10,000 test images of the digits 0 to 9."""
 
     name: ClassVar[str] = "mnist"
-    reader: ClassVar[str] = "MNIST"
+    reader_name: ClassVar[str] = "MNIST"
     md5s: ClassVar[Mapping[str, str]] = {
         "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
         "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",

@@ -99,7 +99,8 @@ class LabeledImages:
         return torch.nonzero(self.labels == label).flatten()
 
     def subset(self, rows: Tensor) -> "LabeledImages":
-        """Return the given rows, in the given order."""
+        """Return the given rows (n,), int64, in the given order."""
+        rows = rows.to(self.images.device)
         return LabeledImages(self.images.index_select(0, rows), self.labels[rows], self.num_classes)
 
     def to(self, device: torch.device | str) -> "LabeledImages":

@@ -81,8 +81,8 @@ class DatasetSections(BudgetSections):
 class Budget(BudgetSections):
     """A named budget: how much work each stage does, on which network, and overrides for single data sets.
 
-    ``network`` is matched, and evaluates where the evaluation names no others. Its inner loops are compiled if
-    ``compile`` says so here and under ``compute``.
+    ``network`` is matched, and evaluates where the evaluation names no others. Inner loops are
+    compiled where both this ``compile`` and ``compute.compile`` are true.
     """
 
     compile: bool = True

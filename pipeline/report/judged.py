@@ -214,7 +214,7 @@ def answer(rows: pd.DataFrame, summary: Mapping[str, Any]) -> str:
     over = f"mean ± standard deviation over {networks} network{'s' * (networks > 1)}"
     over += f" on each of {experiments} experiments" if experiments > 1 else ""
     if networks * experiments == 1:
-        over = "of one network, which shows no spread"
+        over = "accuracies of one network, without a spread"
     stored = summary["sets"][THIS]
     return (
         f"{trial(summary)}{' '.join(sentences)} The set stores {stored['stored_floats']:,} floats ({stored['labels']} "

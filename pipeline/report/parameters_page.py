@@ -50,7 +50,8 @@ SECTIONS: dict[str, tuple[type[BaseModel], dict[str, str]]] = {
         ComputeParams,
         {
             "device": "`auto`, `cpu`, `cuda` or one GPU, such as `cuda:1`",
-            "precision": "number format of activations; parameters stay float32; `auto` is bfloat16 where faster",
+            "precision": "number format of activations, not of parameters; `auto` is bfloat16 on a GPU that has it, "
+            "and on a CPU that has it if loops are compiled; else float32",
             "threads": "CPU threads of a process; 0 leaves torch's number",
             "compile": "let budgets compile their inner loops; needs a C++ compiler",
             "workers": "processes that share a distillation's classes and an evaluation's networks",

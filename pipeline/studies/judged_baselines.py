@@ -58,7 +58,7 @@ def _in_units_of(judged_set: SyntheticSet, project: Project, rows: Tensor) -> Sy
 
 
 def kept_set(project: Project, judged_set: SyntheticSet) -> SyntheticSet | None:
-    """Return the set of results/best of the same data and storage; None without one or if it is ``judged_set``."""
+    """Return the set of results/best of the same data and storage, unless that is ``judged_set``; or None."""
     floats, judged_hash = judged_set.stored_floats, content_hash(judged_set)
     for path in sorted((project.root / BEST).glob(f"{project.params.dataset}-ipc*.safetensors")):
         kept = SyntheticSet.open(path)
