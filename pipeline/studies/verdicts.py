@@ -19,7 +19,7 @@ def answer(table: pd.DataFrame) -> str:
     listed = {verdict: list(table.index[table.verdict == verdict]) for verdict in (HOLDS, PARTLY, NOT)}
     counted = f"Claims that hold at this budget: {len(listed[HOLDS])} of {len(table)}; partly: {len(listed[PARTLY])}; "
     counted += f"not: {len(listed[NOT])}."
-    unseen = "; ".join(claim[0].lower() + claim[1:] for claim in listed[NOT])
+    unseen = "; ".join(f"*{claim}*" for claim in listed[NOT])
     failed = f" Not seen at this budget: {unseen}." if unseen else ""
     sooner = table[table.index.str.startswith("DREAM first reaches")].iloc[0]
     return (
