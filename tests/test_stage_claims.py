@@ -211,7 +211,7 @@ def test_verdicts_follow_the_numbers(claims):
     counts = [list(result).count(verdict) for verdict in (HOLDS, PARTLY, NOT)]
     told = "Claims that hold at this budget: {} of {}; partly: {}; not: {}.".format(counts[0], len(result), *counts[1:])
     assert message.startswith(told) and sum(counts) == len(result)
-    assert "25 % of IDC's 160 iterations" in message and "re-clustering every 5" in message
+    assert "25 % of IDC's 160 iterations" in message and "*Re-clustering every 5" in message
     assert stage_verdicts.as_markdown(stage_verdicts.verdicts(claims)).count("\n") == 2 + len(result)
 
 
