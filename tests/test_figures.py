@@ -186,6 +186,14 @@ def test_images_of_classes_that_are_not_shown_are_not_made():
     assert made == list(range(40))
 
 
+def test_rows_of_images_of_several_sizes_are_drawn_whole():
+    small, large = torch.zeros(2, 1, 28, 28), torch.full((1, 1, 30, 30), 0.5)
+    (sheet,) = figures.image_rows({"small": small, "large": large}).axes[0].get_images()
+    pixels = sheet.get_array()
+    assert pixels.shape == (2 * 30 + 2, 2 * 30 + 2, 3)
+    assert (pixels == 0).all(axis=2).sum() == 2 * 28 * 28 and (pixels == 0.5).all(axis=2).sum() == 30 * 30
+
+
 def test_rows_of_many_columns_show_sixteen():
     figure = figures.image_rows({"start": torch.rand(1000, 1, 8, 8), "end": torch.rand(1000, 1, 8, 8)}, "first")
     assert "first\n(16 of 1,000 columns shown)" in texts(figure)

@@ -16,6 +16,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from dreamlib._engine.files import write_atomically
 from dreamlib.data.types import as_float
@@ -99,13 +100,15 @@ def _reduced(images: Tensor, size: float) -> Tensor:
     images, side = as_float(images), max(1, round(size * _DPI))
     if max(images.shape[-2:]) <= side or not len(images):
         return images
-    return torch.nn.functional.interpolate(images.detach().float(), size=(side, side), mode="area")
+    return F.interpolate(images.detach().float(), size=(side, side), mode="area")
 
 
 def _rows(labels: Sequence[str], images: Sequence[Tensor], title: str, columns: int, size: float) -> Figure:
-    """Draw a row for each label, of equally many images (n, C, H, W); short rows are filled up with blank ones."""
+    """Draw a row for each label, of images (n, C, H, W); short rows and small images are filled up with white."""
     size = min(size, _HEIGHT / len(images))
     images = [_reduced(row[:columns], size) for row in images]
+    side = max(max(row.shape[-2:]) for row in images)
+    images = [F.pad(row, (0, side - row.shape[-1], 0, side - row.shape[-2]), value=1.0) for row in images]
     blank = torch.ones_like(max(images, key=len)[0])
     cells = [row[i] if i < len(row) else blank for row in images for i in range(columns)]
     figure, axis = _draw(_grid(cells, columns), title, size * columns)
@@ -156,7 +159,7 @@ def captioned(images: Tensor, names: Sequence[str], title: str = "", columns: in
     images = _reduced(images, size)
     h, w = images.shape[-2:]
     label = max(6, h // 4)  # pixels left free below each image for its name
-    padded = torch.nn.functional.pad(images, (0, 0, 0, label), value=1.0)
+    padded = F.pad(images, (0, 0, 0, label), value=1.0)
     figure, axis = _draw(_grid(list(padded), columns), title, size * columns)
     axis.set_yticks([])
     for index, name in enumerate(names):
