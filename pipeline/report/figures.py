@@ -183,12 +183,20 @@ def write_contact_sheet(canvases: Tensor, num_classes: int, path: Path, scale: i
     else:
         rows, columns = min(num_classes, CLASSES_SHOWN, rows), min(ipc, columns)
         canvases = canvases.unflatten(0, (num_classes, ipc))[:rows, :columns].flatten(0, 1)
+    content = io.BytesIO()
+    enlarged(canvases, columns, scale).save(content, "png")
+    write_atomically(path, content.getvalue())
+
+
+def enlarged(canvases: Tensor, columns: int, scale: int) -> Image.Image:
+    """Return canvases (n, C, H, W) in rows of ``columns``, framed in white, each of their pixels ``scale`` wide.
+
+    It is less wide where the picture would have more than 3,000 pixels each way.
+    """
     grid = np.pad(_grid(list(canvases), columns, gap=1), ((1, 1), (1, 1), (0, 0)), constant_values=1)
     picture = Image.fromarray((grid * 255).round().astype(np.uint8))
     scale = max(1, min(scale, _ENLARGED_SHEET // max(picture.size)))
-    content = io.BytesIO()
-    picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(content, "png")
-    write_atomically(path, content.getvalue())
+    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
 
 
 def scatter(points: np.ndarray, marks: Mapping[str, np.ndarray], clusters: np.ndarray, title: str) -> Figure:

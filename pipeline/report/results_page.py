@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from dreamlib._engine import lazy_torchvision as torchvision
+from pipeline.report import figures
 from pipeline.report.labels import CLASSES_SHOWN
 from pipeline.report.tables import markdown, percent
 
@@ -74,7 +74,5 @@ def before_and_after(root: Path, scale: int = 3) -> Image.Image:
     """
     snapshots = load_file(root / "results" / "snapshots" / f"{SHOWN}.safetensors")
     first, *_, last = sorted(snapshots, key=int)
-    canvases = torch.cat([snapshots[step][:CLASSES_SHOWN] for step in (first, last)]).clamp(0, 1)
-    grid = torchvision.utils.make_grid(canvases, nrow=len(canvases) // 2, padding=1, pad_value=1.0)
-    picture = Image.fromarray((grid * 255).round().byte().permute(1, 2, 0).numpy())
-    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+    canvases = torch.cat([snapshots[step][:CLASSES_SHOWN] for step in (first, last)])
+    return figures.enlarged(canvases, len(canvases) // 2, scale)
