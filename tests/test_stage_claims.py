@@ -10,7 +10,8 @@ import torch
 
 from dreamlib._engine.files import read_json, write_atomically, write_json
 from dreamlib.errors import ParameterError
-from dreamlib.settings import EvaluationParams
+from dreamlib.evaluation import Evaluation, PartialResults
+from dreamlib.settings import ComputeParams, EvaluationParams
 from dreamlib.synthetic.synthetic_set import SyntheticSet, load
 from pipeline.params import Params, find_root, read_params
 from pipeline.project import Project, Setting
@@ -398,43 +399,52 @@ def test_what_was_not_evaluated_by_idcs_protocol_is_said_to_be_so(tmp_path, keep
     root = tmp_path
     keep(1)
     assert "reach nothing yet: they were not evaluated by it." in stage_best.record_sentence(root, "fashion_mnist")
-    keep(10, idc=BY_IDC, protocol="idc", label_kind="soft")
+    keep(10, idc=BY_IDC, label_kind="soft")
     table = stage_best.record_table(root, "fashion_mnist")
     ours = table[table.method.str.startswith("here")]
-    assert ours.evaluation.tolist() == ["own evaluation: ridge, 700 epochs", "idc, 1000 epochs"]
-    assert ours.method.tolist() == ["here: ridge", "here: ridge, soft labels"]
+    assert ours.evaluation.loc[10].tolist() == ["idc, 1000 epochs", "own evaluation: ridge, 700 epochs"]
+    assert ours.method.loc[1] == "here: ridge" and set(ours.method.loc[10]) == {"here: ridge, soft labels"}
     assert "reach ipc 10: 81.0 ± 0.2 %." in stage_best.record_sentence(root, "fashion_mnist")
 
 
-@pytest.mark.parametrize("protocol", ["idc", "ridge"])
-def test_the_first_seeds_set_is_kept_with_the_accuracies_of_all(tmp_path, claims, protocol, monkeypatch):
-    """IDC's protocol is a view of a set that has its own, and the protocol itself of one that has IDC's."""
-    monkeypatch.setattr(Params, "evaluation", lambda self, method, ipc: EvaluationParams(protocol=protocol))
+def test_the_first_seeds_set_is_kept_and_evaluated_by_idcs_protocol(tmp_path, claims, monkeypatch):
+    own = EvaluationParams(protocol="ridge", repeats=2, parallel_networks=2, augmentation_mode="idc_per_image")
+    monkeypatch.setattr(Params, "evaluation", lambda self, method, ipc: own)
     project = replace(claims.project("claims_curves"), study="best_ipc1")
-    p = project.params.model_copy(update={"methods": ["dream"], "ipc": [1], "seeds": [4, 5]})
+    changes = {"methods": ["dream"], "ipc": [1], "seeds": [4, 5], "compute": ComputeParams(compile=False)}
+    p = project.params.model_copy(update=changes)
     project = replace(project, root=tmp_path, params=p)
-    made = {}
+    made, asked = {}, {}
     for seed, accuracies in ((4, [0.5, 0.6]), (5, [0.9, 1.0])):
         setting, k = Setting("dream", 1, seed), project.info.num_classes
         shape = (k, project.info.channels, project.info.size, project.info.size)
         made[seed] = SyntheticSet(torch.rand(shape), torch.arange(k), k)
         made[seed].save(project.file("sets", setting, ".safetensors"))
-        numbers = {"protocol": protocol, "epochs": 3, "method": "dream", "factor": 1, "stored_floats": 7, "networks": 2}
+        numbers = {"protocol": "ridge", "epochs": 3, "method": "dream", "factor": 1, "stored_floats": 7, "networks": 2}
         numbers |= {"label_kind": "hard", "accuracies": accuracies, "network": "convnet"}
         views = {"protocol": accuracies, "plain": [0.1, 0.1]}
-        views |= {} if protocol == "idc" else {"idc": [a - 0.2 for a in accuracies]}
         numbers["views"] = [
             {"view": view, "network": "convnet", "accuracies": theirs} for view, theirs in views.items()
         ]
         write_json(project.file("evaluation", setting, ".json"), numbers)
         write_json(project.file("distillation", setting, ".json"), {"iterations": 40, "training_images": 10})
         write_atomically(project.file("curves", setting, ".csv"), b"iteration,accuracy,std,networks\n")
+
+    def train(synthetic, images, info, protocol, network, compute, *, seed, split, label, partial):
+        asked.update(canvases=synthetic.canvases, images=images, protocol=protocol, seed=seed, split=split)
+        return Evaluation((0.3, 0.4), split, protocol.epochs)
+
+    monkeypatch.setattr(stage_best, "evaluate", train)
+    monkeypatch.setattr(stage_best, "partial_results", lambda *which: PartialResults())
+    monkeypatch.setattr(stage_best, "seen_test_images", lambda project, synthetic: ("test images", project.info))
     result = stage_best.gather(project, 1)
-    assert result["accuracy"] == pytest.approx(0.75)
+    assert (result["accuracy"], result["networks"], result["seeds"]) == (pytest.approx(0.75), 2, [4, 5])
     assert result["std"] == pytest.approx((0.17 / 3) ** 0.5)  # deviations .25, .15, .15, .25
-    idc = 0.75 if protocol == "idc" else 0.55
-    assert (result["idc"]["accuracy"], result["idc"]["std"]) == pytest.approx((idc, result["std"]))
-    assert (result["idc"]["networks"], result["idc"]["seeds"]) == (2, 2)
+    assert torch.equal(asked["canvases"], made[4].canvases)
+    assert (asked["images"], asked["seed"], asked["split"]) == ("test images", 4, "test")
+    assert asked["protocol"] == EvaluationParams(repeats=2, parallel_networks=2)
+    assert result["idc"]["accuracies"] == [0.3, 0.4] and result["idc"]["std"] == pytest.approx(0.005**0.5)
+    assert (result["idc"]["accuracy"], result["idc"]["networks"], result["idc"]["seeds"]) == (0.35, 2, [4])
     kept = load(tmp_path / "results" / "best" / f"{p.dataset}-ipc1.safetensors", normalise=False)
     assert torch.equal(kept.images, made[4].canvases)
     assert (tmp_path / "results" / "best" / f"{p.dataset}-ipc1.png").is_file()

@@ -76,9 +76,8 @@ def final_results(rows: pd.DataFrame) -> pd.DataFrame:
 def best_results(root: Path, dataset: str) -> pd.DataFrame:
     """Return results/best/<dataset>-ipc<ipc>.json as rows of the long table, in order of ipc.
 
-    The view is "protocol", the set's own evaluation, or "idc", IDC's protocol with its defaults; a set evaluated by
-    the latter alone has both. ``seed`` counts the sets. Two more columns describe a best set: ``decode`` and
-    ``augmentation_mode``.
+    The view is "protocol", the set's own evaluation, or "idc", IDC's protocol with its defaults. ``seed`` counts the
+    sets. Two more columns describe a best set: ``decode`` and ``augmentation_mode``.
     """
     columns = ["study", "method", "ipc", "seed", "view", "protocol", "epochs", "accuracy", "iteration", "factor"]
     columns += ["label_kind", "stored_floats", "decode", "augmentation_mode"]

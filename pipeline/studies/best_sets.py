@@ -1,6 +1,7 @@
 """Gather the project's best sets from the studies that made them, and compare them with published accuracies.
 
-``python -m pipeline.studies.best_sets IPC`` gathers the set of one ipc from the study best_ipc<IPC> into results/best.
+``python -m pipeline.studies.best_sets IPC`` copies the set of one ipc from the study best_ipc<IPC> to results/best, and
+evaluates it by IDC's protocol.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from dreamlib._engine.files import write_json
-from dreamlib.settings import OF_EVERY_PROTOCOL, EvaluationParams
+from dreamlib.evaluation import apply_view, evaluate
 from dreamlib.synthetic.synthetic_set import BEST, SyntheticSet
 from pipeline.failures import exit_status
 from pipeline.project import Project, Setting
@@ -21,6 +22,7 @@ from pipeline.report import figures
 from pipeline.report.results import best_results, published_results, read_results
 from pipeline.report.statistics import spread
 from pipeline.report.tables import markdown, percent
+from pipeline.stages.evaluation import partial_results, seen_test_images
 
 ACCURACY = "test accuracy (%)"
 COLUMNS = ["method", ACCURACY, "evaluation", "factor", "stored floats", "networks × seeds", "source"]
@@ -28,58 +30,62 @@ OWN = "own evaluation"  # marks a row that does not compare with the published o
 
 
 def gather(project: Project, ipc: int) -> dict[str, Any]:
-    """Keep the first seed's set of a study of one method, with the accuracies of all its seeds; return the numbers.
+    """Keep the first seed's set of a study of one method, and evaluate it by IDC's protocol; return the numbers.
 
     Write results/best/<dataset>-ipc<ipc>.safetensors, .png (its contact sheet) and .json. The first seed's set stands
-    for the method whatever it scored. The accuracies by IDC's protocol with its defaults, which compare with published
-    ones, are stored under 'idc': those of the view 'idc', or of the protocol where it is IDC's. Raise ValueError for a
-    study of several methods.
+    for the method whatever it scored. The study's accuracies are those of all its seeds. The accuracies of the kept set
+    by IDC's protocol, which compare with published ones, are stored under 'idc'. An interrupted evaluation resumes at
+    the first network that was not finished. Raise ValueError for a study of several methods.
     """
     p = project.params
     if len(p.methods) != 1:
         raise ValueError(f"study {project.study} lists methods {p.methods}; the best set comes from one: list it alone")
     rows = read_results(project)
-    rows = rows[(rows.ipc == ipc) & (rows.split == "test") & rows.matched]
-    by_protocol, by_idc = rows[rows.view == "protocol"], rows[rows.view == "idc"]
-    protocol, first = p.evaluation(p.methods[0], ipc), by_protocol.to_dict("records")[0]
-    if by_idc.empty and is_idc(protocol):
-        by_idc = by_protocol
+    rows = rows[(rows.ipc == ipc) & (rows.split == "test") & rows.matched & (rows.view == "protocol")]
+    protocol, first = p.evaluation(p.methods[0], ipc), rows.to_dict("records")[0]
     setting = Setting(p.methods[0], ipc, p.seeds[0])
     path = project.root / BEST / f"{p.dataset}-ipc{ipc}.safetensors"
     synthetic = SyntheticSet.open(project.file("sets", setting, ".safetensors"))
+    by_idc = _by_idc(project, setting, synthetic)
     synthetic.save(path)
     pictures = project.pictures(synthetic)
     figures.write_contact_sheet(pictures, synthetic.num_classes, path.with_suffix(".png"), scale=2 if ipc > 1 else 4)
     shared = ("protocol", "epochs", "method", "factor", "stored_floats", "label_kind")
+    accuracies = rows.accuracy.tolist()
     numbers = (
         {key: first[key] for key in shared}
-        | _accuracies(by_protocol)
+        | _statistics(accuracies)
         | {
+            "networks": len(accuracies) // len(p.seeds),
             "seeds": p.seeds,
             "decode": synthetic.rule,
             "study": project.study,
             "augmentation_mode": protocol.augmentation_mode,
             "iterations": first["iteration"],
+            "idc": by_idc,
         }
     )
-    if len(by_idc):
-        numbers["idc"] = _accuracies(by_idc) | {"seeds": by_idc.seed.nunique()}
     write_json(path.with_suffix(".json"), numbers)
     return numbers
 
 
-def is_idc(protocol: EvaluationParams) -> bool:
-    """Return whether a protocol is IDC's with all its defaults."""
-    shared = set(OF_EVERY_PROTOCOL)
-    return protocol.model_dump(exclude=shared) == EvaluationParams().model_dump(exclude=shared)
+def _by_idc(project: Project, setting: Setting, synthetic: SyntheticSet) -> dict[str, Any]:
+    """Return a set's accuracies by IDC's protocol, on as many networks as the study evaluates."""
+    p, test = project.params, seen_test_images(project, synthetic)
+    _, protocol = apply_view("idc", synthetic, p.evaluation(setting.method, setting.ipc))
+    done = evaluate(
+        synthetic, *test, protocol, (p.network.name, p.network.options), project.compute, seed=setting.seed,
+        split="test", label=f"best set of ipc {setting.ipc}, IDC's protocol",
+        partial=partial_results(project, f"best-ipc{setting.ipc}", synthetic, protocol, p.network, setting.seed),
+    )  # fmt: skip
+    measured = {"networks": len(done.accuracies), "seeds": [setting.seed], "compute": project.compute.describe()}
+    return _statistics(list(done.accuracies)) | measured
 
 
-def _accuracies(rows: pd.DataFrame) -> dict[str, Any]:
-    """Return mean, standard deviation and list of accuracies, and the number of networks a seed."""
-    accuracies = rows.accuracy.tolist()
+def _statistics(accuracies: list[float]) -> dict[str, Any]:
+    """Return mean, standard deviation and list of accuracies."""
     std = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
-    networks = len(accuracies) // rows.seed.nunique()
-    return {"accuracy": statistics.fmean(accuracies), "std": std, "accuracies": accuracies, "networks": networks}
+    return {"accuracy": statistics.fmean(accuracies), "std": std, "accuracies": accuracies}
 
 
 def record_table(root: Path, dataset: str) -> pd.DataFrame:
@@ -92,9 +98,7 @@ def record_table(root: Path, dataset: str) -> pd.DataFrame:
     published, best = published_results(root, dataset), best_results(root, dataset)
     published = published[published.verified]
     compared = published.assign(evaluation="as published", own=False, **{ACCURACY: _published_percent(published)})
-    # A set's own evaluation that is IDC's stands in the table as the view "idc" already.
-    repeated = (best.view == "protocol") & (best.protocol == "idc") & (best.augmentation_mode == "idc")
-    best_rows = [_best_row(part) for _, part in best[~repeated].groupby(["ipc", "view"])]
+    best_rows = [_best_row(part) for _, part in best.groupby(["ipc", "view"])]
     table = pd.concat(
         [compared, pd.DataFrame(best_rows, columns=["ipc", "own", "accuracy", *COLUMNS])], ignore_index=True
     )

@@ -29,7 +29,7 @@ from dreamlib.errors import ParameterError
 from dreamlib.evaluation import apply_view, evaluate, train_settings
 from dreamlib.matching.unrolled import UNROLLED
 from dreamlib.networks import build
-from dreamlib.settings import EvaluationParams, NetworkParams, digest
+from dreamlib.settings import OF_EVERY_PROTOCOL, EvaluationParams, NetworkParams, digest
 from dreamlib.synthetic.synthetic_set import SyntheticSet
 from dreamlib.training.trainer import TrainSettings
 from pipeline import launch_notebook
@@ -38,7 +38,6 @@ from pipeline.params import find_root
 from pipeline.project import Project
 from pipeline.report.judged import FEWEST_NETWORKS, KEPT, KMEANS, RANDOM, THIS, answer, scores
 from pipeline.stages.evaluation import content_hash, partial_results, seen_test_images, used_floats
-from pipeline.studies.best_sets import is_idc
 from pipeline.studies.judged_baselines import kept_set, medoid_set, random_set
 from pipeline.studies.judged_file import check_set, judging_project, open_sets, own_protocol
 
@@ -234,7 +233,7 @@ class Judgement:
             "dataset": self.project.params.dataset,
             "data_hash": self.project.data_hash,
             "protocol": protocol.protocol,
-            "own_is_not_idc": not is_idc(protocol),
+            "own_is_not_idc": not _is_idc(protocol),
             "protocol_epochs": protocol_epochs,
             "epochs": epochs,
             "compute": self.project.compute.describe(),
@@ -255,6 +254,12 @@ class Judgement:
             network: {"mean": fmean(values), "std": stdev(values) if len(values) > 1 else 0.0, "networks": len(values)}
             for network, values in stored.items()
         }
+
+
+def _is_idc(protocol: EvaluationParams) -> bool:
+    """Return whether a protocol is IDC's with all its defaults."""
+    shared = set(OF_EVERY_PROTOCOL)
+    return protocol.model_dump(exclude=shared) == EvaluationParams().model_dump(exclude=shared)
 
 
 def _fits(network: str, info: DatasetInfo) -> bool:
