@@ -8,7 +8,7 @@ JUDGE  := usage: make judge SET=file DATA=cifar10 [PROTOCOL=dc] [IPC=10] [STORED
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export OMP_WAIT_POLICY := PASSIVE
-# Compiled bytecode is kept: without it every stage spends seconds compiling the libraries it imports.
+# Store compiled bytecode: without it, every stage spends seconds compiling the libraries it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup data repro methods best claims judge test bench bench-accuracy bench-reach check lint clean-notebooks lab report record relock
@@ -33,21 +33,21 @@ repro: data      ## reproduce the default pipeline from the data up, then compar
 methods: data    ## the methods study: every family of methods at ipc 1, under an hour on two cores
 	$(BIN)/dvc repro studies/dvc.yaml:methods
 
-best: data       ## the best sets the project keeps (results/best), about five and a half hours on two cores
+best: data       ## the project's best sets (results/best), about five and a half hours on two cores
 	$(BIN)/dvc repro studies/dvc.yaml:best
 
 claims: data     ## the study of DREAM's claims at a reduced budget, about an hour on two cores
 	$(BIN)/dvc repro studies/dvc.yaml:claims
 
-judge: $(if $(and $(SET),$(DATA)),setup)   ## how good is a set, ours or yours: SET=file DATA=cifar10 …, `make judge` says more; report in reports/judged
+judge: $(if $(and $(SET),$(DATA)),setup)   ## judge any distilled set: SET=file DATA=cifar10 …, `make judge` lists the options; report in reports/judged
 	$(if $(and $(SET),$(DATA)),,$(error $(JUDGE)))
 	$(BIN)/python -m pipeline.studies.judge "$(SET)" --data "$(DATA)" --protocol "$(PROTOCOL)" --ipc $(or $(IPC),0) --stored "$(STORED)"
 
-test: setup      ## run the tests on two processes (needs no network: scikit-learn brings the digits)
+test: setup      ## run the tests on two processes (needs no network access: scikit-learn includes the digits)
 	$(BIN)/python -m pipeline.fetch_data digits
 	$(BIN)/python -m pytest -n 2 --dist loadfile --junitxml=.dream/tests.xml
 
-bench: setup     ## times of the library beside a plain reference: benchmarks/results*.json; DEVICE=cuda: on the GPU
+bench: setup     ## compare the library's speed with a plain reference: benchmarks/results*.json; DEVICE=cuda: on the GPU
 	$(BIN)/python -m benchmarks --device $(DEVICE)
 	$(BIN)/python -m pipeline.pages
 
@@ -55,20 +55,20 @@ bench-accuracy: data   ## whether the fast path and the clustering options cost 
 	$(BIN)/python -m benchmarks.accuracy
 	$(BIN)/python -m pipeline.pages
 
-bench-reach: data      ## how good a set of one image a class is after how many minutes: benchmarks/reach.json
+bench-reach: data      ## accuracy of a set of one image per class over distillation time: benchmarks/reach.json
 	$(BIN)/python -m benchmarks.reach
 	$(BIN)/python -m pipeline.pages
 
-lint: setup      ## ruff over code and notebooks, and which layer may import which
+lint: setup      ## ruff on code and notebooks, and import rules between layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
 check: lint      ## linters, clean notebooks, and whether dvc.lock matches the default pipeline
 	$(BIN)/python -m pipeline.report.notebooks check
-	@said=$$($(BIN)/dvc repro --allow-missing --dry) && echo "$$said" && echo "$$said" | grep -q "up to date"
+	@output=$$($(BIN)/dvc repro --allow-missing --dry) && echo "$$output" && echo "$$output" | grep -q "up to date"
 
-relock: setup    ## carry dvc.lock over a change of code that changes no result, after showing that it does not
+relock: setup    ## update dvc.lock after a code change that changes no result, after checking that it does not
 	$(BIN)/python -m pipeline.relock
 
 clean-notebooks: setup   ## strip outputs and editor metadata from notebooks/
@@ -80,7 +80,7 @@ lab: setup       ## open the notebooks in JupyterLab
 report: setup    ## make HTML of the executed notebooks, with an index: reports/html/index.html
 	$(BIN)/python -m pipeline.report.notebooks html
 
-record: setup    ## maintainers: keep this run's times in results/record.json, and write the generated parts of README and docs
+record: setup    ## maintainers: write this run's timings to results/record.json, and the generated parts of README and docs
 	$(BIN)/python -m pipeline.report.record write
 	$(BIN)/dvc repro figures
 	$(BIN)/python -m pipeline.pages

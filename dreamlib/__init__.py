@@ -1,6 +1,6 @@
 """Dataset distillation by representative matching: DREAM, its baseline IDC, and related objectives.
 
-``load`` and ``SyntheticSet`` read and write distilled sets, ``import_set`` and ``export_set`` those of other codes.
+``load`` and ``SyntheticSet`` read and write distilled sets, ``import_set`` and ``export_set`` those of other projects.
 ``Distiller`` makes sets, ``evaluate`` measures them.
 """
 

@@ -40,7 +40,7 @@ class DistillResult:
     """A distilled set and the record of its run.
 
     synthetic: the distilled set, on the CPU.
-    history: a row (iteration, mean loss over classes) for each inner iteration.
+    history: a row (iteration, mean loss over classes) per inner iteration.
     snapshots: iteration → canvases.
     seconds: time by kind of work, including that before a resume. On a GPU only the total is meaningful.
     clock: iteration → total seconds when its snapshot was taken.
@@ -54,7 +54,7 @@ class DistillResult:
 
 
 def snapshot_iterations(total: int, count: int) -> list[int]:
-    """Return the iterations of the snapshots: the start, ``count`` points doubling up to the end, the end.
+    """Return the iterations of the snapshots: 0, ``count`` points doubling up to the last, and the last.
 
     >>> snapshot_iterations(100, 3), snapshot_iterations(0, 3)
     ([0, 25, 50, 100], [0])
@@ -111,7 +111,7 @@ class Distiller:
     def run(self, checkpoint: Checkpoint | None = None, label: str = "distil") -> DistillResult:
         """Run all iterations, from the checkpoint if there is one, with a progress bar.
 
-        Raises DistillationDivergedError naming iteration, class and step size when a loss is not finite.
+        Raise DistillationDivergedError, naming iteration, class and step size, if a loss is not finite.
         """
         saved = checkpoint.load() if checkpoint else None
         if saved:
@@ -130,7 +130,7 @@ class Distiller:
                     bar.set_postfix(loss=f"{self.history[-1][1]:.4g}", refresh=False)
                 bar.update()
                 due = time.monotonic() - last_saved > self.settings.checkpoint_every_s
-                if checkpoint and ranks.as_the_first(due):
+                if checkpoint and ranks.broadcast_from_first(due):
                     state = self.state()
                     if ranks.first():
                         checkpoint.save(state)
@@ -141,7 +141,7 @@ class Distiller:
         return DistillResult(finished, self.history, self.snapshots, self.seconds, self.clock)
 
     def step(self) -> None:
-        """Run one inner iteration, and what begins or ends its outer iteration."""
+        """Run one inner iteration, including what starts or ends an outer iteration."""
         settings = self.settings
         age = self.iteration % settings.inner_iterations  # of the network, in inner iterations
         if age == 0:
@@ -225,13 +225,13 @@ class Distiller:
         self.seconds[work] = self.seconds.get(work, 0.0) + time.perf_counter() - started
 
     def state(self) -> dict[str, Any]:
-        """Return what a resumed run needs (collective); random generators are made anew in each iteration."""
+        """Return what a resumed run needs (collective); random generators are created anew in each iteration."""
         self._catch_up()
         return {
             "iteration": self.iteration,
             **self.learned.state(),
             "network": self.matched.state(),
-            "sampler": self.strategy.of_all_classes(self.sampler.state()),
+            "sampler": self.strategy.gather_classes(self.sampler.state()),
             "history": self.history,
             "snapshots": self.snapshots,
             "seconds": self.seconds,

@@ -1,4 +1,4 @@
-"""The accuracy of a distilled set: train new networks on it and test them. The only module that reads test images."""
+"""The accuracy of a distilled set: train new networks and test them. The only module that evaluates on test images."""
 
 import logging
 import statistics
@@ -97,7 +97,7 @@ class Evaluation:
 
 
 def test_split(name: str, data_dir: str | Path, options: Mapping[str, Any]) -> LabeledImages:
-    """Return the test images of a data set; to be used for evaluation only.
+    """Return the test images of a data set, for evaluation only.
 
     name, options: see ``dreamlib.data.create``.
     data_dir: the folder of all data sets.
@@ -122,10 +122,10 @@ def apply_view(view: str, synthetic: SyntheticSet, protocol: EvaluationParams) -
     """Return the set and the protocol of a view, which separates what the set contributes from what the protocol adds.
 
     view: 'protocol' changes nothing. 'plain' trains without augmentation and CutMix, except for a replay, which trains
-        as the set was distilled. 'hard_labels' replaces stored soft labels by class numbers. 'idc' evaluates by IDC's
-        protocol with its default settings.
+        as the set was distilled. 'hard_labels' replaces stored soft labels by class numbers. 'idc' evaluates under
+        IDC's protocol with its default settings.
 
-    Compare a view with the same view of random real images, as label- and augmentation-robust scores do.
+    Compare a view with the same view of random real images, as DD-Ranking's label- and augmentation-robust scores do.
     """
     if view == "plain":
         return synthetic, protocol.model_copy(update={"augmentation": "none", "cutmix": 0.0})
@@ -154,7 +154,7 @@ def evaluate(
 ) -> Evaluation:
     """Train new networks on the decoded set and return their accuracies on ``images`` after the last epoch.
 
-    synthetic: the set. Its soft labels are used if it has some. A set of the rule 'bound' without soft labels is
+    synthetic: the set. Its soft labels are used if it has some. A set with the rule 'bound' and without soft labels is
         decoded by the rule 'single', as in IDC's released code.
     images: (N, C, H, W) real images with labels. Nothing is selected on them: they are used once, after training.
     info: the data set's description.
@@ -168,10 +168,10 @@ def evaluate(
     label: title of the progress bar.
     partial: results of an interrupted run, whose networks are not trained again.
 
-    With several workers (``dreamlib._engine.ranks``), each trains a part of the networks and all return all accuracies.
+    With several workers (``dreamlib._engine.ranks``), each trains its share of networks and all return all accuracies.
 
-    Raise ValueError, before any training, for a set whose values do not fit, and for real images that ``info`` says to
-    be in other units than the set's: see ``dreamlib.synthetic.checks.check_units``.
+    Raise ValueError, before any training, for a set with invalid values, and for real images that, according to
+    ``info``, are in other units than the set's: see ``dreamlib.synthetic.checks.check_units``.
     """
     repeats = protocol.repeats if repeats is None else repeats
     epochs = protocol.epochs if epochs is None else epochs
@@ -229,14 +229,14 @@ def evaluate(
     return Evaluation(tuple(final), split, epochs, tuple(as_trained))
 
 
-def groups(indices: Sequence[int], threads: int, most: int) -> Iterator[tuple[Sequence[int], int]]:
-    """Yield the networks that train side by side, up to ``most``, and the CPU threads of each of them.
+def groups(indices: Sequence[int], threads: int, limit: int) -> Iterator[tuple[Sequence[int], int]]:
+    """Yield the networks that train side by side, up to ``limit``, and the CPU threads of each of them.
 
-    >>> list(groups([0, 1, 2], threads=2, most=2))
+    >>> list(groups([0, 1, 2], threads=2, limit=2))
     [([0, 1], 1), ([2], 2)]
     """
     start = 0
-    for group_size, network_threads in shares(len(indices), threads, most):
+    for group_size, network_threads in shares(len(indices), threads, limit):
         yield indices[start : start + group_size], network_threads
         start += group_size
 
@@ -252,7 +252,7 @@ def curve(
     *,
     seed: int,
 ) -> Iterator[tuple[int, Evaluation]]:
-    """Yield (iteration, accuracies on the validation split) for each snapshot, by the short protocol ``curve_*``.
+    """Yield (iteration, accuracies on the validation split) for each snapshot, under the short protocol ``curve_*``.
 
     snapshots: iteration → canvases (K·ipc, C, H, W). Soft labels and learned scalars are those of the final set.
 

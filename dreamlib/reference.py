@@ -1,4 +1,4 @@
-"""DREAM on one page: what the library computes, as the papers tell it, eagerly and one class after the other.
+"""DREAM on one page: what the library computes, as the papers describe it, eagerly and one class after the other.
 
 Representative matching (DREAM, Liu et al., ICCV 2023) on multi-formation (IDC, Kim et al., ICML 2022).
 S are the synthetic images, T the real ones, θ the weights of a network, ℓ its loss, D a distance of gradients.
@@ -24,13 +24,13 @@ def representatives(net: nn.Module, images: Tensor, k: int, rng: Generator, star
     with torch.no_grad():
         features = torch.cat([net.features(part) for part in images.split(128)]).float()[None]  # (1, n, D)
     clusters = kmeans(features, k, rng, start=start, max_iterations=steps)
-    elsewhere = clusters.assignment[0, :, None] != torch.arange(k)  # (n, k)
-    distances = squared_distances(features, clusters.centers)[0].masked_fill(elsewhere, torch.inf)
+    in_other_cluster = clusters.assignment[0, :, None] != torch.arange(k)  # (n, k)
+    distances = squared_distances(features, clusters.centers)[0].masked_fill(in_other_cluster, torch.inf)
     return distances.topk(1, dim=0, largest=False).indices[0]  # argmin, where a tie is broken as in the library
 
 
 def matching_loss(net: nn.Module, real: Tensor, synthetic: Tensor, label: int, distance: str = "mse") -> Tensor:
-    """Return D(∇ℓ(real), ∇ℓ(synthetic)), ∇ with respect to the convolutions' weights, for images of a class (IDC)."""
+    """Return D(∇ℓ(real), ∇ℓ(synthetic)), ∇ with respect to the convolutions' weights, for images of one class (IDC)."""
     weights, gradients = [weight for weight in net.parameters() if weight.ndim == 4], []
     for images in (real, synthetic):
         loss = nn.functional.cross_entropy(net(images), torch.full((len(images),), label, device=images.device))
@@ -53,12 +53,12 @@ def training_step(net: nn.Module, optimizer: SGD, x: Tensor, y: Tensor, p: float
 def dream(
     data: LabeledImages, info: DatasetInfo, settings: DistillParams, network: tuple[str, dict], ipc: int, seed: int
 ) -> SyntheticSet:
-    """Distil ``ipc`` canvases a class by DREAM's settings, with ``image_update`` 'per_class' and ``image_lr`` fixed."""
+    """Distil ``ipc`` canvases per class as DREAM, with ``image_update`` 'per_class' and a constant ``image_lr``."""
     s, factor, images = settings, settings.factor, info.normalise(data.images)  # (N, C, H, W)
     shape, members = tuple(images.shape[1:]), [data.of_class(c) for c in range(info.num_classes)]
     matching_ops, training_ops = Augmentation.parse(s.augmentation), Augmentation.parse(s.network_augmentation)
 
-    # A canvas begins with factor² images: representatives of its class, in an untrained network's features.
+    # A canvas initially holds factor² images: representatives of its class, in an untrained network's features.
     net = build(network[0], info, generator(seed, "clustering-network"), network[1]).to(images.dtype)
     tiles, count = [], ipc * factor**2
     for c, rows in enumerate(members):
@@ -81,7 +81,7 @@ def dream(
                 (canvases.grad,) = torch.autograd.grad(matching_loss(net, *pair, c, **s.options), canvases)
                 image_optimizer.step()
             rng, per_epoch = generator(seed, "train", t), len(images) // s.network_batch
-            for step in range(t * s.network_steps, (t + 1) * s.network_steps):  # θ follows the real images
+            for step in range(t * s.network_steps, (t + 1) * s.network_steps):  # train θ on real images
                 order = torch.randperm(len(images), generator=generator(seed, "network-order", step // per_epoch))
                 batch = order.split(s.network_batch)[step % per_epoch]
                 x = training_ops.apply(images[batch], training_ops.draw(len(batch), shape, rng))

@@ -1,4 +1,4 @@
-"""Distilled sets from and for other codes: ``python -m dreamlib.sets import FILE OUT``, ``… export FILE OUT``."""
+"""Distilled sets from and for other projects: ``python -m dreamlib.sets import FILE OUT``, ``… export FILE OUT``."""
 
 import argparse
 import sys
@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _import(file: Path, out: Path, options: dict[str, Any]) -> None:
-    """Write each set of a foreign file: to ``out``, or numbered beside it if there are several."""
+    """Write each set of a foreign file: to ``out``, or numbered next to it if there are several."""
     sets = import_set(file, **{name: value for name, value in options.items() if value is not None})
     numbered = isinstance(sets, list)
     for index, synthetic in enumerate(sets if numbered else [sets]):
@@ -54,7 +54,7 @@ def _export(file: Path, out: Path, options: dict[str, Any]) -> None:
 
 
 def _text(value: Any) -> str:
-    """Return an argument as it is typed: (mean, std) as numbers with commas and a slash between."""
+    """Return an argument as typed on the command line: (mean, std) as numbers with commas and a slash between."""
     return "/".join(",".join(map(str, part)) for part in value) if isinstance(value, tuple) else str(value)
 
 
@@ -70,10 +70,10 @@ def _step_size(text: str) -> float | str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m dreamlib.sets", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    reader = commands.add_parser("import", help="make a set of this library of another code's file; see docs/sets.md")
-    reader.add_argument("file", help="file or folder of the other code")
+    reader = commands.add_parser("import", help="convert another project's file to a set of ours; see docs/sets.md")
+    reader.add_argument("file", help="file or folder of the other project")
     reader.add_argument("out", help="set to write, *.safetensors")
-    reader.add_argument("--format", choices=sorted(READERS), help="layout; detected where it is evident")
+    reader.add_argument("--format", choices=sorted(READERS), help="layout; detected if evident")
     reader.add_argument("--data", help="name of the data set")
     reader.add_argument(
         "--normalised",
@@ -83,11 +83,13 @@ def _parser() -> argparse.ArgumentParser:
     reader.add_argument("--zca-epsilon", type=float, help="epsilon of the whitening, for --normalised zca")
     reader.add_argument("--num-classes", type=int, help="number of classes, without --data")
     reader.add_argument("--labels", choices=["classes", "probabilities", "logits"], help="what labels (N, K) are")
-    reader.add_argument("--factor", type=int, help="F, where a stored image holds F × F training images")
-    reader.add_argument("--decode", choices=["single", "bound"], help="how it is cut; see dreamlib.synthetic.decode")
-    reader.add_argument("--step-size", type=_step_size, help="learned with the images, or none")
-    reader.add_argument("--experiment", type=int, help="number of one of the file's sets; all by default")
-    writer = commands.add_parser("export", help="write a set of this library for another code")
+    reader.add_argument("--factor", type=int, help="F, if a stored image holds F × F training images")
+    reader.add_argument(
+        "--decode", choices=["single", "bound"], help="how these are cut; see dreamlib.synthetic.decode"
+    )
+    reader.add_argument("--step-size", type=_step_size, help="step size learned with the images, or none")
+    reader.add_argument("--experiment", type=int, help="number of one of the file's sets (default: all)")
+    writer = commands.add_parser("export", help="write a set of this library for another project")
     writer.add_argument("file", help="set of this library")
     writer.add_argument("out", help="file (dc, npz) or new folder (mtt, png)")
     writer.add_argument("--format", choices=sorted(WRITERS), required=True)

@@ -79,10 +79,10 @@ class ClusteringParams(Strict):
 
     features: space of the clustering: 'pixels', an untrained network's features ('random'), the same of images that are
         not normalised ('random_unnormalised'), or a trained network's ('trained').
-    pick: 'members' or 'released'; see ``dreamlib.synthetic.initial.cluster_class``.
-    epochs: passes over the real images, or a fraction of one, that train the network of 'trained'.
-    pool: random images of a class that are clustered; 0 takes all.
-    max_iterations: most Lloyd iterations of k-means.
+    pick: 'members' or 'released'; see ``dreamlib.sampling.representatives.cluster_class``.
+    epochs: passes over the real images, or a fraction of one, to train the network of 'trained'.
+    pool: random images per class that are clustered; 0 takes all.
+    max_iterations: maximum number of Lloyd iterations of k-means.
     """
 
     features: Literal["pixels", "random", "random_unnormalised", "trained"] = "random"
@@ -97,7 +97,7 @@ RELEASED_CLUSTERING = ClusteringParams(features="random_unnormalised", pick="rel
 
 
 class DistillParams(Strict):
-    """A whole distillation. DREAM and IDC differ only in ``init`` and ``sampler``.
+    """All settings of a distillation; DREAM adds its ``init`` and ``sampler`` to IDC.
 
     What is matched:
         objective, options: registered name of the objective, and its options.
@@ -118,15 +118,15 @@ class DistillParams(Strict):
         sampler: registered name of the sampler; see ``dreamlib.sampling``.
         real_batch: images per class and inner iteration.
         per_cluster: images chosen from each cluster; must divide ``real_batch``.
-        interval: inner iterations between two choices.
-        pool: random images of a class to choose from; 0 takes all.
+        interval: inner iterations between two selections of real images.
+        pool: random images per class to select from; 0 takes all.
         cluster_features: space of the clustering: features of the 'current' network (DREAM), their 'spatial_mean',
-            features of one untrained network kept for the run ('random'), or 'pixels'.
+            features of one untrained network for the whole run ('random'), or 'pixels'.
         warm_start: start k-means from the previous clustering's centres while the network is the same.
 
     The images' update:
         synthetic_batch: decoded images per class and inner iteration.
-        outer_iterations, inner_iterations: networks, and image updates with each network.
+        outer_iterations, inner_iterations: number of networks, and of image updates with each.
         image_optimizer, image_momentum: 'sgd' with momentum, or 'adam'.
         image_lr: step size, in the units of the canvases: pixels, normalised pixels, or orthonormal coefficients.
         image_lr_rule: 'scaled' multiplies ``image_lr`` by ipc/10 · (side/32)², for MNIST by ipc/10 · (side/28)² (IDC,
@@ -137,25 +137,26 @@ class DistillParams(Strict):
             'once_equivalent' updates once an iteration, without momentum and at the step size that equals 'per_class'
             up to momentum^K for an objective with a loss for each of K classes. 'batched' updates once, with momentum.
         learned_lr: step size of everything an objective learns besides pixels.
-        augmentation, augmentation_mode: of real and synthetic images alike; see
+        augmentation, augmentation_mode: augmentation of real and synthetic images alike; see
             ``dreamlib.training.augment.Augmentation``.
 
     The matched network:
         pretrain_epochs: passes over the real images, or a fraction of one, before a network is first matched.
-        train_on: images of its training between two inner iterations: 'real', 'synthetic' or 'none'.
+        train_on: images it trains on between two inner iterations: 'real', 'synthetic' or 'none'.
         network_steps, network_batch, network_lr, network_momentum, network_weight_decay: SGD of that training.
         network_augmentation, cutmix: augmentation of that training, and probability of CutMix.
 
     The labels:
         labels: registered name of the label source; see ``dreamlib.matching.label_sources``.
-        teacher_epochs: passes over the real images that train the teacher of 'assigned'.
+        teacher_epochs: passes over the real images to train the teacher of 'assigned'.
 
     The run:
-        parallel_classes: on a CPU, classes that are clustered and matched at the same time, along with the training on
-            real images; must divide the threads. Faster, with more memory and different rounding. Without effect for an
-            objective without a loss for each class, and for ``image_update`` 'per_class'.
+        parallel_classes: maximum number of classes that are clustered and matched at the same time on a CPU, along with
+            the training on real images; as many run at a time as divide the threads evenly. Faster, with more memory
+            and different rounding. No effect for an objective without a loss per class, or with ``image_update``
+            'per_class'.
         checkpoint_every_s: seconds between two checkpoints.
-        snapshots: sets to keep for accuracy curves besides the initial one, at iterations that double up to the last.
+        snapshots: sets to store for accuracy curves besides the initial one, at iterations that double up to the last.
     """
 
     objective: str = "gradient"
@@ -228,11 +229,11 @@ _DC = {"epochs": 301, "batch": 256, "augmentation": "none", "cutmix": 0.0, "deca
 _DSA = {"epochs": 1001, "batch": 256, "decay": "tenth", **_SIAMESE}
 
 # Keys of an evaluation that do not describe how a network is trained; a protocol does not change them.
-OF_EVERY_PROTOCOL = ("networks", "repeats", "parallel_networks", "views", "curve_networks", "curve_epochs")
+PROTOCOL_INDEPENDENT = ("networks", "repeats", "parallel_networks", "views", "curve_networks", "curve_epochs")
 
 # Differences of each published evaluation from IDC's, whose values are the defaults of EvaluationParams. The loops of
 # DC and its successors include the last epoch number, hence 301 and 1001. 'dd' trains as the unrolled objective did.
-# 'ridge' is this project's own, for sets of the objective 'ridge': it fits the last layer as that objective does.
+# 'ridge' is specific to this project, for sets of the objective 'ridge': it fits the last layer as that objective does.
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "idc": {},
     "dc": _DC,
@@ -248,7 +249,7 @@ class EvaluationParams(Strict):
     """The evaluation of a set: how networks are trained on it, and how many.
 
     protocol: a name from ``PROTOCOLS``, which replaces some of the defaults; the defaults are IDC's.
-    networks: architectures to train; the first one's accuracy is the set's. Empty: the matched network.
+    networks: architectures to train; the first one's accuracy is reported for the set. Empty: the matched network.
     repeats: new networks of each architecture.
     parallel_networks: networks that train side by side on a CPU, each on its share of the threads. Faster, with
         different rounding.
@@ -258,7 +259,7 @@ class EvaluationParams(Strict):
         after half of them and resets momentum (DC, DSA, DM, MTT).
     augmentation, augmentation_mode: see ``dreamlib.training.augment.Augmentation``.
     cutmix: probability of CutMix for a batch.
-    clean_share: fraction of the epochs, the last ones, without CutMix and with mirroring as only augmentation.
+    clean_share: fraction of the epochs, the last ones, without CutMix and with mirroring as the only augmentation.
     last_layer: 'ridge' refits the last layer, after training, by ridge regression on the set's features, as the
         objective 'ridge' assumes; the accuracy before the refit is reported too.
     last_layer_penalty: penalty of that regression; see ``dreamlib.training.features.fit_last_layer``.
@@ -308,7 +309,7 @@ class ExpertParams(Strict):
     """The expert trajectories that MTT matches; the defaults are MTT's. See ``dreamlib.matching.experts``.
 
     images: training images per class; 0 takes all.
-    count: experts.
+    count: number of experts.
     epochs: passes over the images; the weights are stored after each.
     batch, lr, momentum, weight_decay: SGD.
     augmentation, mode: see ``dreamlib.training.augment.Augmentation``.

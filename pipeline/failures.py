@@ -1,4 +1,4 @@
-"""How a command ends: its exit status, and one line on what went wrong, with the remedy."""
+"""How a command ends: its exit status and, if it fails, one line with the error and its remedy."""
 
 import re
 import sys
@@ -7,9 +7,9 @@ from pathlib import Path
 
 MEMORY_REMEDY = (
     "lower real_batch, synthetic_batch or parallel_classes (distillation), pool (clustering), batch or "
-    "parallel_networks (evaluation) in params.yaml, or size in data.options of a folder"
+    "parallel_networks (evaluation) in params.yaml, or data.options.size for dataset: folder"
 )
-# Where DVC puts the copy of a project that it runs a queued experiment in.
+# Folder in which DVC runs queued experiments on a copy of the project.
 EXPERIMENTS = (".dvc", "tmp", "exps")
 
 
@@ -27,12 +27,12 @@ def exit_status(work: Callable[[], object]) -> int:
 
 def interrupted() -> int:
     """Print how to continue after Ctrl-C; return the shell's exit status for it."""
-    print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+    print("interrupted: run the same command again to continue from the last checkpoint", file=sys.stderr)
     return 130
 
 
 def one_line(kind: str, message: str, root: Path) -> str:
-    """Return an exception's message, or what it means and what to do where the message does not say.
+    """Return an exception's message, or an explanation with a remedy if it has none.
 
     kind: name of the exception's class.
     message: its text.
@@ -44,7 +44,7 @@ def one_line(kind: str, message: str, root: Path) -> str:
     'no folder my_images'
     """
     if kind == "DeadKernelError":
-        return f"the kernel was killed, which a system does when memory runs out; {MEMORY_REMEDY}"
+        return f"the kernel was killed, probably because memory ran out; {MEMORY_REMEDY}"
     if kind.endswith("MemoryError") or "allocate memory" in message or "out of memory" in message:
         size = _size(message)
         return f"out of memory: {size or 'an array'} could not be allocated; {MEMORY_REMEDY}"
@@ -52,7 +52,7 @@ def one_line(kind: str, message: str, root: Path) -> str:
         return f"{message}: free space on the disk or make the folder writable, and run the same command again"
     if kind == "UnknownNameError" and _is_copy(root):
         return (
-            f"{message}. This is DVC's copy of the project, which has only the files that git knows: if a new file "
+            f"{message}. This is DVC's copy of the project, which has only the files tracked by git: if a new file "
             "defines it, run `git add` on that file and queue the experiment again"
         )
     return message

@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 
 from dreamlib._engine.files import write_atomically
 from dreamlib.data import DATASETS, Dataset, create
-from dreamlib.data.fetch import DEFAULT_NAMES, md5_of
+from dreamlib.data.fetch import md5_of
 from dreamlib.data.folder import Folder
 from pipeline.failures import one_line
 from pipeline.params import Params, find_root, read_params, read_studies
@@ -26,7 +26,8 @@ from pipeline.report.claims import CLAIMS_FILE, read_claim_list
 
 log = logging.getLogger(__name__)
 
-LISTED = 10  # files of a data set; one of a user's own may have as many as images
+DEFAULT_NAMES = ("fashion_mnist", "digits")  # data sets to fetch outside a project
+MAX_LISTED = 10  # files printed per data set; a user's folder may have one per image
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,21 +51,21 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             dataset = create(name, options)
             paths = dataset.fetch(folder, chosen.source)
-            for path in paths[:LISTED]:
+            for path in paths[:MAX_LISTED]:
                 print(f"{md5_of(path)}  {path}")
-            if len(paths) > LISTED:
-                print(f"... and {len(paths) - LISTED} more")
+            if len(paths) > MAX_LISTED:
+                print(f"... and {len(paths) - MAX_LISTED} more")
             if params and name == params.dataset:
                 _prepare(params, dataset, folder)
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
-            # One data set that cannot be had is no reason to leave out the others.
+            # Continue with the others if one fails.
             print(f"{name}: {one_line(type(error).__name__, str(error), Path.cwd())}", file=sys.stderr)
             failed = True
     return int(failed)
 
 
 def _prepare(params: Params, dataset: Dataset, folder: str) -> None:
-    """Let DVC watch images of one's own; refuse parameters that need more images than there are (see check_images)."""
+    """Make DVC track the user's own images; reject parameters that need more images than exist (see check_images)."""
     if isinstance(dataset, Folder):
         watch_images(dataset.folder().resolve(), Path(folder).resolve(), find_root())
     train = dataset.load("train", folder)
@@ -74,13 +75,13 @@ def _prepare(params: Params, dataset: Dataset, folder: str) -> None:
 def watch_images(images: Path, data: Path, root: Path) -> None:
     """Write ``data``/dvc.yaml: a stage that depends on the images and runs this command, which lists them in ``data``.
 
-    Every stage depends on that list. DVC looks at the sizes and times of all images once, not once a stage.
+    Every stage depends on that list, so that DVC checks the sizes and times of all images once, not once per stage.
     """
     listing = data / Folder.name / "images.md5"
-    if images in listing.parents:  # DVC sees them without a list
+    if images in listing.parents:  # already inside the data folder
         return
     if root not in data.parents:
-        log.warning("%s lies outside of the project: run `make data` after every change of the images", data)
+        log.warning("%s is outside the project: run `make data` after every change of the images", data)
         return
     stage = {
         "desc": "List the images anew after one has changed. Written by `make data`.",
@@ -98,12 +99,12 @@ def watch_images(images: Path, data: Path, root: Path) -> None:
 
 
 def _params() -> Params | None:
-    """Return the parameters where there is a project; raise ValueError for a mistake in them or in the studies'."""
+    """Return the parameters, or None outside a project; raise ValueError for a mistake in them or in the studies'."""
     try:
         root = find_root()
     except FileNotFoundError:
         return None
-    params = read_params(root, more=check_names)
+    params = read_params(root, extra_check=check_names)
     for study in read_studies(root).studies if (root / STUDIES).is_file() else ():
         read_params(root, study, check_names)
     if (root / CLAIMS_FILE).is_file():
@@ -112,7 +113,7 @@ def _params() -> Params | None:
 
 
 def _wanted(names: list[str], params: Params | None) -> list[tuple[str, dict[str, Any]]]:
-    """(name, options) of each data set to fetch; without names, the one params.yaml asks for."""
+    """Return (name, options) of each data set to fetch; without names, the one that params.yaml specifies."""
     configured = {params.dataset: params.data.options} if params else {}
     return [(name, configured.get(name, {})) for name in names or configured or DEFAULT_NAMES]
 

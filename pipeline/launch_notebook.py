@@ -33,7 +33,7 @@ from pipeline.report.notebooks import reset_cells  # noqa: E402
 
 
 def parse(pairs: list[str]) -> dict[str, int | str]:
-    """Return ``key=value`` arguments as a notebook's parameters; whole numbers become int, the rest stays text.
+    """Return ``key=value`` arguments as a notebook's parameters; integers become int, other values stay text.
 
     >>> parse(["method=dream", "ipc=10"])
     {'method': 'dream', 'ipc': 10}
@@ -48,7 +48,7 @@ def parse(pairs: list[str]) -> dict[str, int | str]:
 
 
 def refuse_unknown(notebook: nbformat.NotebookNode, parameters: dict[str, Any], name: str) -> None:
-    """Refuse parameters that the notebook's ``parameters`` cell does not assign, or whole numbers there that are none.
+    """Reject parameters missing from the notebook's ``parameters`` cell, or non-integers for integer parameters.
 
     Papermill itself only warns. Raise UnknownNameError or ParameterError.
     """
@@ -58,7 +58,7 @@ def refuse_unknown(notebook: nbformat.NotebookNode, parameters: dict[str, Any], 
     types = dict(re.findall(r"^(\w+)(?:: (\w+))? =", cells[0].source, re.MULTILINE))
     for key, value in parameters.items():
         if key not in types:
-            raise unknown(f"parameter of {name}", key, list(types))
+            raise unknown("parameter", key, list(types), name)
         if types[key] == "int" and not isinstance(value, int):
             raise ParameterError(f"{key}={value}: {key} is a whole number in {name}, such as {key}=1")
 
@@ -66,7 +66,7 @@ def refuse_unknown(notebook: nbformat.NotebookNode, parameters: dict[str, Any], 
 def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Remove times, random ids, standard error and widgets from an executed notebook, in place; return it.
 
-    The rest is the same bytes from run to run, so that DVC and git see a change only where a result changed.
+    The rest is byte-identical across runs, so that DVC and git see a change only if a result changed.
     """
     notebook.metadata = {k: v for k, v in notebook.metadata.items() if k in ("kernelspec", "language_info", "title")}
     reset_cells(notebook)
@@ -96,7 +96,7 @@ def _shown_progress() -> Iterator[None]:
                 shown = 0.0
                 while True:
                     done, text = stop.is_set(), source.read()
-                    # A terminal gets every redraw, a log file a line every 20 seconds.
+                    # A terminal shows every redraw, a log file one line every 20 seconds.
                     if text and (terminal or done or time.monotonic() - shown > 20):
                         shown = time.monotonic()
                         sys.stderr.write(text if terminal else text.rstrip().splitlines()[-1].split("\r")[-1] + "\n")
@@ -118,7 +118,7 @@ def _shown_progress() -> Iterator[None]:
 def prepare_kernel(root: Path) -> None:
     """Set the environment of the kernels: folders for IPython, matplotlib and compiled code; allocator thresholds.
 
-    The folders lie in .dream/: a user's own IPython start-up files and styles stay out of the stages, and no home
+    The folders are in .dream/, so that a user's IPython start-up files and styles do not affect the stages, and no home
     directory is needed.
     """
     profile = root / ".dream" / "ipython" / "profile_default"
@@ -127,8 +127,8 @@ def prepare_kernel(root: Path) -> None:
     os.environ["IPYTHONDIR"] = str(profile.parent)
     os.environ["MPLCONFIGDIR"] = str(root / ".dream" / "matplotlib")
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(root / ".dream" / "compiled"))
-    # By default, glibc returns the large buffers of each step to the system and faults them in again: a third of the
-    # time.
+    # By default, glibc returns the large buffers of each step to the system and faults them in again, which takes a
+    # third of the time.
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(4 * 2**30))
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(16 * 2**30))
 
@@ -136,8 +136,8 @@ def prepare_kernel(root: Path) -> None:
 def restart_prepared(module: str) -> None:
     """Restart this process (``python -m module …``) in the environment of ``prepare_kernel``, unless it has it already.
 
-    A restart is needed because the allocator reads its settings when a process starts. Where it fails, outside a
-    project or where .dream/ cannot be written, the command goes on without it and says so itself.
+    A restart is needed because the allocator reads its settings when a process starts. If it fails, outside a project
+    or because .dream/ is not writable, the command continues without it and reports the problem itself.
     """
     if "MALLOC_TRIM_THRESHOLD_" not in os.environ:
         with suppress(OSError):
@@ -156,8 +156,8 @@ def _write_normalised(executed: Path, target: Path) -> None:
 
 
 @contextmanager
-def _alone(lock: Path, output: Path) -> Iterator[None]:
-    """Hold a lock while ``output`` is made; the system releases it when this process ends, whatever ends it."""
+def _locked(lock: Path, output: Path) -> Iterator[None]:
+    """Hold a lock while ``output`` is made; the system releases it when this process ends, however it ends."""
     try:
         with FileLock(lock, timeout=0):
             yield
@@ -168,8 +168,8 @@ def _alone(lock: Path, output: Path) -> Iterator[None]:
 def run(notebook: Path, output: Path, parameters: dict[str, Any]) -> None:
     """Execute ``notebook`` with ``parameters`` and write its normalised copy to ``output``.
 
-    What the kernel writes to standard error goes to this process's. If this process is killed, the kernel notices
-    within a second and ends.
+    The kernel's standard error is forwarded to this process's. If this process is killed, the kernel ends within a
+    second.
 
     Raise ParameterError, UnknownNameError or OSError before anything runs, RuntimeError if another process makes the
     same output, and PapermillExecutionError if the notebook fails: ``output`` is then not written, and a copy with the
@@ -183,7 +183,7 @@ def run(notebook: Path, output: Path, parameters: dict[str, Any]) -> None:
     failed = failed_copy(root, output)
     require_writable(executed.parent, failed.parent, output.parent)
     prepare_kernel(root)
-    with _alone(executed.with_suffix(".lock"), output):
+    with _locked(executed.with_suffix(".lock"), output):
         failed.unlink(missing_ok=True)
         try:
             with _shown_progress():

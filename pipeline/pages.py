@@ -1,6 +1,6 @@
 """The generated parts of README.md and docs/: ``python -m pipeline.pages`` writes all of them.
 
-A block stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` on its page; the rest is written by hand.
+A block is the text between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``; the rest of a page is written by hand.
 """
 
 import sys
@@ -14,7 +14,7 @@ from pipeline.params import find_root, read_params
 from pipeline.project import Project
 from pipeline.report import judged, parameters_page, record, results_page
 from pipeline.report.results import Claims
-from pipeline.report.tables import between, markdown
+from pipeline.report.tables import markdown, replace_block
 from pipeline.stages.figures import evaluations, summary, summary_markdown
 from pipeline.studies import best_sets
 from pipeline.studies.claims import training_table
@@ -27,11 +27,11 @@ SEEDS = "default_seeds"  # the study that repeats the default run with other see
 def seeds(root: Path) -> str:
     """Return the default run's table over several seeds, and the order of the methods."""
     rows = evaluations(Project(root, read_params(root, SEEDS), SEEDS))
-    return f"{summary_markdown(summary(rows))}\n{results_page.ordered(rows)}\n"
+    return f"{summary_markdown(summary(rows))}\n{results_page.method_order(rows)}\n"
 
 
 def training(root: Path) -> str:
-    """Return the comparison of the two ways to train networks between matchings."""
+    """Return the comparison of two ways to train networks between matching steps."""
     table = training_table(Claims.open(root)).reset_index()
     return markdown(table.columns, table.values)
 
@@ -68,18 +68,18 @@ def page_text(page: str, text: str, root: Path) -> str:
     text: the page as it is
     root: the project whose results are shown
 
-    Raises ValueError where a marker is missing or repeated.
+    Raise ValueError if a marker is missing or repeated.
     """
     for name, content in BLOCKS[page].items():
         try:
-            text = between(text, name, lambda content=content: content(root))
+            text = replace_block(text, name, lambda content=content: content(root))
         except ValueError as error:
             raise ValueError(f"{page}, block '{name}': {error}") from error
     return text
 
 
 def write(root: Path | None = None) -> None:
-    """Bring every generated block and the README's picture up to date."""
+    """Update every generated block and the README's picture."""
     root = root or find_root()
     for page in BLOCKS:
         path = root / page

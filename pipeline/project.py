@@ -1,5 +1,6 @@
-"""The project at hand: its root, validated parameters, the data they name, and one point of the DVC matrix."""
+"""The current project: its root, validated parameters, the data they name, and one point of the DVC matrix."""
 
+import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,9 +29,17 @@ from pipeline.params.images import check_images
 from pipeline.timings import note_run, noted_seconds
 
 
+def code_hash(root: Path) -> str:
+    """Return a hash of the library's files; it is part of a checkpoint's name, so that changed code starts afresh."""
+    whole = hashlib.sha256()
+    for file in sorted((root / "dreamlib").rglob("*.py")):
+        whole.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
+    return whole.hexdigest()[:16]
+
+
 @dataclass(frozen=True)
 class Setting:
-    """One point of the DVC matrix, and the name its files carry."""
+    """One point of the DVC matrix, and the name of its files."""
 
     method: str
     ipc: int
@@ -48,7 +57,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Project:
-    """The project's root and validated parameters, with the data they name; where every notebook begins."""
+    """The project's root and validated parameters, with the data they name; the entry point of every notebook."""
 
     root: Path
     params: Params
@@ -56,16 +65,15 @@ class Project:
 
     @classmethod
     def open(cls, root: str | Path | None = None, study: str | None = None) -> "Project":
-        """The project around the current directory, checked whole: see ``check_names`` and ``preflight``.
+        """Return the project around the current directory, completely checked: see ``check_names`` and ``preflight``.
 
-        With ``study``, under the parameters of that section of studies/params.yaml and with a results folder of its
-        own.
+        With ``study``, it has the parameters of that section of studies/params.yaml and its own results folder.
         """
         root = Path(root) if root else find_root()
         project = cls(root, read_params(root, study, check_names), study)
         try:
             train = project.split("train")
-        except ValueError:  # too few to hold some out: the message is to say what every setting needs
+        except ValueError:  # too few images to hold some out: report what every setting needs
             check_images(project.params, project.info, project.class_counts)
             raise
         preflight(project.params, project.info, train)
@@ -77,18 +85,16 @@ class Project:
 
     @cached_property
     def compute(self) -> Compute:
-        """The device and format params.yaml asks for."""
+        """The device and number format that params.yaml specifies."""
         c = self.params.compute
         device, threads = ranks.local_device(c.device), ranks.share_of_threads(c.threads)
         return Compute.resolve(device, c.precision, threads, self.params.compile)
 
     @cached_property
     def used_params(self) -> Params:
-        """The parameters with the number format that 'auto' stands for and whether loops are compiled: what results are
-        traced to.
-        """
-        in_force = {"precision": self.compute.precision, "compile": self.params.compile}
-        compute = self.params.compute.model_copy(update=in_force)
+        """The parameters with `precision` and `compile` as actually used; recorded with results."""
+        used = {"precision": self.compute.precision, "compile": self.params.compile}
+        compute = self.params.compute.model_copy(update=used)
         return self.params.model_copy(update={"compute": compute})
 
     @cached_property
@@ -99,14 +105,14 @@ class Project:
 
     @property
     def class_counts(self) -> Tensor:
-        """Training images of each class (K,), those for validation included."""
+        """Training images of each class (K,), including those held out for validation."""
         p = self.params
         whole = datasets.create(p.dataset, p.data.options).load("train", self.root / p.data.directory)
         return whole.labels.bincount(minlength=whole.num_classes)
 
     @cached_property
     def data_hash(self) -> str:
-        """The data set's hash, over its files."""
+        """The hash of the data set's files."""
         p = self.params
         return datasets.data_hash(p.dataset, self.root / p.data.directory, p.data.options)
 
@@ -118,16 +124,16 @@ class Project:
 
     @property
     def results(self) -> Path:
-        """Where results lie: results/, or a study's own folder below it."""
+        """The folder of the results: results/, or a study's folder below it."""
         return self.root / "results" / (self.study or "")
 
     def file(self, kind: str, setting: Setting, suffix: str) -> Path:
-        """One file of one setting: results/<kind>/<name><suffix>; a study keeps a folder for each method."""
+        """Return one file of one setting: results/<kind>/<name><suffix>; a study has a folder per method."""
         folder = self.results / setting.method if self.study else self.results
         return folder / kind / f"{setting.name}{suffix}"
 
     def require_writable(self, *files: Path) -> None:
-        """Refuse a run that could not write its files at its end, or its checkpoints; raises OSError."""
+        """Raise OSError before a run that could not write its files at its end, or its checkpoints."""
         require_writable(*(file.parent for file in files), self.root / ".dream")
 
     @property
@@ -136,9 +142,10 @@ class Project:
         return self.params.network.name, self.params.network.options
 
     def split(self, name: str) -> LabeledImages:
-        """The 'train' or 'validation' images. One split for all runs (seed 0): runs then differ by their own seed only.
+        """Return the 'train' or 'validation' images.
 
-        Raises ValueError for 'test', which only ``dreamlib.evaluation`` reads.
+        All runs split with seed 0, so that they differ by their own seed only. Raise ValueError for 'test', which only
+        ``dreamlib.evaluation`` reads.
         """
         if name not in ("train", "validation"):
             raise ValueError(f"split '{name}' is not read here; the test images belong to dreamlib.evaluation alone")
@@ -150,31 +157,26 @@ class Project:
         return self._splits[name]
 
     @cached_property
-    def zca(self) -> ZCA:
-        """The whitening of the training images; validation and test images play no part in it."""
-        return self.zca_with(EPSILON)
-
-    @cached_property
     def _whitenings(self) -> dict[float, ZCA]:
         return {}
 
     def zca_with(self, epsilon: float) -> ZCA:
-        """The same with another epsilon."""
+        """Return the whitening of the training images; validation and test images play no part in it."""
         if epsilon not in self._whitenings:
             self._whitenings[epsilon] = ZCA.fit(self.split("train").images, epsilon)
         return self._whitenings[epsilon]
 
-    def seen(self, data: LabeledImages, settings: DistillParams) -> tuple[LabeledImages, DatasetInfo]:
-        """Return real images as a method sees them, and what is then known of them.
+    def images_for_method(self, data: LabeledImages, settings: DistillParams) -> tuple[LabeledImages, DatasetInfo]:
+        """Return real images in the units that a method uses, and their description.
 
-        Whitened, or normalised where canvases hold unbounded normalised pixels, or as they are.
+        They are whitened, normalised if canvases hold unbounded normalised pixels, or unchanged.
         """
         info = self.info
         if settings.statistics == "dc" and info.dc_statistics:
             info = replace(info, mean=info.dc_statistics[0], std=info.dc_statistics[1])
         return self._transformed(data, info, settings.whitening, settings.bounded, EPSILON)
 
-    def seen_with(self, data: LabeledImages, synthetic: SyntheticSet) -> tuple[LabeledImages, DatasetInfo]:
+    def images_in_units_of(self, data: LabeledImages, synthetic: SyntheticSet) -> tuple[LabeledImages, DatasetInfo]:
         """Return real images in the units of a set's canvases: under its statistics, its whitening, its bounds."""
         about = synthetic.info
         info = replace(self.info, mean=tuple(about["mean"]), std=tuple(about["std"])) if "mean" in about else self.info
@@ -192,30 +194,30 @@ class Project:
     def pictures(self, synthetic: SyntheticSet, images: Tensor | None = None) -> Tensor:
         """Return a set's canvases (N, C, H, W), or images in the units of its canvases, as pictures in [0, 1].
 
-        Whitening and normalisation are undone; what then lies outside [0, 1] is clipped, for show only.
+        Whitening and normalisation are undone; values outside [0, 1] are then clipped, for display only.
         """
         shown = synthetic.pictures() if images is None else images
         if synthetic.whitening != "none":
             return self.zca_with(synthetic.zca_epsilon).undo(shown).clamp(0, 1)
         return synthetic.as_pixels(shown).clamp(0, 1)
 
-    def require(self, method: str | None, ipc: int, seed: int) -> None:
-        """Refuse a coordinate that params.yaml does not list; raises ParameterError naming what it lists."""
+    def require_listed(self, method: str | None, ipc: int, seed: int) -> None:
+        """Raise ParameterError for a method, ipc or seed that params.yaml does not list, naming those it lists."""
         coordinates = {"methods": method, "ipc": ipc, "seeds": seed}
         for key, value in coordinates.items():
             listed = getattr(self.params, key)
             if value is not None and value not in listed:
                 raise ParameterError(f"{key}: {value!r} is not in params.yaml, which lists {listed}; add it there")
 
-    def note(self, name: str, seconds: dict[str, float], **more: dict[Any, float]) -> None:
-        """Keep this run's times (see ``timings.note_run``)."""
+    def record_timings(self, name: str, seconds: dict[str, float], **more: dict[Any, float]) -> None:
+        """Write this run's timings (see ``timings.note_run``)."""
         name = f"{self.study}/{name}" if self.study else name
         note_run(name, self.compute, seconds, self.root, self.params.dataset, **more)
 
-    def delegated(self, stage: str, setting: Setting, *more: str) -> bool:
-        """Run a stage in ``compute.workers`` processes, when there are to be several and this is not one of them.
+    def run_in_workers(self, stage: str, setting: Setting, *more: str) -> bool:
+        """Run a stage in ``compute.workers`` processes, if there are to be several and this is not one of them.
 
-        Returns whether that was done: the stage's files are then there. Raises ``ranks.WorkerError``.
+        Return whether it ran: the stage's files then exist. Raise ``ranks.WorkerError``.
         """
         c = self.params.compute
         if c.workers == 1 or ranks.active():
@@ -225,8 +227,8 @@ class Project:
         ranks.run_workers(c.workers, "pipeline.worker", [stage, *named, *more], self.root, c.threads)
         return True
 
-    def noted(self, name: str) -> dict[str, float]:
-        """The times ``note`` kept under a name."""
+    def timings(self, name: str) -> dict[str, float]:
+        """Return the seconds that ``record_timings`` wrote under a name."""
         return noted_seconds(f"{self.study}/{name}" if self.study else name, self.root)
 
     def embedder(self, seed: int, clustering: ClusteringParams | None = None) -> Embed:

@@ -1,11 +1,10 @@
-"""Carry dvc.lock over a change of code that changes no result: ``python -m pipeline.relock``.
+"""Update dvc.lock after a code change that changes no result: ``python -m pipeline.relock``.
 
 The study ``relock`` of studies/params.yaml, all families of methods on scikit-learn's digits, runs twice: with the code
-that the locks were last committed with, and with the code as it is now. If every file it makes is the same, byte for
-byte but for hashes of all parameters (``comparable``), the stages whose locks differ in code alone are committed to the
-locks, without running them. A stage that differs in anything else (parameters, data, a notebook, its outputs) is left
-for ``dvc repro``, and so is one whose lock did not describe the code it was committed with: the comparison says nothing
-of it.
+that the locks were last committed with, and with the current code. If all files it makes are byte-identical apart from
+parameter hashes (``comparable``), the stages whose locks differ only in code are committed to the locks without running
+them. A stage that differs in anything else (parameters, data, a notebook, its outputs) is left for ``dvc repro``, as is
+a stage whose lock was already stale when committed, which this comparison cannot cover.
 """
 
 import json
@@ -27,15 +26,15 @@ STUDY = "relock"
 LOCKS = ("dvc.lock", "studies/dvc.lock")
 PIPELINES = ("dvc.yaml", "studies/dvc.yaml")
 CODE = ("dreamlib", "pipeline")
-SHARED = ("params.yaml", "methods.yaml", "studies/params.yaml")  # the same in both runs: code alone differs
+SHARED = ("params.yaml", "methods.yaml", "studies/params.yaml")  # the same in both runs: only code differs
 
 
-# In a set's metadata, and the digest of a set's file in its metrics.
+# Hashes in a set's metadata, and the digest of a set's file in its metrics.
 HASHES = re.compile(rb'(parameter_hash|sha256)(\\?": \\?")[0-9a-f]+')
 
 
 class RelockError(RuntimeError):
-    """The locks cannot be carried over; the message says why."""
+    """The locks cannot be updated; the message has the reason."""
 
 
 def code_alone(changes: list[Any]) -> bool:
@@ -52,7 +51,7 @@ def code_alone(changes: list[Any]) -> bool:
 
 
 def code_differs(changes: list[Any]) -> bool:
-    """Return whether a stage's entry of ``dvc status --json`` names changed code, whatever else it names.
+    """Return whether a stage's entry of ``dvc status --json`` names changed code, alone or with other changes.
 
     >>> code_differs([{"changed deps": {"data/digits": "deleted"}}, "changed command"])
     False
@@ -85,7 +84,7 @@ def changed_stages(root: Path) -> dict[str, list[Any]]:
 def comparable(content: bytes) -> bytes:
     r"""Return a file's content without the hash of all parameters, and without the digest of a set that has this hash.
 
-    The hash is over the names and values of all settings, so it changes where an unused setting comes or goes.
+    The hash covers the names and values of all settings, so that adding or removing an unused setting changes it.
 
     >>> comparable(b'{"sha256": "9f", "x": 1}'), comparable(rb'{\"parameter_hash\": \"0a1b\"}')
     (b'{"sha256": "", "x": 1}', b'{\\"parameter_hash\\": \\"\\"}')
@@ -99,9 +98,9 @@ def results_of_study(root: Path) -> dict[str, bytes]:
     for part in ("experts", "all"):
         _run(root, sys.executable, "-m", "pipeline.studies.run", STUDY, part)
     folder = root / "results" / STUDY
-    shutil.rmtree(folder / "experts")  # their files name the code that made them; what follows them is compared
+    shutil.rmtree(folder / "experts")  # their keys include the code hash; the sets distilled from them are compared
     for path in (folder / "clusters").glob("*.safetensors"):
-        path.unlink()  # likewise: a clustering that one method uses may stand there or be made by its distillation
+        path.unlink()  # a clustering that one method uses may be stored here or made by its distillation
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return {str(path.relative_to(folder)): comparable(path.read_bytes()) for path in files}
 
@@ -130,7 +129,7 @@ def working_tree(root: Path, folder: Path) -> Path:
 
 
 def relock(root: Path) -> None:
-    """Compare the study's results before and after, and commit the stages that differ in code alone."""
+    """Compare the study's results before and after, and commit the stages that differ only in code."""
     changed = changed_stages(root)
     stages = [name for name, changes in changed.items() if code_alone(changes)]
     for name in sorted(set(changed) - set(stages)):
@@ -140,11 +139,11 @@ def relock(root: Path) -> None:
         return
     commit = _run(root, "git", "log", "-1", "--format=%H", "--", *LOCKS).strip()
     with tree_of(root, commit) as tree:
-        already = changed_stages(tree)
-        behind = [name for name in stages if code_differs(already.get(name, []))]
-        for name in behind:
-            print(f"{name}: its lock is of older code than {commit[:12]}; `dvc repro {name}` runs it")
-        stages = [name for name in stages if name not in behind]
+        stale_before = changed_stages(tree)
+        stale = [name for name in stages if code_differs(stale_before.get(name, []))]
+        for name in stale:
+            print(f"{name}: its lock is older than the code of {commit[:12]}; `dvc repro {name}` runs it")
+        stages = [name for name in stages if name not in stale]
         if not stages:
             return
         for name in SHARED:
@@ -157,9 +156,9 @@ def relock(root: Path) -> None:
         raise RelockError(
             f"results differ from those of {commit[:12]}: {', '.join(different)}; run `dvc repro` instead"
         )
-    print(f"{len(after)} files of the study '{STUDY}' are the same bytes as with {commit[:12]}")
+    print(f"{len(after)} files of the study '{STUDY}' are byte-identical to those of {commit[:12]}")
     _run(root, "dvc", "commit", "--force", *stages)
-    print(f"carried over: {', '.join(stages)}")
+    print(f"updated: {', '.join(stages)}")
 
 
 if __name__ == "__main__":

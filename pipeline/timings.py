@@ -1,21 +1,20 @@
-"""What each run took on this machine, kept beside its results and outside version control."""
+"""Timings of each run on this machine, stored in .dream/runs outside version control."""
 
 from pathlib import Path
 from typing import Any
 
 from dreamlib._engine.compute import Compute, peak_memory_bytes
 from dreamlib._engine.files import read_json, write_json
-from pipeline.params import find_root
 
-RUNS = Path(".dream") / "runs"  # outside version control: the times of a machine's runs never repeat
+RUNS = Path(".dream") / "runs"  # outside version control: timings differ from run to run
 
 
 def note_run(
     name: str, compute: Compute, seconds: dict[str, float], root: Path, dataset: str, **more: dict[Any, float]
 ) -> None:
-    """Write what a run took (seconds, peak memory, device, versions) to .dream/runs/<name>.json.
+    """Write a run's seconds, peak memory, device and versions to .dream/runs/<name>.json.
 
-    Kept apart from the outputs, which then are the same bytes from run to run.
+    The outputs do not contain them, so that they are byte-identical across runs.
 
     seconds: seconds of each part of the run
     more: further tables of measured numbers, such as the seconds at each snapshot
@@ -30,6 +29,6 @@ def note_run(
     write_json(root / RUNS / f"{name}.json", entry)
 
 
-def noted_seconds(name: str, root: Path | None = None) -> dict[str, float]:
+def noted_seconds(name: str, root: Path) -> dict[str, float]:
     """Return the seconds that ``note_run`` wrote under a name."""
-    return read_json((root or find_root()) / RUNS / f"{name}.json")["seconds"]
+    return read_json(root / RUNS / f"{name}.json")["seconds"]

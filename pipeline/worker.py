@@ -21,7 +21,7 @@ from pipeline.stages.evaluation import run_evaluation
 
 
 def end_with_starter() -> None:
-    """Make this process end at once when the one that started the workers is gone, which closes its standard input."""
+    """End this process as soon as the one that started the workers ends, detected by the closing of standard input."""
 
     def wait() -> None:
         os.read(0, 1)
@@ -32,7 +32,7 @@ def end_with_starter() -> None:
 
 
 def work(project: Project, setting: Setting, stage: str, networks: list[dict[str, Any]] | None) -> None:
-    """One stage, as a member of the group."""
+    """Run one stage as a member of the group."""
     if stage == "distillation":
         run_distillation(project, setting)
     else:
@@ -40,10 +40,10 @@ def work(project: Project, setting: Setting, stage: str, networks: list[dict[str
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit status, and leaves the message of what went wrong for who started the workers."""
+    """Run the command line; return the exit status, and store an error message for the starting process."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.worker", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("stage", choices=["distillation", "evaluation"])
-    parser.add_argument("--root", type=Path, help="the project; default: around the current directory")
+    parser.add_argument("--root", type=Path, help="the project; default: the one around the current directory")
     parser.add_argument("--method", required=True)
     parser.add_argument("--ipc", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         with ranks.joined(read_params(args.root, args.study).compute.device):
             work(Project.open(args.root, args.study), setting, args.stage, args.networks)
     except Exception as error:
-        # Those who wait for this one fail next: told now, the cause is told first.
+        # Ranks waiting for this one fail next; reporting now keeps the original cause.
         ranks.report_failure(f"{type(error).__name__}: {error}")
         raise
     return 0

@@ -53,7 +53,7 @@ def test_every_data_sets_version_is_where_it_is_said_to_be(tmp_path, dataset):
     if pinned:
         assert told == f"pinned by {pinned[0]}"
     elif dataset == "folder":
-        assert told == "not pinned: dvc.lock records data/folder as the stage found it"
+        assert told == "not pinned: dvc.lock records data/folder as the stage read it"
     else:
         assert told.startswith("published files with known MD5s, from ")
     assert (dataset == "fashion_mnist") == (pinned == ["data.dvc"])
@@ -71,4 +71,4 @@ def test_a_data_set_may_have_a_dvc_file_of_its_own(tmp_path, place):
 
 
 def test_a_study_without_a_record_has_no_cost():
-    assert study_costs({}) == "The cost of this run is not on record."
+    assert study_costs({}) == "The cost of this run was not recorded."

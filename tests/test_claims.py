@@ -21,14 +21,14 @@ from pipeline.report.statistics import (
     PARTLY,
     bootstrap,
     break_even,
+    combined_verdict,
     first_reaching,
     judge,
     judge_share,
     share_of_iterations,
-    together,
 )
 from pipeline.studies.batch_gradients import KINDS, BatchStudy, class_gradient, class_pools, gradient_measures
-from pipeline.studies.training_cost import energy_joules, operations_per_image, stored_bytes, watched_training
+from pipeline.studies.training_cost import energy_joules, operations_per_image, stored_bytes, training_curve
 
 
 def test_a_curve_reaches_a_value_between_its_points_at_its_start_or_never():
@@ -43,10 +43,8 @@ def test_the_bootstrap_lists_every_draw():
     seen = []
     bootstrap(lambda drawn: seen.append(drawn) or 0.0, 2)
     assert sorted(seen) == [(0, 0), (0, 1), (1, 0), (1, 1)]
-    # Means of draws from (0, 3): 0, 1.5, 1.5, 3, each a quarter: the middle half is from 0 (the first quarter) to 1.5.
-    assert bootstrap(lambda drawn: sum(3.0 * d for d in drawn) / 2, 2, level=0.5) == (0.0, 1.5)
-    # 27 draws valued 0 to 26: a tenth of them is 2.7, so that the third and the twenty-fifth bound four fifths
-    assert bootstrap(lambda drawn: 9 * drawn[0] + 3 * drawn[1] + drawn[2], 3, level=0.8) == (2.0, 24.0)
+    # 256 draws valued 0 to 255: 2.5 % of them are 6.4, so that the 7th and the 250th bound 95 %
+    assert bootstrap(lambda drawn: 64 * drawn[0] + 16 * drawn[1] + 4 * drawn[2] + drawn[3], 4) == (6.0, 249.0)
     assert bootstrap(lambda drawn: 7.0 + drawn[0], 1) == (7.0, 7.0)
     with pytest.raises(ValueError, match="give 1 to 6"):
         bootstrap(lambda drawn: 0.0, 7)
@@ -71,7 +69,7 @@ def test_share_of_iterations_by_hand():
     ("parts", "whole"), [([HOLDS, HOLDS], HOLDS), ([PARTLY, NOT], PARTLY), ([HOLDS, NOT], PARTLY), ([NOT, NOT], NOT)]
 )
 def test_parts_of_a_claim_together(parts, whole):
-    assert together(parts) == whole
+    assert combined_verdict(parts) == whole
 
 
 def test_a_margin_must_be_exceeded_by_every_seed_or_by_the_mean_beyond_its_error():
@@ -156,7 +154,7 @@ def test_watched_training_is_plain_training_asked_on_the_way(toy_data, toy_info,
     network, settings = ("convnet", {"width": 8}), TrainSettings(batch=10, cutmix=0.5)
     losses, step = [], Trainer.step
     monkeypatch.setattr(Trainer, "step", lambda *given: losses.append(step(*given)) or losses[-1])
-    watched = watched_training(
+    watched = training_curve(
         data.images, data.labels, data, info, network, settings, compute, points=(2, 4, 8), seed=0,
         schedule=SCHEDULES["idc_steps"], clean_share=clean_share,
     )  # fmt: skip
@@ -177,7 +175,7 @@ def test_watched_training_asks_a_copy_whose_last_layer_is_fitted(toy_data, toy_i
     against, network = toy_data(per_class=60, seed=3), ("convnet", {"width": 8})
     accuracies = []
     for penalty in (0.0, 0.1, 10.0):
-        watched = watched_training(
+        watched = training_curve(
             data.images, data.labels, against, info, network, TrainSettings(batch=10), compute, points=(2, 4, 8),
             seed=0, last_layer_penalty=penalty,
         )  # fmt: skip

@@ -41,7 +41,7 @@ def test_a_name_stands_for_a_device_of_this_machine(gpus, name, count, chosen):
         ("cuda:x", 1, "choose auto"),
         ("cuda", 0, "use 'auto' or 'cpu'"),
         ("cuda:0", 0, "use 'auto' or 'cpu'"),
-        ("cuda:2", 2, "torch sees 2 devices: name cuda:1 or less"),
+        ("cuda:2", 2, "torch sees 2 devices: use cuda:0 to cuda:1"),
     ],
 )
 def test_a_device_this_machine_lacks_is_refused(gpus, name, count, said):

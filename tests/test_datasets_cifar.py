@@ -89,7 +89,7 @@ def test_the_bytes_of_a_file_are_these(monkeypatch, tmp_path):
 def test_images_that_are_not_the_published_ones_are_refused(pngs, tmp_path):
     changed = next((pngs / "test" / "frog").glob("*.png"))
     Image.new("RGB", (32, 32)).save(changed)
-    with pytest.raises(DataError, match=r"its test images are not the published ones: 20 images, SHA-256 \w{64}, it"):
+    with pytest.raises(DataError, match=r"its test images are not the published ones: 20 images, SHA-256 \w{64}, e"):
         create("cifar10").fetch(tmp_path / "data", pngs)
     Image.new("L", (32, 32)).save(changed)
     with pytest.raises(DataError, match=rf"{changed.name} has shape \(32, 32\) of uint8; CIFAR's are \(32, 32, 3\)"):
@@ -129,7 +129,7 @@ def test_a_pickle_that_would_run_code_is_refused_by_name_and_runs_nothing(tmp_pa
             (archives / name).write_bytes(pickle.dumps({"data": content}, protocol=2))
             tar.add(archives / name, f"{reader.base_folder}/{name}")
     monkeypatch.setattr(reader, "tgz_md5", md5((archives / reader.filename).read_bytes()))
-    with pytest.raises(DataError, match=rf"its pickle asks for {os.mkdir.__module__}.mkdir, which no batch of images"):
+    with pytest.raises(DataError, match=rf"its pickle requests {os.mkdir.__module__}.mkdir, which no batch of images"):
         create("cifar100").fetch(tmp_path / "data", archives)
     assert not trap.exists()
     pickle.loads((archives / "train").read_bytes())
@@ -139,7 +139,9 @@ def test_a_pickle_that_would_run_code_is_refused_by_name_and_runs_nothing(tmp_pa
 def test_cifar100_is_made_from_its_archive_alone(tmp_path, monkeypatch):
     toys = write_cifar_archive(tmp_path / "archives", monkeypatch, Cifar100().reader)
     cifar = create("cifar100")
-    with pytest.raises(DataError, match=r"has no cifar-100-python.tar.gz: only the archive, whose MD5 is published"):
+    with pytest.raises(
+        DataError, match=r"has no cifar-100-python.tar.gz: .* only by the archive, whose MD5 is published"
+    ):
         cifar.fetch(tmp_path / "data", tmp_path)
     train_file, _ = cifar.fetch(tmp_path / "data", tmp_path / "archives")
     train = cifar.load("train", tmp_path / "data")

@@ -223,10 +223,10 @@ def test_given_statistics_are_taken_and_no_image_is_decoded_for_them(photos, dec
         ({"mean": [0.5] * 3, "std": [0.5, 0, 0.5]}, r"std above 0 and at most 1"),
         ({"mean": [0.5] * 3, "std": [0.5, math.nan, 0.5]}, r"std above 0 and at most 1"),
         ({"mean": 0.5, "std": 0.5}, r"option mean of data set 'folder': .*valid tuple.*got 0.5"),
-        ({"like": "cifar10", "mean": [0.5] * 3, "std": [0.5] * 3}, r"like: cifar10 stands for mean and std"),
+        ({"like": "cifar10", "mean": [0.5] * 3, "std": [0.5] * 3}, r"like: cifar10 sets mean and std"),
         ({"like": "cifar1O"}, r"unknown data set 'cifar1O': did you mean 'cifar10'"),
         ({"like": "mnist"}, r"like: mnist has 1 channels, not 3; give mean and std"),
-        ({"like": "folder"}, r"like: folder names no statistics; choose a published data set"),
+        ({"like": "folder"}, r"like: folder has no fixed statistics; choose a published data set"),
     ],
 )
 def test_statistics_that_cannot_be_meant_are_refused(given, message):

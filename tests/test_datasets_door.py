@@ -127,7 +127,7 @@ def test_data_hash_depends_on_content_only(tmp_path):
     [
         ("fashion_minst", None, "did you mean 'fashion_mnist'"),
         ("folder", {"chanels": 1}, "did you mean 'channels'"),
-        ("mnist", {"size": 28}, r"option of data set 'mnist' 'size'.*takes none"),
+        ("mnist", {"size": 28}, r"option 'size' of data set 'mnist'.*takes none"),
     ],
 )
 def test_unknown_names_and_options_name_the_nearest(name, options, message):

@@ -180,7 +180,7 @@ def test_the_debian_package_is_unpacked_once_and_restored(folder, tmp_path, monk
 
 def test_debian_tools_that_are_absent_or_fail_are_reasons_not_crashes(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(debian.shutil, "which", lambda name: None)
-    with pytest.raises(DataError, match=r"Debian package toy: apt-get is not on this machine"):
+    with pytest.raises(DataError, match=r"Debian package toy: apt-get is not installed"):
         fetch_files(folder, FILES, [DebianPackage("toy", "usr/share/toy")])
     monkeypatch.setattr(debian.shutil, "which", lambda name: name)
     with pytest.raises(SourceError, match="failed with status 3: oh no"):
@@ -225,7 +225,7 @@ def test_a_mistake_in_params_yaml_is_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main([]) == 1
     said = capsys.readouterr().err
-    assert said.startswith("error: params.yaml: ipc: a list belongs here, each item on a line of its own")
+    assert said.startswith("error: params.yaml: ipc: expected a list, one item per line")
     assert said.count("\n") == 1
 
 

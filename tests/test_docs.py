@@ -31,7 +31,7 @@ def test_the_picture_shows_the_snapshots(committed):
 
 
 def test_a_missing_marker_names_page_and_block():
-    with pytest.raises(ValueError, match=r"README\.md, block 'times'.*once each"):
+    with pytest.raises(ValueError, match=r"README\.md, block 'times'.*exactly once"):
         page_text("README.md", "nothing", ROOT)
 
 

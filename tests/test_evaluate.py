@@ -325,7 +325,7 @@ def test_real_images_in_other_units_than_the_sets_are_refused_before_any_trainin
     [
         ("canvases", lambda canvases: canvases / 0, "numbers in canvases are infinite"),
         ("canvases", lambda canvases: 4 * canvases - 2, r"pixels in \[0, 1\]; got \[-1\.8"),
-        ("soft_labels", torch.Tensor.log, "of logits store the softmax"),
+        ("soft_labels", torch.Tensor.log, r"for logits, store logits\.softmax"),
     ],
 )
 def test_a_set_whose_values_do_not_fit_is_not_evaluated(name, change, message, synthetic, toy_info, toy_data):
@@ -429,7 +429,7 @@ def test_a_key_of_any_layer_wins_over_the_protocol(reading):
         ({"augmentation": "flip_colour"}, "did you mean 'color'?"),
         ({"networks": {"name": "mlp", "option": {}}}, "did you mean 'options'?"),
         ({"views": ["plane"]}, "views.0: Input should be 'plain', 'hard_labels'"),
-        ({"views": "plain"}, "a list belongs here, each item on a line of its own after `- `, got 'plain'"),
+        ({"views": "plain"}, "expected a list, one item per line after `- `, got 'plain'"),
         ({"decay": "tenths"}, "'idc_steps' or 'tenth', got 'tenths'"),
         ({"networks": ["mlp", "convnett"]}, "did you mean 'convnet'?"),
         ({"networks": 3}, "got 3"),  # it was the number of networks before `repeats`

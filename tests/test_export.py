@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.datasets import ImageFolder
 
 import dreamlib
+from dreamlib._engine import lazy_torchvision as torchvision
 from dreamlib.data.whitening import ZCA
 from dreamlib.sets import main
 from dreamlib.synthetic.synthetic_set import DecodedDataset, SyntheticSet
@@ -110,7 +110,7 @@ def test_pictures_lose_what_is_said_and_nothing_else(tmp_path):
     back = dreamlib.import_set(tmp_path / "png", **exported.read_back)
     torch.testing.assert_close(back.canvases, pixels.clamp(0, 1), rtol=0, atol=0.5 / 255 + 1e-6)
     assert back.labels.tolist() == [0, 1, 2, 2]
-    theirs = ImageFolder(tmp_path / "png")  # torchvision's reader numbers the classes alike
+    theirs = torchvision.datasets.ImageFolder(tmp_path / "png")  # torchvision's reader numbers the classes alike
     assert theirs.targets == [0, 1, 2, 2] and np.asarray(theirs[0][0]).shape == (8, 8, 3)
 
 
@@ -119,7 +119,7 @@ def test_grey_pictures_and_ten_classes_keep_their_numbers(tmp_path):
     exported = dreamlib.export_set(made, tmp_path / "png", "png")
     assert exported.files[2] == tmp_path / "png" / "02" / "00002.png"
     with Image.open(exported.files[2]) as picture:
-        assert picture.mode == "L" and ImageFolder(tmp_path / "png").targets == list(range(11))
+        assert picture.mode == "L" and torchvision.datasets.ImageFolder(tmp_path / "png").targets == list(range(11))
 
 
 def test_pictures_of_whitened_images_need_the_whitening(tmp_path):
@@ -140,7 +140,7 @@ def test_pictures_of_whitened_images_need_the_whitening(tmp_path):
         ("soft", "dc", r"soft labels: use format 'mtt', or drop them"),
         ("whitened", "dc", "this set is whitened: use format 'mtt'"),
         ("packed", "gif", "unknown format 'gif'"),
-        ("bare", "npz", "does not say by which mean and std its pixels are normalised"),
+        ("bare", "npz", "does not specify the mean and std of its normalisation"),
         ("empty", "png", r"classes \[1\] have no image"),
     ],
 )

@@ -119,7 +119,7 @@ def test_each_of_them_is_what_ran(project, monkeypatch):
     """The data set, the start, the real batches, the network and what the objective learned are the additions'."""
     settings = project.params.distillation(SETTING.method, SETTING.ipc)
     settings = settings.model_copy(update={"outer_iterations": 1, "inner_iterations": 1})
-    data, info = project.seen(project.split("train"), settings)
+    data, info = project.images_for_method(project.split("train"), settings)
     start = starting_set(project, SETTING, settings, data, info)
     objective, seen = OBJECTIVES["moments"], {}
     losses, finish = objective.losses, objective.finish

@@ -286,7 +286,7 @@ def test_the_sentence_of_an_evaluation_has_a_spread_where_there_is_one():
 
 def test_one_seed_has_no_spread_in_gains_and_claims(tmp_path, monkeypatch):
     assert percent(0.5, math.nan) == "50.0 (n = 1)"
-    assert statistics.points([0.01]) == "+1.0 points (n = 1)"
+    assert statistics.in_points([0.01]) == "+1.0 points (n = 1)"
     accuracies = pd.DataFrame({"dc": [0.5], "dc_dream": [0.6]})
     monkeypatch.setattr("pipeline.studies.methods.read_results", lambda _: None)
     monkeypatch.setattr("pipeline.studies.methods.by_seed", lambda *_: accuracies)
@@ -314,6 +314,6 @@ def test_so_is_one_of_the_budget_and_of_the_protocol():
     params = read_params()
     _, shared = cells.method_settings(params, "dream", 5)
     assert shared.loc["inner_iterations", "dream"] == "20 (entry of ipc 1)"
-    protocol = cells.settings_table(params.evaluation("dream", 5), params.borrowed("evaluation", "dream", 5))
+    protocol = cells.settings_table(params.evaluation("dream", 5), params.inherited_ipcs("evaluation", "dream", 5))
     assert protocol.loc["epochs", "value"] == "80 (entry of ipc 1)" and protocol.loc["repeats", "value"] == "2"
-    assert params.borrowed("evaluation", "dream", 10) == {}
+    assert params.inherited_ipcs("evaluation", "dream", 10) == {}

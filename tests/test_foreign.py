@@ -88,14 +88,14 @@ def test_the_files_of_mtt_are_found_by_folder_or_by_that_of_the_images(tmp_path)
     with pytest.raises(ValueError, match=r"one file images\*\.pt; found: images_5000\.pt, images_best\.pt\. Give the"):
         dreamlib.import_set(folder, **known)
     (folder / "labels_best.pt").unlink()
-    with pytest.raises(ValueError, match=r"images_best\.pt needs its labels beside it"):
+    with pytest.raises(ValueError, match=r"images_best\.pt needs its labels next to it"):
         dreamlib.import_set(folder / "images_best.pt", **known)
 
 
 def test_a_learned_step_size_that_is_not_there_is_asked_for(tmp_path):
     folder = mtt_files(tmp_path / "mtt", lr=None)
     known = {"num_classes": 3, "normalised": STATISTICS}
-    with pytest.raises(ValueError, match=r"no file lr\*\.pt beside its images: give step_size.* or 'none'"):
+    with pytest.raises(ValueError, match=r"no file lr\*\.pt next to its images: give step_size.* or 'none'"):
         dreamlib.import_set(folder, **known)
     assert dreamlib.import_set(folder, step_size=0.03, **known).extras["step_size"].item() == pytest.approx(0.03)
     assert dreamlib.import_set(folder, step_size="none", **known).extras == {}
@@ -143,7 +143,7 @@ def test_pixels_that_were_never_clamped_stay_as_they_are_and_others_are_no_pixel
     one = reopened(dreamlib.import_set(path, format="idc", factor=1, num_classes=2), tmp_path)
     assert torch.equal(one.canvases, canvases) and one.bounded and one.info["clamped"] is False
     saved(path, [normal(2), torch.arange(2)])
-    with pytest.raises(ValueError, match=r"lie in \[-\d.*no pixels in \[0, 1\]: give normalised="):
+    with pytest.raises(ValueError, match=r"lie in \[-\d.*not pixels in \[0, 1\]: give normalised="):
         dreamlib.import_set(path, format="idc", factor=1, num_classes=2)
     saved(path, [pixels(2), torch.arange(2)])
     for wrong in ({"normalised": STATISTICS}, {"normalised": "zca", "zca_epsilon": 0.1}):
@@ -158,7 +158,7 @@ def test_arrays_of_rfad_have_channels_last_and_centred_labels(tmp_path):
     one = dreamlib.import_set(tmp_path / "best.npz", format="rfad", normalised=STATISTICS)
     assert one.labels.tolist() == [0, 0, 1, 1, 2, 2] and one.soft_labels is None and one.num_classes == 3
     assert torch.equal(one.canvases, images[[1, 4, 2, 3, 0, 5]])
-    with pytest.raises(ValueError, match="RFAD and KIP whiten by another rule than this library"):
+    with pytest.raises(ValueError, match="RFAD and KIP whiten differently from this library"):
         dreamlib.import_set(tmp_path / "best.npz", format="kip", normalised="zca", zca_epsilon=0.1)
 
 
@@ -225,7 +225,7 @@ def test_a_folder_of_pictures_is_read_by_class_name_or_number(tmp_path):
 def test_pictures_of_other_kinds_are_named(tmp_path):
     pictures(tmp_path / "a", ["0", "1"])
     (tmp_path / "a" / "1" / "notes.txt").write_text("")
-    with pytest.raises(ValueError, match=r"notes\.txt is none of \.png"):
+    with pytest.raises(ValueError, match=r"notes\.txt does not end in \.png"):
         dreamlib.import_set(tmp_path / "a")
     (tmp_path / "a" / "1" / "notes.txt").unlink()
     deep = Image.fromarray(np.full((8, 8), 40_000, np.uint16))
@@ -271,9 +271,9 @@ def test_statistics_by_name_are_those_of_the_literature_and_of_the_pixels(tmp_pa
         ({"num_classes": 2, "normalised": "zca"}, r"normalised='zca' and zca_epsilon belong together"),
         ({"num_classes": 2, "normalised": STATISTICS, "zca_epsilon": 0.1}, "zca_epsilon belong together"),
         ({"num_classes": 2, "normalised": "zca", "zca_epsilon": 0}, "zca_epsilon = 0 must be above 0"),
-        ({"normalised": STATISTICS}, "does not say how many classes there are: give num_classes, or data"),
+        ({"normalised": STATISTICS}, "does not specify the number of classes: give num_classes, or data"),
         ({"num_classes": 1, "normalised": STATISTICS}, r"labels must lie in \[0, 1\)"),
-        ({"num_classes": 2, "normalised": ((0.5,), (0.5,))}, "mean must be one number for each of 3 channels"),
+        ({"num_classes": 2, "normalised": ((0.5,), (0.5,))}, r"mean must be one number per channel \(3\)"),
         ({"num_classes": 2, "normalised": STATISTICS, "labels": "logits"}, "must be class numbers"),
         ({"num_classes": 2, "normalised": STATISTICS, "factor": 9}, "factor = 9 must lie between 1 and"),
         ({"num_classes": 2, "normalised": STATISTICS, "factor": 3}, "factor = 3 does not divide the side of the 8×8"),
@@ -281,7 +281,7 @@ def test_statistics_by_name_are_those_of_the_literature_and_of_the_pixels(tmp_pa
         ({"data": "cifar10", "normalised": "literature"}, r"are \(8, 8\) pixels, those of cifar10 32"),
         ({"data": "cifar", "normalised": "literature"}, "did you mean 'cifar10'"),
         ({"format": "dsc"}, "unknown format 'dsc': did you mean 'dc'"),
-        ({"format": "dc", "num_classes": 2}, "is no file of DC"),
+        ({"format": "dc", "num_classes": 2}, "is not a file of DC"),
     ],
 )  # fmt: skip
 def test_what_is_missing_or_does_not_fit_is_named_in_one_line(tmp_path, given, message):
@@ -318,7 +318,7 @@ def test_probabilities_and_one_hot_labels_are_known_by_themselves(tmp_path):
         assert (one.soft_labels is None) if stored is None else torch.equal(one.soft_labels, stored)
     kept = dreamlib.import_set(path, normalised=STATISTICS, labels="classes")
     assert kept.soft_labels is None
-    with pytest.raises(ValueError, match="of logits store the softmax"):
+    with pytest.raises(ValueError, match=r"for logits, store logits\.softmax"):
         dreamlib.import_set(path, normalised=STATISTICS, labels="probabilities")
 
 
@@ -346,7 +346,7 @@ def test_a_hostile_pickle_runs_nothing_and_what_it_calls_for_is_named(tmp_path, 
     else:
         saved(path, content, _use_new_zipfile_serialization=kind != "legacy")
     for format in (None, "dc", "idc"):
-        with pytest.raises(ValueError, match=r"res\.pt (holds more than tensors.* it calls for \w+\.system; nothing)"):
+        with pytest.raises(ValueError, match=r"res\.pt (holds more than tensors.* it refers to \w+\.system; nothing)"):
             dreamlib.import_set(path, format=format, num_classes=2, factor=1, normalised=STATISTICS)
     assert not touched.exists()
     pickle.loads(pickle.dumps(hostile))  # the file is dangerous to who unpickles it
@@ -393,7 +393,7 @@ def test_a_missing_file_and_an_unknown_ending_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no file or folder .*a\.pt; check the path"):
         dreamlib.import_set(tmp_path / "a.pt")
     (tmp_path / "a.mat").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"a\.mat has no known ending; give format, one of dc"):
+    with pytest.raises(ValueError, match=r"a\.mat has no known suffix; give format, one of dc"):
         dreamlib.import_set(tmp_path / "a.mat")
 
 

@@ -31,15 +31,16 @@ def test_the_transform_and_its_inverse_are_scipys():
     np.testing.assert_allclose(frequency.inverse_dct(torch.tensor(expected)).numpy(), theirs, atol=1e-12)
 
 
-def test_the_strongest_frequencies_are_those_with_the_largest_mean_square():
+def test_the_strongest_frequencies_are_those_with_the_largest_mean_square(monkeypatch):
+    monkeypatch.setattr(frequency, "TRANSFORM_BATCH", 3)
     x = images()
     energy = (scipy.fft.dctn(x.numpy(), axes=(2, 3), norm="ortho") ** 2).sum((0, 1)).ravel()
-    assert frequency.strongest(x, 7, batch=3).tolist() == sorted(np.argsort(-energy)[:7].tolist())
+    assert frequency.strongest_frequencies(x, 7).tolist() == sorted(np.argsort(-energy)[:7].tolist())
 
 
 def test_an_image_of_the_kept_frequencies_comes_back_whole_and_others_as_their_nearest():
     x = images() / 4 + 0.4
-    kept = frequency.strongest(x, 15)
+    kept = frequency.strongest_frequencies(x, 15)
     back = frequency.unpack(frequency.pack(x, kept, 2), kept, 2)
     spectrum = scipy.fft.dctn(x.numpy(), axes=(2, 3), norm="ortho").reshape(8, 2, 60)
     spectrum[:, :, np.setdiff1d(np.arange(60), kept.numpy())] = 0
@@ -136,7 +137,7 @@ def test_a_file_of_coefficients_without_its_frequencies_is_not_whole(tmp_path):
 
 def test_what_cannot_be_kept_is_refused():
     with pytest.raises(ValueError, match="factor 9 leaves no frequency of a 8×8 image"):
-        frequency.affordable(4, 9, (1, 8, 8))
+        frequency.max_frequencies(4, 9, (1, 8, 8))
     with pytest.raises(ValueError, match="rule is 'single'"):
         SyntheticSet(torch.zeros(2, 1, 4, 4), torch.arange(2), 2, frequencies=torch.arange(3))
     with pytest.raises(ValueError, match=r"decode = dct decodes to pixels in .*: set bounded: true, or decode: single"):

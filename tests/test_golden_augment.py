@@ -225,7 +225,7 @@ def recorded(kind, what):
 def test_recorded_strengths_lie_in_the_ranges_that_ours_are_drawn_from(kind, side):
     augmentation = Augmentation.parse(ALL)
     # The ends of our ranges, from the smallest and the largest uniform number.
-    least, most = (augmentation.of_uniform(torch.full((1, 11), u, dtype=torch.float64), (3, side, side)).values
+    least, most = (augmentation.from_uniform(torch.full((1, 11), u, dtype=torch.float64), (3, side, side)).values
                    for u in (0.0, 1 - 2**-53))  # fmt: skip
     for column, name in enumerate(("brightness_added", "saturation_factor", "contrast_factor")):
         numbers = recorded(kind, name)

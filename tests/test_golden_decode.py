@@ -4,7 +4,7 @@ import pytest
 import torch
 from golden_numbers import assert_near, golden
 
-from dreamlib.synthetic import synthetic_set as synthetic
+from dreamlib.synthetic import decode as decoding
 from dreamlib.synthetic.decode import decode, formation
 from dreamlib.synthetic.synthetic_set import SyntheticSet
 
@@ -64,7 +64,7 @@ def test_a_side_the_factor_does_not_divide_is_padded_with_a_half():
     ("name", "factor", "bound"), [("1x28x28.ipc5.f3.bound24", 3, 24), ("1x32x32.ipc3.f2.bound8", 2, 8)]
 )
 def test_the_bounded_rule_cuts_the_first_canvases_finest(name, factor, bound, monkeypatch):
-    monkeypatch.setattr(synthetic, "formation", lambda ipc, factor, rule, *_: formation(ipc, factor, rule, bound))
+    monkeypatch.setattr(decoding, "BOUND", bound)
     numbers = golden("decode", f"bound.{name}.")
     canvases = numbers["canvases"]
     distilled = SyntheticSet(canvases, torch.zeros(len(canvases), dtype=torch.long), 1, factor, "bound")
@@ -78,8 +78,9 @@ def test_the_bounded_rule_cuts_the_first_canvases_finest(name, factor, bound, mo
 @pytest.mark.parametrize(
     ("ipc", "factor", "bound", "decoded", "by_three", "by_two", "whole"), golden("decode")["bound.counts"].tolist()
 )
-def test_the_bounded_rule_counts_as_released(ipc, factor, bound, decoded, by_three, by_two, whole):
-    factors = formation(ipc, factor, "bound", bound)
+def test_the_bounded_rule_counts_as_released(ipc, factor, bound, decoded, by_three, by_two, whole, monkeypatch):
+    monkeypatch.setattr(decoding, "BOUND", bound)
+    factors = formation(ipc, factor, "bound")
     assert [factors.count(f) for f in (3, 2, 1)] == [by_three, by_two, whole]
     assert sum(f * f for f in factors) == decoded
     assert len(factors) == ipc

@@ -116,13 +116,13 @@ def test_convnet_gives_the_recorded_numbers(recorded, our_convnet):
 
 def test_convnets_compiled_path_gives_the_recorded_numbers(recorded, our_convnet, monkeypatch):
     """The operations that torch.compile sees, run uncompiled in float64: the fast first block and pooling by a view."""
-    calls, normed = [], FirstConv2d.normed
+    calls, convolved_and_normed = [], FirstConv2d.convolved_and_normed
 
     def counted(conv, x, norm):
         calls.append(conv)
-        return normed(conv, x, norm)
+        return convolved_and_normed(conv, x, norm)
 
-    monkeypatch.setattr(FirstConv2d, "normed", counted)
+    monkeypatch.setattr(FirstConv2d, "convolved_and_normed", counted)
     network, parameters = our_convnet
     images = recorded["images"]
     with monkeypatch.context() as patched:

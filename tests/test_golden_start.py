@@ -5,6 +5,7 @@ import torch
 from golden_numbers import assert_near, golden, plain_info
 
 from dreamlib.data.types import LabeledImages
+from dreamlib.sampling import kmeans as clustering
 from dreamlib.sampling import representatives
 from dreamlib.sampling.kmeans import Clustering, kmeans, squared_distances
 from dreamlib.sampling.representatives import ReleasedSampler, cluster_class
@@ -18,8 +19,10 @@ TABLES = ("blobs", "loose")
 def from_given_centres(numbers, **options):
     """k-means of recorded features from recorded centres, an empty cluster left empty."""
     points, centres = numbers["features"].unsqueeze(0), numbers["start_centres"].unsqueeze(0)
-    options = {"max_iterations": 100, "tolerance": 0.0, "start": centres, "keep_empty": True, **options}
-    return kmeans(points, centres.shape[1], torch.Generator(), **options)
+    options = {"max_iterations": 100, "start": centres, "keep_empty": True, **options}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clustering, "TOLERANCE", 0.0)
+        return kmeans(points, centres.shape[1], torch.Generator(), **options)
 
 
 def of_one_class(features):

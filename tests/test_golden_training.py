@@ -9,7 +9,7 @@ from torch import nn
 from dreamlib._engine.compiled_network import CompiledNetwork, weights_of
 from dreamlib.training import cutmix as cutmix_module
 from dreamlib.training.cutmix import CutMixDraw, cutmix, draw_cutmix
-from dreamlib.training.schedules import decayed_lr, tenth_lr
+from dreamlib.training.schedules import idc_steps_lr, tenth_lr
 from dreamlib.training.trainer import Trainer, TrainSettings, fit
 
 # ---- learning rates -------------------------------------------------------------------------------------------------
@@ -17,7 +17,7 @@ from dreamlib.training.trainer import Trainer, TrainSettings, fit
 
 @pytest.mark.parametrize("epochs", [1000, 300, 150, 30])
 def test_idcs_rates(epochs):
-    result = torch.tensor([decayed_lr(0.01, epoch, epochs) for epoch in range(epochs)], dtype=torch.float64)
+    result = torch.tensor([idc_steps_lr(0.01, epoch, epochs) for epoch in range(epochs)], dtype=torch.float64)
     assert_near(result, golden("schedules")[f"idc.epochs{epochs}"], 1e-12)
 
 

@@ -75,7 +75,7 @@ def test_floats_from_zero_to_one_are_scaled_and_all_others_refused(saved):
     assert grey(saved("x.tif", values)).tolist() == [[0, 255, 128, 51]] * 4
     for worst in (255.0, -0.5, np.nan):
         values[2, 2] = worst
-        with pytest.raises(ValueError, match=r"float pixels must lie in \[0, 1\], got .*; divide them by their white"):
+        with pytest.raises(ValueError, match=r"float pixels must lie in \[0, 1\], got .*; divide by the white level"):
             decode(saved("y.tif", values), 4, 3)
 
 
@@ -83,7 +83,9 @@ def test_floats_from_zero_to_one_are_scaled_and_all_others_refused(saved):
 def test_integers_without_an_agreed_white_are_refused(tmp_path, dtype):
     rows = [np.array([0, 1, 70, 255], dtype).tobytes()] * 4
     path = tiff(tmp_path / "x.tif", 8 * np.dtype(dtype).itemsize, 1, rows, sample_format=2)
-    with pytest.raises(ValueError, match=r"32-bit or signed integer pixels have no agreed white; save .* 8 or 16 bits"):
+    with pytest.raises(
+        ValueError, match=r"32-bit or signed integer pixels have no defined white level; .* 8 or 16 bits"
+    ):
         decode(path, 4, 1)
 
 

@@ -125,11 +125,11 @@ def test_images_outside_the_class_folders_are_named(tmp_path, caplog):
     [
         (
             ["a/1.png", "b/2.png", "b/2.heic"],
-            r"not files with an image's suffix: b/2\.heic\. .* convert, move or remove",
+            r"unexpected entries: b/2\.heic\. .* convert, move or remove",
         ),
-        (["a/1.png", "a/more/2.png", "b/2.png"], "suffix: a/more"),  # beside images
-        (["a/x/1.png", "a/y/2.png", "b/2.png"], "suffix: a/x, a/y"),  # two to choose from
-        (["a/x/y/1.png", "b/2.png"], "suffix: a/x/y"),  # two levels too deep
+        (["a/1.png", "a/more/2.png", "b/2.png"], "entries: a/more"),  # beside images
+        (["a/x/1.png", "a/y/2.png", "b/2.png"], "entries: a/x, a/y"),  # two to choose from
+        (["a/x/y/1.png", "b/2.png"], "entries: a/x/y"),  # two levels too deep
         (["a/1.png", "b/2.png", *(f"b/{n:02}.npy" for n in range(13))], r"b/09\.npy and 3 more"),
         (
             ["train/a/1.png", "train/b/1.png"],
@@ -156,5 +156,5 @@ def test_any_other_layout_is_refused_in_one_line_that_says_what_to_do(tmp_path, 
 def test_a_link_to_nowhere_is_named(tmp_path):
     lay(tmp_path, "a/1.png", "b/1.png")
     (tmp_path / "b" / "2.png").symlink_to(tmp_path / "gone.png")
-    with pytest.raises(DataError, match=r"suffix: b/2\.png"):
+    with pytest.raises(DataError, match=r"entries: b/2\.png"):
         find_layout(tmp_path)

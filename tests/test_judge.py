@@ -16,12 +16,12 @@ from ruamel.yaml import YAML
 
 from dreamlib import evaluation
 from dreamlib.data import create, load_split
-from dreamlib.settings import OF_EVERY_PROTOCOL
+from dreamlib.settings import PROTOCOL_INDEPENDENT
 from dreamlib.synthetic.initial import fill, random_rows
 from dreamlib.synthetic.synthetic_set import SyntheticSet
 from pipeline.params import find_root, read_params
 from pipeline.report import judged
-from pipeline.report.judged import KEPT, KMEANS, RANDOM, THIS, augmentation_robust_score, label_robust_score
+from pipeline.report.judged import BEST_SET, KMEANS, RANDOM, THIS, augmentation_robust_score, label_robust_score
 from pipeline.studies import judge
 from pipeline.studies.judge import Judgement
 from pipeline.studies.judged_file import judging_project, own_protocol
@@ -34,7 +34,7 @@ def test_scores_by_hand():
     zero = (1 - 1 / math.e) / (math.e - 1 / math.e)
     assert label_robust_score(0.3, 0.3) == pytest.approx(zero)
     assert label_robust_score(1, -1) == pytest.approx(1) and label_robust_score(-1, 1) == 0
-    assert label_robust_score(0.2, 0.4, weight=1) == pytest.approx((math.exp(0.2) - 1 / math.e) / (math.e - 1 / math.e))
+    assert label_robust_score(0.2, 0.4) == pytest.approx((math.exp(-0.1) - 1 / math.e) / (math.e - 1 / math.e))
     assert augmentation_robust_score(0.1, -0.1) == pytest.approx(zero)
     assert augmentation_robust_score(0.4, 0.2) == label_robust_score(0.4, -0.2)
 
@@ -104,15 +104,19 @@ MISTAKES = [
     ({}, "missing.safetensors --data digits", "no file or folder .*missing.safetensors; check the path"),
     ({}, "mine.safetensors --data digitz", "did you mean 'digits'"),
     ({}, "mine.safetensors --data digits --protocol dcc", "unknown evaluation protocol 'dcc'"),
-    ({}, "mine.safetensors --data digits --protocol dd", "holds no such training; choose another"),
+    ({}, "mine.safetensors --data digits --protocol dd", "stores no such training; choose another"),
     ({}, "mine.safetensors --data digits --ipc 3", "stores 2 images per class, not 3; set IPC=2"),
     ({}, "mine.safetensors --data digits --networks 0", "give at least 1 network"),
-    ({}, "mine.safetensors --data digits --stored normalised=none", "says how it is stored; leave STORED out"),
+    (
+        {},
+        "mine.safetensors --data digits --stored normalised=none",
+        "specifies how it is stored; leave out STORED=",
+    ),
     ({}, "mine.safetensors --data mnist", "is a set of digits, not of mnist; set DATA=digits"),
     ({"info": {}}, "mine.safetensors --data mnist", r"\(1, 8, 8\), and mnist's are \(1, 28, 28\)"),
     ({"info": {}}, "mine.safetensors --data cifar100", "has 10 classes, and cifar100 has 100"),
     ({"info": {"classes": list("1023456789")}}, "mine.safetensors --data digits", "in that order"),
-    ({}, "dc.pt --data digits --protocol dc", "how its images are normalised.*options as STORED=key=value"),
+    ({}, "dc.pt --data digits --protocol dc", "how its images are normalised.*as key=value with STORED="),
     ({}, "dc.pt --data digits --stored normalized=none", "did you mean 'normalised'"),
     ({}, "dc.pt --data digits --stored zca_epsilon=small", "zca_epsilon of a stored set cannot be 'small'"),
     ({}, "dc.pt --data digits --stored normalised=literature", "several methods share the layout 'dc'"),
@@ -140,7 +144,7 @@ def test_a_judgement_of_digits_from_the_command_to_the_report(saved, root, capsy
     arguments = [saved("two images"), "--data", "digits", "--protocol", "dc", "--networks", "2", "--epochs", "12"]
     assert judge.main(arguments) == 0
     said = capsys.readouterr().out
-    assert said.startswith("A trial: not the protocols' epochs (301 by its own, 1000 by IDC's) and 2 networks")
+    assert said.startswith("A trial: not the protocols' epochs (301 under its own, 1000 under IDC's) and 2 networks")
     name = "two_images-dc-12-epochs"
     rows = pd.read_csv(root / "results" / "judged" / name / "accuracies.csv")
     summary = json.loads((root / "results" / "judged" / name / "judgement.json").read_text())
@@ -158,7 +162,8 @@ def test_a_judgement_of_digits_from_the_command_to_the_report(saved, root, capsy
     assert summary["scores"]["lrs"] is None and 0 < summary["scores"]["ars"] < 1
     report = nbformat.read(root / "reports" / "judged" / f"{name}.ipynb", 4)
     shown = json.dumps(report.cells)
-    assert "kmeans" in shown and "image/png" in shown and "hash of its content" in shown and KEPT not in summary["sets"]
+    assert "kmeans" in shown and "image/png" in shown and "hash of its content" in shown
+    assert BEST_SET not in summary["sets"]
 
 
 def test_networks_trained_before_are_not_trained_again(saved, monkeypatch):
@@ -206,7 +211,7 @@ def test_one_network_has_no_spread():
         "makers": {"ConvNet": {"mean": 0.7, "std": 0.0, "networks": 1}},
     }  # fmt: skip
     said = judged.answer(rows, summary)
-    assert "**s reaches 75.0 % (n = 1) test accuracy on digits by IDC's protocol (9 epochs)**, beside random" in said
+    assert "reaches 75.0 % (n = 1) test accuracy on digits under IDC's protocol (9 epochs)**, compared with" in said
     assert "; accuracies of one network, without a spread, after the last epoch." in said and "±" not in said
     assert "70.0 % (n = 1) (ConvNet, 1 network)" in judged.makers_note(summary)
 
@@ -241,7 +246,7 @@ def test_our_best_sets_have_the_protocol_of_their_study(monkeypatch):
     monkeypatch.chdir(ROOT)
     best = Judgement.open("fashion_mnist", "fashion_mnist", ipc=10)
     recorded = read_params(ROOT, "best_ipc10").evaluation("ridge", 10)
-    assert best.protocol.model_dump(exclude=set(OF_EVERY_PROTOCOL)) == recorded.model_dump(
-        exclude=set(OF_EVERY_PROTOCOL)
+    assert best.protocol.model_dump(exclude=set(PROTOCOL_INDEPENDENT)) == recorded.model_dump(
+        exclude=set(PROTOCOL_INDEPENDENT)
     )
     assert best.name == "fashion_mnist-ipc10-ridge" and best.file == "results/best/fashion_mnist-ipc10.safetensors"

@@ -4,6 +4,7 @@ import pytest
 import torch
 from sklearn.cluster import KMeans
 
+from dreamlib.sampling import kmeans as clustering_module
 from dreamlib.sampling.kmeans import Clustering, _sums, kmeans, nearest_members, squared_distances
 
 
@@ -21,6 +22,12 @@ def random_starts(points, k, seed):
     return points.gather(1, rows.unsqueeze(-1).expand(-1, -1, points.shape[2]))
 
 
+@pytest.fixture
+def zero_tolerance(monkeypatch):
+    """Stop only when no point changes its cluster."""
+    monkeypatch.setattr(clustering_module, "TOLERANCE", 0.0)
+
+
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
@@ -31,12 +38,13 @@ def test_squared_distances_equal_a_loop():
     torch.testing.assert_close(squared_distances(a, b), torch.tensor(expected, dtype=torch.float64))
 
 
+@pytest.mark.usefixtures("zero_tolerance")
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(("batch", "n", "k", "dimensions", "spread"), [(1, 60, 4, 2, 0.1), (3, 80, 7, 5, 2.0)])
 def test_same_start_gives_scikit_learns_labels_and_inertia(seed, batch, n, k, dimensions, spread):
     points = blobs(batch, n, k, dimensions, seed, spread)
     start = random_starts(points, k, seed)
-    clustering = kmeans(points, k, generator(), max_iterations=300, tolerance=0.0, start=start)
+    clustering = kmeans(points, k, generator(), max_iterations=300, start=start)
     for b in range(batch):
         reference = KMeans(k, init=start[b].numpy(), n_init=1, max_iter=300, tol=0.0, algorithm="lloyd")
         reference.fit(points[b].numpy())
@@ -61,22 +69,24 @@ def test_sums_by_adding_equal_those_by_product_at_the_size_of_a_batch():
     torch.testing.assert_close(*ways, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.usefixtures("zero_tolerance")
 def test_batched_equals_one_by_one():
     points = blobs(5, 50, 6, 3, 7, spread=1.0)
     start = random_starts(points, 6, 7)
     # A problem that has converged stands still while others go on, so all are run to convergence.
-    together = kmeans(points, 6, generator(), max_iterations=200, tolerance=0.0, start=start)
+    together = kmeans(points, 6, generator(), max_iterations=200, start=start)
     for b in range(5):
-        alone = kmeans(points[b : b + 1], 6, generator(), max_iterations=200, tolerance=0.0, start=start[b : b + 1])
+        alone = kmeans(points[b : b + 1], 6, generator(), max_iterations=200, start=start[b : b + 1])
         assert torch.equal(together.assignment[b], alone.assignment[0])
         torch.testing.assert_close(together.centers[b], alone.centers[0])
         torch.testing.assert_close(together.inertia[b], alone.inertia[0])
 
 
+@pytest.mark.usefixtures("zero_tolerance")
 def test_inertia_never_rises_with_iterations():
     points = blobs(2, 100, 9, 4, 3, spread=2.0)
     start = random_starts(points, 9, 3)
-    runs = [kmeans(points, 9, generator(), max_iterations=i, tolerance=0.0, start=start) for i in range(1, 15)]
+    runs = [kmeans(points, 9, generator(), max_iterations=i, start=start) for i in range(1, 15)]
     inertias = torch.stack([run.inertia for run in runs])
     assert bool((inertias.diff(dim=0) <= 1e-9).all())
     assert [run.iterations for run in runs[:3]] == [1, 2, 3]
@@ -116,7 +126,7 @@ def test_a_far_start_that_attracts_nobody_is_refilled_with_the_worst_placed_poin
 
 @pytest.mark.parametrize("k", [0, 5])
 def test_more_clusters_than_images_is_refused(k):
-    with pytest.raises(ValueError, match=rf"{k} clusters for 4 images: ask for at most 4"):
+    with pytest.raises(ValueError, match=rf"{k} clusters for 4 images: choose at most 4"):
         kmeans(torch.zeros(1, 4, 2), k, generator())
 
 

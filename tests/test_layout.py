@@ -43,10 +43,10 @@ def test_nothing_imports_a_notebook_a_test_or_a_benchmark():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_module_says_what_it_is(name):
-    said = ast.get_docstring(TREES[name])
-    assert said
-    assert said.splitlines()[0].endswith((".", ")", "``", ":"))
+def test_every_module_has_a_docstring(name):
+    docstring = ast.get_docstring(TREES[name])
+    assert docstring, "begin the module with a docstring that says what it holds"
+    assert docstring.splitlines()[0].endswith((".", ")", "``", ":"))
 
 
 def calls(tree):

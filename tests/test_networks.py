@@ -269,29 +269,31 @@ def test_a_convolution_normed_at_once_is_its_norm_with_all_gradients(channels, s
     conv, norm = first_and_norm(channels, padding)
     x = pixels(2, channels, size).double().requires_grad_(True)
     expected = F.group_norm(F.conv2d(x, conv.weight, conv.bias, padding=padding), 4, norm.weight, norm.bias)
-    torch.testing.assert_close(conv.normed(x, norm), expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(conv.convolved_and_normed(x, norm), expected, rtol=1e-10, atol=1e-10)
     upstream, leaves = torch.randn_like(expected), [x, conv.weight, norm.weight, norm.bias]
-    for a, b in zip(*(torch.autograd.grad(y, leaves, upstream) for y in (conv.normed(x, norm), expected)), strict=True):
+    results = conv.convolved_and_normed(x, norm), expected
+    for a, b in zip(*(torch.autograd.grad(y, leaves, upstream) for y in results), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
 def test_a_convolution_normed_at_once_is_differentiated_twice():
     conv, norm = first_and_norm(1, 1)
-    assert torch.autograd.gradgradcheck(lambda x: conv.normed(x, norm), pixels(2, 1, 4).double().requires_grad_())
+    x = pixels(2, 1, 4).double().requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda x: conv.convolved_and_normed(x, norm), x)
 
 
 def test_a_convolution_normed_at_once_keeps_faint_contrast_in_half_precision():
     conv, norm = first_and_norm(1, 1)
     x = (5 + 0.5 * pixels(4, 1, 16)).bfloat16()  # far from zero, as an image of one bright colour
     expected = norm(conv(x.double()))
-    result = conv.normed(x, norm)
+    result = conv.convolved_and_normed(x, norm)
     assert result.dtype == torch.bfloat16
     assert (result.double() - expected).square().mean().sqrt() < 4e-3 * expected.square().mean().sqrt()
 
 
 def test_an_image_of_one_colour_has_the_norms_bias():
     conv, norm = first_and_norm(1, 0)
-    result = conv.normed(torch.full((1, 1, 6, 6), 0.3).double(), norm)
+    result = conv.convolved_and_normed(torch.full((1, 1, 6, 6), 0.3).double(), norm)
     torch.testing.assert_close(result, norm.bias.view(1, 4, 1, 1).expand_as(result), rtol=1e-10, atol=1e-10)
 
 
@@ -308,9 +310,9 @@ def test_the_instance_norm_in_steps_is_the_group_norm(dtype, rng):
         norm.weight.copy_(torch.tensor([0.5, 1.0, -2.0]))
         norm.bias.copy_(torch.tensor([0.1, 0.0, 1.0]))
     x = torch.rand(4, 3, 5, 6, generator=rng(0), dtype=torch.float64).to(dtype)
-    expected, result = F.group_norm(x.double(), 3, norm.weight, norm.bias), norm.in_steps(x)
+    expected, result = F.group_norm(x.double(), 3, norm.weight, norm.bias), norm.elementwise(x)
     assert result.dtype == dtype
     close = {torch.float64: 1e-12, torch.bfloat16: 2e-2}[dtype]
     torch.testing.assert_close(result.double(), expected, rtol=close, atol=close)
     if dtype == torch.float64:  # matching differentiates it twice
-        assert torch.autograd.gradgradcheck(norm.in_steps, x[:2, :, :2].requires_grad_())
+        assert torch.autograd.gradgradcheck(norm.elementwise, x[:2, :, :2].requires_grad_())

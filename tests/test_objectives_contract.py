@@ -66,7 +66,7 @@ def losses_and_gradients(objective, state):
 
 
 def test_every_registered_objective_is_tested_here():
-    assert sorted(SMALL) == OBJECTIVES.names()
+    assert sorted(SMALL) == OBJECTIVES.names(), "add the small options of a new objective to SMALL"
 
 
 def test_an_objective_of_losses_alone_has_every_other_hook(toy_info, tiny):
@@ -83,7 +83,7 @@ def test_an_objective_of_losses_alone_has_every_other_hook(toy_info, tiny):
 def test_objectives_with_experts_or_labels_say_so(toy_info, tiny, experts, digits):
     info = toy_info(classes=10, name="digits")
     followed = objectives.make("trajectory", {"experts": str(experts)}).open_experts(tiny(info), info)
-    followed.check_whole(count=2, epochs=3)
+    followed.check_complete(count=2, epochs=3)
     unrolled = objectives.make("unrolled", {"learn_labels": True})
     assert unrolled.learns_labels and not unrolled.uses_sampler
     name, value = unrolled.sampler_option.removeprefix("options.").split(": ")

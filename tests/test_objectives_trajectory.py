@@ -118,13 +118,13 @@ def test_what_is_missing_or_wrong_is_named_with_the_remedy(by_hand, tmp_path, ti
         next(objective.losses(state))
     for folder, network, name, message in [
         (tmp_path / "nowhere", Linear(64, 3), "toy", "no expert trajectories .* `python -m pipeline.stages.experts`"),
-        (tmp_path / "experts", Linear(64, 3), "other", "have seen toy, not other"),
+        (tmp_path / "experts", Linear(64, 3), "other", "were trained on toy, not other"),
         (tmp_path / "experts", tiny(), "toy", "not the network in use"),
     ]:
         with pytest.raises(ExpertError, match=message):
             Experts.open(folder, network, toy_info(name=name))
     expert_path(tmp_path / "experts", 0).write_bytes(b"torn")
-    with pytest.raises(ExpertError, match="no whole expert trajectory"):
+    with pytest.raises(ExpertError, match="not a complete expert trajectory"):
         Experts.open(tmp_path / "experts", Linear(64, 3), toy_info())
     # A relative folder is the project's, wherever one stands in it.
     (tmp_path / "dvc.yaml").touch()
@@ -132,7 +132,7 @@ def test_what_is_missing_or_wrong_is_named_with_the_remedy(by_hand, tmp_path, ti
     monkeypatch.chdir(tmp_path / "below")
     write_expert(tmp_path / "experts", torch.zeros(3, 3, 64, dtype=torch.float64))
     inside = objectives.make("trajectory", TWO_STEPS | {"experts": "experts"})
-    assert inside._ends(state)[0]["weight"].shape == (3, 64)
+    assert inside._start_and_target(state)[0]["weight"].shape == (3, 64)
 
 
 def test_experts_follow_torch_sgd(tmp_path, toy_info, toy_data, global_generators_untouched):

@@ -61,7 +61,7 @@ def test_no_stage_watches_what_dvc_sees_or_cannot_see(tmp_path, caplog):
     watch_images(root / "data" / "folder", root / "data", root)  # the folder that every stage depends on
     assert caplog.messages == []
     watch_images(root / "images", tmp_path / "data", root)
-    assert "lies outside of the project: run `make data` after every change" in caplog.messages[0]
+    assert "is outside the project: run `make data` after every change" in caplog.messages[0]
     assert not list(tmp_path.rglob("dvc.yaml"))
 
 

@@ -68,7 +68,7 @@ def reader(folder, tree):
             put(changed, path, value)
         with open(folder / "params.yaml", "w", encoding="utf-8") as file:
             YAML(typ="safe", pure=True).dump(changed, file)
-        return read_params(folder, more=check_names)
+        return read_params(folder, extra_check=check_names)
 
     return read
 
@@ -143,7 +143,7 @@ def test_an_unknown_key_is_named_with_its_nearest_match(reading, path, value, ne
         (f"{QUICK}.real_batch", 1.5, "integer.*got"),
         (f"{QUICK}.inner_iterations", "many", "integer.*'many'"),
         ("ipc", [0], "greater than or equal to 1, got 0"),
-        ("ipc", [], "at least 1"),
+        ("ipc", [], "at least one"),
         ("ipc", "ten", "list.*'ten'"),
         ("seeds", [-1], "greater than or equal to 0, got -1"),
         ("compute.threads", -2, "greater than or equal to 0, got -2"),
@@ -204,13 +204,13 @@ def test_a_value_where_a_section_belongs_and_the_reverse(reading, path, value):
 
 
 LISTS = [
-    ({key: value}, f"{key}: a list belongs here, each item on a line of its own after `- `, got {value!r}")
+    ({key: value}, f"{key}: expected a list, one item per line after `- `, got {value!r}")
     for key, value in (("seeds", 0), ("methods", "dream"), ("ipc", 10), ("ipc", None), ("ipc", {1: 10}))
 ]
 # Numbers that YAML, and with it DVC, reads as others than meant: 1e1 is 10.0
 NUMBERS = [({key: [value]}, f"{key}.0: Input should be a valid integer, got {value!r}")
            for key, value in (("ipc", 10.0), ("ipc", 1.5), ("ipc", True), ("ipc", "10"), ("seeds", 0.0))]  # fmt: skip
-RENAME = "files and stages carry the name: rename it to letters, digits, _ and -, a letter first"
+RENAME = "the name is used in files and stages: begin with a letter and use letters, digits, _ and - only"
 # What YAML makes of 1e3, null and a date is no text; the other names do not survive DVC's interpolation or a shell.
 NAMES = [({"methods": [name]}, f"methods.0: {RENAME}, got {name!r}")
          for name in (1000.0, 12, None, True, datetime.date(2026, 1, 2), "my.dream", "my dream", "my/dream", "a@b", "",
@@ -238,7 +238,7 @@ def test_names_that_old_yaml_took_for_others_are_text(tmp_path):
 def test_floats_may_be_written_in_every_way(tmp_path, number):
     own = f"image_lr: {number}, learned_lr: {{1: {number}}}, options: {{feature_weight: {number}}}"
     (tmp_path / "params.yaml").write_text(SMALL.replace("{init: kmeans,", f"{{{own}, init: kmeans,"))
-    how = read_params(tmp_path, more=check_names).distillation("dream", 1)
+    how = read_params(tmp_path, extra_check=check_names).distillation("dream", 1)
     assert (how.image_lr, how.learned_lr, float(how.options["feature_weight"])) == (1e-4, 1e-4, 1e-4)
 
 
@@ -296,7 +296,11 @@ def test_the_file_that_a_value_stands_in_is_named(reading, tmp_path):
     )
     studies.write_text("studies: {a: {budgets: {quick: {distillation: {factor: 1}}}, network: {options: {widht: 3}}}}")
     assert refused(lambda: read_params(tmp_path, "a", check_names)).startswith(
-        "studies/params.yaml: studies.a.network.options.widht: unknown option of network 'convnet'"
+        "studies/params.yaml: studies.a.network.options.widht: unknown option 'widht' of network 'convnet'"
+    )
+    methods.write_text("method: {idc: {objective: gradient, options: {distance: l3}}}")
+    assert refused(lambda: read_params(tmp_path, extra_check=check_names)).startswith(
+        "methods.yaml: method.idc.options.distance: unknown distance 'l3' of objective 'gradient': "
     )
     methods.write_text("method: {idc: {interval: 0}}")
     assert refused(lambda: read_params(tmp_path)).startswith("methods.yaml: method.idc.interval: Input should be great")
@@ -556,11 +560,14 @@ def test_a_mistake_in_the_experts_shows_before_any_stage(reading):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("studies:", "studies/params.yaml: studies: keys and values belong here, got None"),
-        ("studies: {}", "studies/params.yaml: studies: at least 1 entry belongs here, got {}"),
-        ("studies:\n  a:", "studies/params.yaml: studies.a: keys and values belong here, got None"),
+        ("studies:", "studies/params.yaml: studies: expected a mapping, such as `{key: value}`, got None"),
+        ("studies: {}", "studies/params.yaml: studies: expected at least one entry, got {}"),
+        ("studies:\n  a:", "studies/params.yaml: studies.a: expected a mapping, such as `{key: value}`, got None"),
         ("studies: {a: {}}\nclaim: {}", "studies/params.yaml: claim: unknown key 'claim': did you mean 'claims'?"),
-        ("studies: {a/b: {}}", "studies/params.yaml: studies.a/b: files and stages carry the name: rename it"),
+        (
+            "studies: {a/b: {}}",
+            "studies/params.yaml: studies.a/b: the name is used in files and stages: begin with a letter",
+        ),
     ],
 )
 def test_a_study_without_content(tmp_path, reading, text, said):

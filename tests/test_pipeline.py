@@ -301,7 +301,7 @@ def test_a_stage_declares_the_sections_it_reads(project, stage, monkeypatch):
     noted_methods = set()
     monkeypatch.setattr(Params, "__getattribute__", noting_field)
     monkeypatch.setattr(Params, "_layers", noting_layers)
-    monkeypatch.setattr(Project, "require", lambda *_: None)  # the coordinates of the matrix are not parameters of it
+    monkeypatch.setattr(Project, "require_listed", lambda *_: None)  # a matrix's coordinates are no parameters of it
     setting = Setting("dream", 1, 0)
     if stage == "clustering":
         run_clustering(opened, 1, 0)
@@ -357,7 +357,7 @@ MISTAKES = [
     (lambda p: p["budgets"]["quick"]["distillation"].update(image_lrr=1.0), "did you mean 'image_lr'"),
     (lambda p: p["budgets"]["quick"]["distillation"].update(factor=5), "choose factor ≤ 4"),
     (lambda p: p.update(ipc=[1, 500]), "choose ipc ≤"),
-    (lambda p: p["budgets"]["quick"]["clustering"].update(pool=3), "raise the pool to 4, or 0"),
+    (lambda p: p["budgets"]["quick"]["clustering"].update(pool=3), "raise the pool to 4, or set 0"),
     (
         lambda p: p["budgets"]["quick"]["clustering"].update(pool={1: 40}),
         "pool: give one value, which holds for every ipc",
@@ -376,7 +376,7 @@ MISTAKES = [
     ),
     (
         lambda p: p["method"].update({"my/dream": {}}) or p.update(methods=["my/dream"]),
-        "methods.0: files and stages carry the name: rename it",
+        "methods.0: the name is used in files and stages: begin with a letter",
     ),
     (lambda p: p["budgets"]["quick"]["network"].update(name="mlp", options={}), "set options.layers: conv_linear"),
     (lambda p: listed(p, "dd", sampler="representative"), "or options.real_batch: 0, which takes its batches"),
@@ -466,7 +466,7 @@ def test_an_interruption_is_one_line_and_the_shells_status(project, capsys, monk
     monkeypatch.chdir(project)
     monkeypatch.setattr(launcher, "run", run)
     assert launcher.main(["notebooks/02_distillation.ipynb", "out.ipynb"]) == 130
-    assert capsys.readouterr().err == "interrupted: the same command goes on from the last checkpoint\n"
+    assert capsys.readouterr().err == "interrupted: run the same command again to continue from the last checkpoint\n"
 
 
 def test_a_stage_refused_for_its_parameters_loses_no_output(edited):
@@ -509,7 +509,7 @@ def test_a_disk_that_fills_up_during_a_stage_leaves_the_old_files_whole(project,
 
     opened = Project.open(project)
     monkeypatch.setattr(files.os, "fsync", full)
-    with pytest.raises(OSError, match="No space left on device; what was there is unchanged"):
+    with pytest.raises(OSError, match="No space left on device; existing files are unchanged"):
         STAGE_RUNS[stage](opened)
     assert outputs_of(project) == before and "results/sets/dream-ipc1-seed0.safetensors" in before
 

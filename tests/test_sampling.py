@@ -12,7 +12,7 @@ from dreamlib.data.types import LabeledImages
 from dreamlib.sampling import representatives
 from dreamlib.sampling.ablations import BoundarySampler, CenterSampler
 from dreamlib.sampling.kmeans import kmeans
-from dreamlib.sampling.real_batches import SAMPLERS, EndlessPass, KeptSampler, RandomSampler
+from dreamlib.sampling.real_batches import SAMPLERS, EndlessPass, IntervalSampler, RandomSampler
 from dreamlib.sampling.representatives import ReleasedSampler, RepresentativeSampler
 
 
@@ -112,11 +112,10 @@ def test_random_batches_are_passes_over_each_class_in_orders_of_its_own(toy_data
     assert places[0] != places[1]
 
 
-@pytest.mark.parametrize("name", [name for name in SAMPLERS.names() if issubclass(SAMPLERS[name], KeptSampler)])
+@pytest.mark.parametrize("name", [name for name in SAMPLERS.names() if issubclass(SAMPLERS[name], IntervalSampler)])
 def test_classes_chosen_for_side_by_side_get_the_same_rows(name, toy_data, threads_restored):
     """One at a time the first time, which compiles, and then two: there each waits until another one has begun."""
     torch.set_num_threads(2)
-    asks = "predict" if name == "boundary" else "embed"
     inside, most, met = 0, [], threading.Barrier(2, timeout=30)
 
     def together(function):
@@ -139,7 +138,7 @@ def test_classes_chosen_for_side_by_side_get_the_same_rows(name, toy_data, threa
     for iteration in (0, 10, 20):
         settings = {"embed": drift(iteration), "predict": guesses}
         expected = batches(alone, iteration, **settings)
-        result = batches(beside, iteration, **settings | {asks: together(settings[asks])})
+        result = batches(beside, iteration, **{key: together(function) for key, function in settings.items()})
         assert all(map(torch.equal, result, expected))
         assert (max(most) == 1) == (iteration == 0)
 
@@ -171,7 +170,7 @@ def test_boundary_takes_the_images_most_taken_for_another_class_by_hand():
 
 
 def test_boundary_without_predictions_says_what_it_needs(toy_data):
-    with pytest.raises(ValueError, match="give prepare"):
+    with pytest.raises(ValueError, match="pass a predict function"):
         BoundarySampler(toy_data(), 4, seed=0).prepare(0, pixels)
 
 
@@ -356,5 +355,5 @@ def test_some_classes_may_be_left_to_others(toy_data):
     some.prepare(0, pixels)
     every.prepare(0, pixels)
     assert all(torch.equal(some.rows(c, 0), every.rows(c, 0)) for c in (0, 2))
-    with pytest.raises(RuntimeError, match="among those chosen for"):
+    with pytest.raises(RuntimeError, match="include this class"):
         some.rows(1, 0)

@@ -71,5 +71,5 @@ def test_herding_keeps_the_mean_better_than_chance(toy_data, rng):
 
 
 def test_more_images_than_a_class_has_are_refused(toy_data, toy_info):
-    with pytest.raises(ValueError, match="cannot select 13 of 12 images of a class; ask for at most as many"):
+    with pytest.raises(ValueError, match="cannot select 13 of 12 images of a class; select at most as many"):
         KCenter().rows(state(toy_data(), toy_info(), 13))

@@ -318,9 +318,9 @@ def test_factors_are_shown_with_their_iterations(claims):
 
 def test_every_lever_is_set_beside_the_entry_it_changes_one_thing_of(claims):
     table = stage_claims.lever_table(claims)
-    assert table.loc["ridge", ["beside", "gain"]].tolist() == ["dream", "+2.0 points (+1.0 to +3.0)"]
-    assert table.loc["ridge_penalty", ["beside", "gain"]].tolist() == ["ridge", "+2.0 points (-1.0 to +4.0)"]
-    assert table.loc["dream", ["test accuracy (%)", "beside", "gain"]].tolist() == ["70.0 ± 0.0", "–", "–"]
+    assert table.loc["ridge", ["compared with", "gain"]].tolist() == ["dream", "+2.0 points (+1.0 to +3.0)"]
+    assert table.loc["ridge_penalty", ["compared with", "gain"]].tolist() == ["ridge", "+2.0 points (-1.0 to +4.0)"]
+    assert table.loc["dream", ["test accuracy (%)", "compared with", "gain"]].tolist() == ["70.0 ± 0.0", "–", "–"]
 
 
 def test_levers_differ_from_the_entries_beside_them_in_what_they_say():
@@ -339,12 +339,12 @@ def test_levers_differ_from_the_entries_beside_them_in_what_they_say():
 
 
 def test_pictures_show_what_was_picked():
-    picture = pd.DataFrame({"row": [5, 3, 8], "random": [1, 0, 1], "representative": [0, 1, 0]})
+    picture = pd.DataFrame({"row": range(20, 0, -1), "random": [0, 1] * 10, "representative": [1] + [0] * 19})
     picture["center"], picture["boundary"] = 1, 0
-    images = torch.arange(10.0).view(10, 1, 1, 1)
-    result = stage_claims.picked_images(picture, images, count=2)
+    images = torch.arange(21.0).view(21, 1, 1, 1)
+    result = stage_claims.picked_images(picture, images)
     assert {k: v.flatten().tolist() for k, v in result.items()} == {
-        "random": [5, 8], "representative": [3], "center": [5, 3], "boundary": [],
+        "random": [*range(19, 0, -2)], "representative": [20], "center": [*range(20, 4, -1)], "boundary": [],
     }  # fmt: skip
 
 
@@ -374,9 +374,9 @@ BY_IDC = {"accuracies": [0.808, 0.81, 0.812] * 2, "networks": 3, "seeds": 2}
 
 def test_the_record_lays_ours_by_idcs_protocol_beside_the_published(tmp_path, keep):
     root = tmp_path
-    assert "kept in results/best yet" in stage_best.record_sentence(root, "fashion_mnist")
+    assert "has no set of fashion_mnist yet" in stage_best.comparison_sentence(root, "fashion_mnist")
     keep(1, idc=BY_IDC)
-    table = stage_best.record_table(root, "fashion_mnist").loc[1].reset_index(drop=True)
+    table = stage_best.comparison_table(root, "fashion_mnist").loc[1].reset_index(drop=True)
     compared = table[table.evaluation != "own evaluation: ridge, 700 epochs"]
     figures = [float(text.split()[0]) for text in compared["test accuracy (%)"]]
     assert figures == sorted(figures, reverse=True), "best first, among all that compare"
@@ -398,13 +398,15 @@ def test_the_record_lays_ours_by_idcs_protocol_beside_the_published(tmp_path, ke
 def test_what_was_not_evaluated_by_idcs_protocol_is_said_to_be_so(tmp_path, keep):
     root = tmp_path
     keep(1)
-    assert "reach nothing yet: they were not evaluated by it." in stage_best.record_sentence(root, "fashion_mnist")
+    assert "reach nothing yet: they were not evaluated under it." in stage_best.comparison_sentence(
+        root, "fashion_mnist"
+    )
     keep(10, idc=BY_IDC, label_kind="soft")
-    table = stage_best.record_table(root, "fashion_mnist")
+    table = stage_best.comparison_table(root, "fashion_mnist")
     ours = table[table.method.str.startswith("here")]
     assert ours.evaluation.loc[10].tolist() == ["idc, 1000 epochs", "own evaluation: ridge, 700 epochs"]
     assert ours.method.loc[1] == "here: ridge" and set(ours.method.loc[10]) == {"here: ridge, soft labels"}
-    assert "reach ipc 10: 81.0 ± 0.2 %." in stage_best.record_sentence(root, "fashion_mnist")
+    assert "reach ipc 10: 81.0 ± 0.2 %." in stage_best.comparison_sentence(root, "fashion_mnist")
 
 
 def test_the_first_seeds_set_is_kept_and_evaluated_by_idcs_protocol(tmp_path, claims, monkeypatch):
@@ -448,7 +450,7 @@ def test_the_first_seeds_set_is_kept_and_evaluated_by_idcs_protocol(tmp_path, cl
     kept = load(tmp_path / "results" / "best" / f"{p.dataset}-ipc1.safetensors", normalise=False)
     assert torch.equal(kept.images, made[4].canvases)
     assert (tmp_path / "results" / "best" / f"{p.dataset}-ipc1.png").is_file()
-    with pytest.raises(ValueError, match="list it alone"):
+    with pytest.raises(ValueError, match="list only one"):
         stage_best.gather(replace(project, params=p.model_copy(update={"methods": ["dream", "idc"]})), 1)
 
 

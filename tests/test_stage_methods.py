@@ -89,7 +89,7 @@ def test_method_table_ranks_and_says_what_each_number_rests_on(project):
     assert list(table.index) == ["dream", "dc_dream", "dc", "random", "idc"]
     row = table.loc["dc"]
     assert row["test accuracy (%)"] == "62.0 ± 2.8" and row["distillation (s)"] == 15.0
-    assert (row["seeds"], row["networks a seed"], row["labels"], row["stored floats"]) == (2, 1, "hard", 7840)
+    assert (row["seeds"], row["networks per seed"], row["labels"], row["stored floats"]) == (2, 1, "hard", 7840)
     assert row["protocol"] == "idc, 9 epochs"
     assert pd.isna(table.loc["dream", "distillation (s)"])
 
@@ -115,7 +115,7 @@ def test_transfer_takes_the_first_seed_under_the_protocol_on_every_network(proje
 
 
 def test_methods_below_random_are_named(project):
-    assert stage_methods.not_above(summary(evaluations(project)), "random") == ["idc"]
+    assert stage_methods.methods_not_above(summary(evaluations(project)), "random") == ["idc"]
     assert "Not above them: `idc`" in stage_methods.verdict(project)
     assert "`dream` is best here: **70.0 ± 0.0 %**, then `dc_dream` with 65.5" in stage_methods.verdict(project)
 

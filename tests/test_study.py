@@ -229,7 +229,7 @@ def test_snapshots_are_read_for_a_curve_alone_and_before_any_training(evaluating
     assert len(done.accuracies) == 1 and points.empty
     trained = []
     monkeypatch.setattr("pipeline.stages.evaluation.evaluate", lambda *given, **named: trained.append(given))
-    with pytest.raises(FileNotFoundError, match="make it with `dvc repro distillation`"):
+    with pytest.raises(FileNotFoundError, match="run the stage that makes it"):
         run_evaluation(evaluating(epochs=1, curve_networks=1), RANDOM)
     assert not trained
 
@@ -293,15 +293,15 @@ def test_experts_that_are_not_all_there_are_not_followed(root, capsys):
     other = experts[1].read_bytes()
     experts[1].unlink()
     assert study.main(["small", "run", "mtt"]) == 1
-    assert "holds 1 experts of 1 epochs where params.yaml asks for 2 of 1" in capsys.readouterr().err
+    assert "holds 1 experts of 1 epochs; params.yaml specifies 2 of 1" in capsys.readouterr().err
     write(root, SMALL | {"budgets": {"small": SMALL["budgets"]["small"] | {"experts": {**EXPERTS, "lr": 0.02}}}})
     assert study.main(["small", "experts"]) == 0
     experts[1].write_bytes(other)
     assert study.main(["small", "run", "mtt"]) == 1
-    assert "made under different settings or data: run `python -m pipeline.stages.experts`" in capsys.readouterr().err
+    assert "made with different settings or data: run `python -m pipeline.stages.experts`" in capsys.readouterr().err
     experts[1].write_bytes(b"torn")
     assert study.main(["small", "run", "mtt"]) == 1
-    assert "no whole expert trajectory" in capsys.readouterr().err
+    assert "not a complete expert trajectory" in capsys.readouterr().err
     assert not (root / "results" / "small" / "mtt" / "sets").exists()
 
 
@@ -431,7 +431,7 @@ def test_all_does_clusters_and_every_method_and_keeps_what_is_small(root, monkey
         },
     }
     write(root, section)
-    monkeypatch.setattr(study, "KEPT_IPC", 1)
+    monkeypatch.setattr(study, "MAX_STORED_IPC", 1)
     assert study.main(["small", "all"]) == 0
     folder = root / "results" / "small" / "dream"
     assert [p.name for p in (folder / "sets").iterdir()] == ["dream-ipc1-seed0.safetensors"]
@@ -448,7 +448,7 @@ def test_all_does_clusters_and_every_method_and_keeps_what_is_small(root, monkey
 def test_a_study_of_one_method_keeps_its_set_however_large(root, monkeypatch):
     tiny = {"distillation": {"outer_iterations": 0}, "evaluation": {"repeats": 1, "epochs": 1, "curve_networks": 0}}
     write(root, SMALL | {"ipc": [2], "methods": ["random"], "seeds": [0, 1], "budgets": {"small": tiny}})
-    monkeypatch.setattr(study, "KEPT_IPC", 1)
+    monkeypatch.setattr(study, "MAX_STORED_IPC", 1)
     assert study.main(["small", "all"]) == 0
     kept = [p.name for p in (root / "results" / "small" / "random" / "sets").iterdir()]
     assert kept == ["random-ipc2-seed0.safetensors"]

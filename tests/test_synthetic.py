@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import dreamlib
+from dreamlib.synthetic import decode as decoding
 from dreamlib.synthetic.decode import decode, formation, tile
 from dreamlib.synthetic.synthetic_set import DecodedDataset, SyntheticSet
 
@@ -102,9 +103,10 @@ def bound_by_loop(ipc, factor, bound):
 
 @pytest.mark.parametrize("factor", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("bound", [10, 64, 128])
-def test_bound_formation_equals_the_rule_as_a_loop(factor, bound):
+def test_bound_formation_equals_the_rule_as_a_loop(factor, bound, monkeypatch):
+    monkeypatch.setattr(decoding, "BOUND", bound)
     for ipc in range(1, bound + 1):
-        got = formation(ipc, factor, "bound", bound)
+        got = formation(ipc, factor, "bound")
         assert got == bound_by_loop(ipc, factor, bound), ipc
         assert len(got) == ipc
         assert list(got) == sorted(got, reverse=True)
@@ -180,7 +182,7 @@ def test_a_copy_with_other_canvases_reads_no_labels_again():
     replace(moved, canvases=torch.empty(4, 2, 8, 8, device="meta"), rule="bound")
     assert replace(made, labels=torch.tensor([1, 1, 1, 0])).class_sizes == (1, 3)
     assert replace(made, num_classes=3).class_sizes == (2, 2, 0)
-    with pytest.raises(ValueError, match="of logits store the softmax"):
+    with pytest.raises(ValueError, match=r"for logits, store logits\.softmax"):
         replace(made, soft_labels=torch.randn(16, 2, generator=torch.Generator().manual_seed(0)))
 
 
@@ -191,8 +193,8 @@ def test_a_copy_with_other_canvases_reads_no_labels_again():
         ({"canvases": canvases(4).long()}, r"of floats; got torch\.int64"),
         ({"canvases": canvases(4)[:0], "labels": torch.arange(0)}, "at least one image"),
         ({"canvases": canvases(4).fill_(float("nan"))}, "512 of 512 numbers in canvases are infinite or not a"),
-        ({"labels": torch.tensor([0, 0, 1])}, r"one for each of the 4 canvases; got torch\.int64 \(3,\)"),
-        ({"labels": torch.tensor([0.0, 0, 1, 1])}, "probabilities belong into soft_labels"),
+        ({"labels": torch.tensor([0, 0, 1])}, r"one per canvas \(4\); got torch\.int64 \(3,\)"),
+        ({"labels": torch.tensor([0.0, 0, 1, 1])}, "probabilities belong in soft_labels"),
         ({"labels": torch.tensor([0, 0, 1, 2])}, r"labels must lie in \[0, 2\), the number of classes; got 0\.\.2"),
         ({"labels": torch.tensor([0, 0, 1, -1])}, r"got -1\.\.1"),
         ({"num_classes": 0}, "num_classes = 0 must be at least 1"),
@@ -201,14 +203,14 @@ def test_a_copy_with_other_canvases_reads_no_labels_again():
         ({"factor": 3, "info": INFO | {"bounded": False}}, "factor = 3 does not divide the side of the 8×8 canvases"),
         ({"rule": "bond"}, "decode must be one of"),
         ({"soft_labels": torch.full((4, 2), 0.5)}, r"must be floats \(16, 2\), .*got torch\.float32 \(4, 2\)"),
-        ({"soft_labels": torch.zeros(16, 2).long()}, r"one row for each decoded image; got torch\.int64"),
-        ({"soft_labels": torch.full((16, 2), 0.4)}, r"sums in \[0\.8, 0\.8\]; of logits store the softmax"),
+        ({"soft_labels": torch.zeros(16, 2).long()}, r"one row per decoded image; got torch\.int64"),
+        ({"soft_labels": torch.full((16, 2), 0.4)}, r"sums in \[0\.8, 0\.8\]; for logits, store logits\.softmax"),
         ({"soft_labels": torch.tensor([[1.5, -0.5]] * 16)}, r"got values in \[-0\.5, 1\.5\]"),
         ({"extras": {"lr": torch.tensor(float("inf"))}}, "1 of 1 numbers in lr are infinite"),
         ({"canvases": 3 * canvases(4), "info": INFO | {"bounded": True}}, r"pixels in \[0, 1\]; got \[0\.003708, 3\]"),
         ({"info": INFO | {"whitening": "pca"}}, "whitening must be 'none' or 'zca'; got 'pca'"),
         ({"info": INFO | {"whitening": "zca", "bounded": True}}, "whitened canvases have no bounds"),
-        ({"info": INFO | {"mean": [0.5]}}, "mean must be one number for each of 2 channels"),
+        ({"info": INFO | {"mean": [0.5]}}, r"mean must be one number per channel \(2\)"),
         ({"info": INFO | {"std": [0.5, 0.0]}}, "std must be above 0"),
         ({"rule": "dct", "frequencies": torch.arange(17)}, "17 frequencies of 4 images do not fit into 8×8 canvases"),
         ({"rule": "dct", "frequencies": torch.tensor([3, 64])}, r"positions below 64, H·W; got 3\.\.64"),

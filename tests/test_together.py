@@ -84,8 +84,9 @@ def test_an_augmentation_without_branches_is_the_one_with(op, rng):
     draw = augmentation.draw(12, (2, 9, 7), rng(1))
     active = torch.arange(12) % 3 != 0
     values, transform = draw.values[op], augment._OPS[op][1]
-    expected = augment._on_rows(x, active, values, transform)
-    torch.testing.assert_close(augment._everywhere(x, active, values, transform), expected, rtol=1e-12, atol=1e-12)
+    expected = augment._transform_active(x, active, values, transform)
+    result = augment._transform_all_and_select(x, active, values, transform)
+    torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-12)
     assert torch.equal(expected[::3], x[::3]) and not torch.equal(expected, x)
 
 
@@ -104,7 +105,7 @@ def test_the_recorded_training_step_is_the_step(digits, toy_info, tiny, monkeypa
     augmentation = augmentation_for(info, "flip_color_crop_cutout")
     settings = TrainSettings(32, augmentation=augmentation, cutmix=0.7)
     for recorded in (False, True):
-        monkeypatch.setattr(CompiledNetwork, "replays", recorded)
+        monkeypatch.setattr(CompiledNetwork, "uses_cuda_graphs", recorded)
         network = tiny(info, double=True)
         trainer = Trainer(network, info, settings, CompiledNetwork(network, Compute(dtype=torch.float64)))
         for step, size in enumerate((32, 32, 7, 1, 32)):
@@ -123,13 +124,13 @@ def test_steps_recorded_together_are_the_steps(digits, toy_info, tiny, monkeypat
     info, results = toy_info(classes=10, name="digits"), []
     settings = TrainSettings(16, momentum=momentum, augmentation=augmentation_for(info, "color_crop"), cutmix=cutmix)
     for recorded in (False, True):
-        monkeypatch.setattr(CompiledNetwork, "replays", recorded)
+        monkeypatch.setattr(CompiledNetwork, "uses_cuda_graphs", recorded)
         network, draws = tiny(info, double=True), rng(0)
         trainer = Trainer(network, info, settings, CompiledNetwork(network, Compute(dtype=torch.float64)))
         draw_rows = lambda draws=draws: torch.randint(300, (16,), generator=draws)  # noqa: E731
         for steps in (STEPS_RECORDED + 3, 2):  # more than one recording holds, then on from there
             trainer.train(digits.images.double(), digits.labels, draw_rows, steps, draws)
-            trainer.enter(1, 2, lambda lr, epoch, epochs: lr / 2)
+            trainer.start_epoch(1, 2, lambda lr, epoch, epochs: lr / 2)
         state = trainer.optimizer.state_dict()["state"]
         buffers = [state[i]["momentum_buffer"] for i in sorted(state) if momentum]
         results.append((list(weights_of(network).values()) + buffers, draws.get_state()))
@@ -139,12 +140,12 @@ def test_steps_recorded_together_are_the_steps(digits, toy_info, tiny, monkeypat
 
 @pytest.mark.parametrize("start", ["random", "k-means++"])
 @pytest.mark.parametrize(("most", "tolerance"), [(1, 1e-4), (3, 1e-4), (50, 1e-4), (50, 0.5)])
-def test_k_means_without_waiting_is_k_means(most, tolerance, start, rng):
+def test_k_means_without_waiting_is_k_means(most, tolerance, start, rng, monkeypatch):
+    monkeypatch.setattr(kmeans, "TOLERANCE", tolerance)
     points = torch.rand(4, 60, 5, generator=rng(0), dtype=torch.float64) + 3
     steps = partial(kmeans.lloyd_steps, most=most)
     expected, result = (
-        kmeans.kmeans(points, 6, rng(1), max_iterations=most, tolerance=tolerance, start=start, lloyd=lloyd)
-        for lloyd in (None, steps)
+        kmeans.kmeans(points, 6, rng(1), max_iterations=most, start=start, lloyd=lloyd) for lloyd in (None, steps)
     )
     assert result.iterations == expected.iterations <= most
     assert torch.equal(result.assignment, expected.assignment)
@@ -229,12 +230,12 @@ def distiller(digits, toy_info, strategy=None, **settings):
 @pytest.fixture
 def recorded(monkeypatch):
     """As on a GPU, with all that is recorded there: called as it is here."""
-    monkeypatch.setattr(CompiledNetwork, "replays", True)
+    monkeypatch.setattr(CompiledNetwork, "uses_cuda_graphs", True)
 
 
 def test_a_run_that_reads_its_losses_late_is_the_same_run(digits, toy_info, monkeypatch):
     at_once = distiller(digits, toy_info).run()
-    monkeypatch.setattr(CompiledNetwork, "replays", True)
+    monkeypatch.setattr(CompiledNetwork, "uses_cuda_graphs", True)
     late = distiller(digits, toy_info, RunAhead).run()
     assert [row[0] for row in late.history] == [row[0] for row in at_once.history] == list(range(6))
     assert [row[1] for row in late.history] == pytest.approx([row[1] for row in at_once.history], rel=1e-3)
@@ -363,9 +364,9 @@ def test_recorded_training_follows_the_plain_one(digits, toy_info, tiny, full_fl
     for compute in (on_gpu(), on_gpu(compile=False)):
         network = compute.place(tiny(info))
         trainer, data = Trainer(network, info, settings, CompiledNetwork(network, compute)), digits.to("cuda")
-        assert trainer.kernels.replays == compute.compile
+        assert trainer.kernels.uses_cuda_graphs == compute.compile
         for epoch, steps in enumerate((STEPS_RECORDED + 3, 1, 8)):  # the rate changes between recordings and replays
-            trainer.enter(epoch, 3, lambda lr, epoch, epochs: lr / (epoch + 1))
+            trainer.start_epoch(epoch, 3, lambda lr, epoch, epochs: lr / (epoch + 1))
             draws = rng().manual_seed(epoch)
             draw_rows = lambda draws=draws: torch.randint(len(digits.labels), (32,), generator=draws)  # noqa: E731
             trainer.train(data.images, data.labels, draw_rows, steps, draws)

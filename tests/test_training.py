@@ -16,7 +16,7 @@ from dreamlib.training import trainer as trainer_module
 from dreamlib.training.augment import Augmentation, augmentation_for
 from dreamlib.training.cutmix import cutmix
 from dreamlib.training.features import accuracy, embed, fit_last_layer, last_linear, predict
-from dreamlib.training.schedules import decayed_lr
+from dreamlib.training.schedules import idc_steps_lr
 from dreamlib.training.trainer import Trainer, TrainSettings, fit, train_on_real
 
 PLAIN = TrainSettings(batch=8, lr=0.05, momentum=0.9, weight_decay=5e-4)
@@ -41,7 +41,7 @@ def toys(toy_info, toy_data, tiny):
     ("epochs", "first", "second"), [(1000, 666, 833), (300, 200, 250), (100, 66, 83), (10, 6, 8), (6, 4, 5)]
 )
 def test_rates_of_idcs_schedule_by_hand(epochs, first, second):
-    rates = [decayed_lr(0.01, epoch, epochs) for epoch in range(epochs)]
+    rates = [idc_steps_lr(0.01, epoch, epochs) for epoch in range(epochs)]
     expected = [0.01] * first + [0.002] * (second - first) + [0.0004] * (epochs - second)
     assert rates == pytest.approx(expected)
 
@@ -51,7 +51,7 @@ def test_the_schedule_is_torchs_multi_step(epochs):
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.01)
     reference = MultiStepLR(optimizer, milestones=[2 * epochs // 3, 5 * epochs // 6], gamma=0.2)
     for epoch in range(epochs):
-        assert decayed_lr(0.01, epoch, epochs) == pytest.approx(optimizer.param_groups[0]["lr"])
+        assert idc_steps_lr(0.01, epoch, epochs) == pytest.approx(optimizer.param_groups[0]["lr"])
         optimizer.step()
         reference.step()
 
@@ -339,7 +339,7 @@ def test_pooled_features_are_the_mean_over_places_of_the_last_blocks_output(toys
 
 def test_pooling_of_half_precision_features_sums_in_float32():
     features = torch.tensor([[256.0] + [1.0] * 15]).bfloat16()  # in bfloat16 256 + 1 is 256
-    assert features_module.pooled_over_space(features, 1).item() == pytest.approx((256 + 15) / 16)
+    assert features_module.averaged_over_space(features, 1).item() == pytest.approx((256 + 15) / 16)
 
 
 def test_a_network_without_places_to_average_over_is_refused(toy_info, toy_data):

@@ -230,7 +230,7 @@ def test_a_teacher_labels_whitened_images_as_one_who_saw_them(project, monkeypat
     run_clustering(project, 1, 0)
     run_distillation(project, setting)
     stored, rows = read_set(project, setting), representatives(project, setting, 1).flatten()
-    own = project.zca.apply(project.split("train").images[rows])
+    own = project.zca_with(whitening.EPSILON).apply(project.split("train").images[rows])
     torch.testing.assert_close(stored.canvases, own, rtol=0, atol=1e-6)
     right = stored.soft_labels.argmax(1) == stored.labels
     assert right.float().mean() >= 0.8, "a teacher of other images than these would be guessing"
@@ -243,14 +243,14 @@ def test_validation_and_test_images_play_no_part_in_the_statistics(project):
     expected = np.cov(train.images.flatten(1).double().numpy(), rowvar=False)
     variances, directions = np.linalg.eigh(expected)
     matrix = directions @ np.diag(1 / np.sqrt(variances + 0.1)) @ directions.T
-    np.testing.assert_allclose(project.zca.matrix, matrix, atol=1e-9)
+    np.testing.assert_allclose(project.zca_with(whitening.EPSILON).matrix, matrix, atol=1e-9)
 
 
 def test_a_sets_own_epsilon_whitens_the_real_images_beside_it(project):
     images, train = project.split("validation").subset(torch.arange(5)), project.split("train").images
     about = {"bounded": False, "mean": [0.0], "std": [1.0], "whitening": "zca", "zca_epsilon": 0.5}
     stored = SyntheticSet(images.images[:3], torch.arange(3), 3, info=about)
-    against, info = project.seen_with(images, stored)
+    against, info = project.images_in_units_of(images, stored)
     pca = PCA(svd_solver="full").fit(train.flatten(1).double().numpy())
     scaled = pca.transform(images.images.flatten(1).double().numpy()) / np.sqrt(pca.explained_variance_ + 0.5)
     expected = torch.from_numpy(scaled @ pca.components_).float().view(images.images.shape)
@@ -263,8 +263,8 @@ def test_pixels_are_seen_as_they_are_where_nothing_is_asked_for(project, monkeyp
     monkeypatch.setattr(ZCA, "fit", lambda *a: pytest.fail("no whitening was asked for"))
     apart, setting = Project(project.root, project.params), Setting("random", 1, 0)
     how, images = apart.params.distillation("random", 1), apart.split("train")
-    assert apart.seen(images, how) == (images, apart.info)
-    normalised, info = apart.seen(images, how.model_copy(update={"bounded": False}))
+    assert apart.images_for_method(images, how) == (images, apart.info)
+    normalised, info = apart.images_for_method(images, how.model_copy(update={"bounded": False}))
     assert torch.equal(normalised.images, apart.info.normalise(images.images)) and info == apart.info.unbounded()
     # Pictures show canvases, or other images in their units, with what lies outside [0, 1] clipped.
     made = SyntheticSet(2 * images.images[:3] - 0.5, torch.arange(3), 3)
@@ -283,9 +283,9 @@ def test_a_methods_statistics_are_those_its_images_and_its_set_are_normalised_by
     object.__setattr__(apart, "info", replace(project.info, dc_statistics=(dc["mean"], dc["std"])))
     images, how = apart.split("train").subset(torch.arange(4)), DistillParams(statistics="dc", bounded=False)
     for opened, (mean, std) in ((apart, (0.5, 0.2)), (project, (project.info.mean[0], project.info.std[0]))):
-        seen, _ = opened.seen(images, how)
+        seen, _ = opened.images_for_method(images, how)
         torch.testing.assert_close(seen.images, (images.images - mean) / std)
         about = describe(opened, Setting("random", 1, 0), how)
         assert (about["mean"], about["std"], about["bounded"]) == ([mean], [std], False)
-        against, _ = opened.seen_with(images, SyntheticSet(seen.images, torch.arange(4), 4, info=about))
+        against, _ = opened.images_in_units_of(images, SyntheticSet(seen.images, torch.arange(4), 4, info=about))
         assert torch.equal(against.images, seen.images), "evaluation normalises as the method did"

@@ -1,4 +1,4 @@
-"""Checkpoint files: written atomically, verified when read, named by the run they belong to."""
+"""Checkpoint files: written atomically, verified when read, named after their run."""
 
 import hashlib
 import io
@@ -17,7 +17,7 @@ _log = logging.getLogger("dreamlib")
 class Checkpoint:
     """One run's resumable state in one file.
 
-    folder: where the file is.
+    folder: folder of the file.
     key: hash of parameters, data and code, part of the file's name and content; a run in which any of these changed
         has another key and never reads the old file.
     """
@@ -34,7 +34,7 @@ class Checkpoint:
         write_atomically(self.path, _MAGIC + hashlib.sha256(payload).digest() + payload)
 
     def load(self) -> dict[str, Any] | None:
-        """Return the saved state; None, with a warning, for a torn, corrupt or foreign file, and None for no file."""
+        """Return the saved state, or None if there is no file or, with a warning, if it is torn, corrupt or foreign."""
         if not self.path.is_file():
             return None
         content = self.path.read_bytes()

@@ -1,4 +1,4 @@
-"""Whether torch.compile works on this machine: found out by a trial, because a compiler that exists may still fail."""
+"""Check by a trial whether torch.compile works: an installed compiler may still fail."""
 
 import atexit
 import logging
@@ -14,16 +14,16 @@ import torch
 from dreamlib._engine import ranks
 from dreamlib._engine.files import require_writable
 
-CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"  # names the folder in which torch keeps compiled code
+CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"  # names torch's folder of compiled code
 _log = logging.getLogger("dreamlib")
 _works: dict[str, bool] = {}  # by type of device
 
 
 def compilation_works(device: torch.device) -> bool:
-    """Return whether torch.compile works on a device; log one warning, with the reason, when it does not.
+    """Return whether torch.compile works on a device; log one warning, with the reason, if it does not.
 
-    The first call in a process compiles and runs a small function. Torch keeps its code: a later process that compiles
-    anyway takes a tenth of a second longer.
+    The first call in a process compiles and runs a small function. Torch caches it, so the check costs a later
+    process that compiles anyway about 0.1 s.
     """
     if device.type not in _works:
         reason = unwritable_cache() or _trial(device)
@@ -34,7 +34,7 @@ def compilation_works(device: torch.device) -> bool:
 
 
 def compilation_failed(device: torch.device) -> bool:
-    """Return whether ``compilation_works`` was called in this process and found that it does not."""
+    """Return whether ``compilation_works`` was called in this process and returned False."""
     return not _works.get(device.type, True)
 
 
@@ -42,8 +42,8 @@ def compilation_failed(device: torch.device) -> bool:
 def unwritable_cache() -> str:
     """Return why the folder of torch's compiled code cannot be written, or an empty string.
 
-    If it cannot, torch gets a temporary folder: its optimisers import parts of torch that make the folder, also where
-    nothing is compiled, and fail if they cannot.
+    If it cannot, torch gets a temporary folder: its optimisers import modules that create the folder even if nothing is
+    compiled, and fail if they cannot.
     """
     try:
         if CACHE_VARIABLE in os.environ:
@@ -60,8 +60,8 @@ def _trial(device: torch.device) -> str:
     try:
         torch.compile(lambda x: x.sin() + 1, dynamic=False)(torch.zeros(8, device=device))
         return ""
-    except Exception as error:  # anything: of torch's own parts, of the compiler's output, of a full disk
+    except Exception as error:  # any exception: from torch, the compiler or a full disk
         text = str(error) or type(error).__name__
         match = re.search(r"^.*\berror: .*$", text, re.MULTILINE)  # in the compiler's output
         reason = text.splitlines()[0] + (f": {match[0]}" if match else "")
-        return f"{reason}. Install g++ with its headers, or name a working compiler in the variable CXX"
+        return f"{reason}. Install g++ with its headers, or set CXX to a working compiler"

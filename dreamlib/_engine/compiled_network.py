@@ -1,4 +1,4 @@
-"""The inner functions of a network as pure functions of its weights, compiled where that saves time.
+"""A network's loss, logits, features and gradients as pure functions of its weights, compiled if that saves time.
 
 Weights are arguments, so one compiled function serves every fresh network of a run.
 """
@@ -20,8 +20,8 @@ from dreamlib._engine.network import network_traits
 from dreamlib._engine.release_python_lock import release_python_lock
 
 Weights = dict[str, Tensor]
-SHAPES = 64  # limit of batch shapes that a function is compiled for; torch runs further ones uncompiled
-RECORDED_PIXELS = 2**22  # limit of numbers in a recorded batch, about 1,300 colour images of 32 × 32
+SHAPES = 64  # maximum number of batch shapes that a function is compiled for; torch runs further ones uncompiled
+MAX_GRAPHED_ELEMENTS = 2**22  # largest batch captured as a CUDA graph, about 1,300 colour images of 32 × 32
 
 
 def weights_of(network: nn.Module) -> Weights:
@@ -34,11 +34,11 @@ class CompiledNetwork:
 
     template: gives the structure; its own weights are never used.
     compute: with ``compute.compile``, networks whose ``compiles`` is true (``dreamlib._engine.network``) are compiled
-        by ``torch.compile``, once per batch shape; otherwise, and where ``compilation_works`` is false, the same
+        by ``torch.compile``, once per batch shape; otherwise, and if ``compilation_works`` is false, the same
         functions run uncompiled. Results differ by rounding only.
 
-    The compiler is first used by the first function asked for: importing and trying it takes seconds, and a run without
-    an iteration needs no function.
+    The compiler is loaded when a function is first requested: this takes seconds, and a run without iterations needs
+    none.
     """
 
     def __init__(self, template: nn.Module, compute: Compute) -> None:
@@ -76,27 +76,27 @@ class CompiledNetwork:
         return self.compile and not list(self._train.buffers())
 
     @property
-    def replays(self) -> bool:
-        """Whether steps are recorded as CUDA graphs: only pure ones, on a GPU."""
+    def uses_cuda_graphs(self) -> bool:
+        """Whether steps are captured as CUDA graphs: only pure ones, on a GPU."""
         return self.pure and self.compute.device.type == "cuda"
 
     def _wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
         if not self.compile:
             return function
-        # Static shapes, except for the number of images on a CPU, where one piece of code is as fast for all numbers.
-        # A study meets more shapes in one process than the eight after which torch runs uncompiled by default.
+        # Shapes are static, except for the batch size on a CPU, where dynamic code is as fast.
+        # By default torch stops compiling after eight shapes; a study has more in one process.
         compiled = torch.compile(function, dynamic=False, recompile_limit=SHAPES)
         if self.compute.device.type != "cpu":
             return compiled
         release_python_lock()
 
-        def for_any_number(*arguments: Any) -> Any:
+        def with_dynamic_batch(*arguments: Any) -> Any:
             for argument in arguments:
                 if isinstance(argument, Tensor) and argument.ndim and len(argument) > 1:
                     torch._dynamo.maybe_mark_dynamic(argument, 0)  # maybe: a double backward needs static shapes
             return compiled(*arguments)
 
-        return for_any_number
+        return with_dynamic_batch
 
     def thread_local(self) -> "CompiledNetwork":
         """Return an instance for one of several threads.
@@ -139,23 +139,23 @@ class CompiledNetwork:
             self._compiled[key] = self._wrap(function)
         return self._compiled[key]
 
-    def replayed(self, name: str) -> Callable[[Weights, Tensor], Tensor]:
-        """Return ``logits`` or ``features`` without gradients, as a CUDA graph where steps are recorded.
+    def graphed(self, name: str) -> Callable[[Weights, Tensor], Tensor]:
+        """Return ``logits`` or ``features`` without gradients, as a CUDA graph if steps are captured.
 
-        Batches of more than ``RECORDED_PIXELS`` are not recorded: their activations would stay in memory as long as
-        this object.
+        Batches of more than ``MAX_GRAPHED_ELEMENTS`` elements are not captured: their activations would stay in memory
+        as long as this object.
         """
         function = getattr(self, name)
-        if not self.replays:
+        if not self.uses_cuda_graphs:
             return function
-        recorded = self.graphs.get(name, function)
+        graph = self.graphs.get(name, function)
 
-        def replayed(weights: Weights, x: Tensor) -> Tensor:
-            if x.numel() > RECORDED_PIXELS:
+        def graphed(weights: Weights, x: Tensor) -> Tensor:
+            if x.numel() > MAX_GRAPHED_ELEMENTS:
                 return function(weights, x)
-            return recorded(weights, x).clone()  # the next call overwrites the output of this one
+            return graph(weights, x).clone()  # the next call overwrites the output of this one
 
-        return replayed
+        return graphed
 
     def _class_loss(self, matched: Weights, fixed: Weights, x: Tensor, y: Tensor) -> Tensor:
         # Copies, because a batch norm in training mode writes to its statistics, and matching must leave them alone.
@@ -211,17 +211,17 @@ class CompiledNetwork:
         """
         gradients, values, classes = [], [], len(labels)
         parts = zip(real.chunk(classes), x.chunk(classes), labels.split(1), strict=True)
-        for (of_real, of_x, label), stream in side_streams(parts, real.is_cuda):
+        for (class_real, class_x, label), stream in side_streams(parts, real.is_cuda):
             with stream, torch.no_grad():
-                target = self.weight_gradient(matched, fixed, of_real, label.repeat(len(of_real)))
-                gradient, value = self._matching(distance)(of_x, label.repeat(len(of_x)), matched, fixed, target)
+                target = self.weight_gradient(matched, fixed, class_real, label.repeat(len(class_real)))
+                gradient, value = self._matching(distance)(class_x, label.repeat(len(class_x)), matched, fixed, target)
             gradients.append(gradient)
             values.append(value)
         return torch.stack(values), torch.cat(gradients)
 
 
 class _Features(nn.Module):
-    """``features`` as a forward, because functional_call calls nothing else."""
+    """Expose ``features`` as ``forward``, the only method functional_call calls."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

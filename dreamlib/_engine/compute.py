@@ -23,7 +23,7 @@ class Compute:
     """Where and how to compute.
 
     device: a device that this machine has.
-    dtype: number format of activations; parameters stay float32, or float64 with it.
+    dtype: number format of activations; parameters are float32, or float64 if this is float64.
     compile: whether inner functions are compiled (``dreamlib._engine.compiled_network``).
 
     >>> Compute.resolve("cpu", "float32", threads=0).dtype
@@ -38,11 +38,11 @@ class Compute:
     def resolve(
         cls, device: str = "auto", precision: str = "float32", threads: int = 0, compile: bool = False
     ) -> "Compute":
-        """Pick the device ('auto': CUDA when there is one) and set the number of CPU threads (0: unchanged).
+        """Pick the device ('auto': CUDA if available) and set the number of CPU threads (0: unchanged).
 
-        A ``precision`` of 'auto' is bfloat16 on a GPU with instructions for it (``bfloat16_is_native``), and on such a
-        CPU if inner functions are compiled; else float32. Raises ValueError for a device that this machine lacks or
-        that is not auto, cpu, cuda or cuda:<number>.
+        A ``precision`` of 'auto' is bfloat16 on a GPU with instructions for it (``bfloat16_is_native``), and on a CPU
+        with such instructions if inner functions are compiled; else float32. Raise ValueError for a device that this
+        machine lacks or that is not auto, cpu, cuda or cuda:<number>.
         """
         keep_freed_memory()
         unwritable_cache()
@@ -55,16 +55,20 @@ class Compute:
         place = torch.device(device)
         if place.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"compute.device is '{device}' but torch sees no CUDA device; use 'auto' or 'cpu'")
-        if place.type == "cuda" and (place.index or 0) >= (there := torch.cuda.device_count()):
+        if place.type == "cuda" and (place.index or 0) >= (device_count := torch.cuda.device_count()):
             raise ValueError(
-                f"compute.device is '{device}' but torch sees {there} devices: name cuda:{there - 1} or less"
+                f"compute.device is '{device}' but torch sees {device_count} devices: use cuda:0 to "
+                f"cuda:{device_count - 1}"
             )
         if precision == "auto":
             # Uncompiled on a CPU, every operation converts its input, which takes longer than the arithmetic saves.
             faster = place.type == "cuda" or (compile and compilation_works(place))
             precision = "bfloat16" if bfloat16_is_native(place) and faster else "float32"
         elif precision == "bfloat16" and not bfloat16_is_native(place):
-            _log.warning("%s has no bfloat16 instructions: many times slower than float32 (precision: auto)", place)
+            _log.warning(
+                "%s has no bfloat16 instructions, so bfloat16 is many times slower than float32; set precision: auto",
+                place,
+            )
         return cls(place, _DTYPES[precision], compile)
 
     @property
@@ -86,7 +90,7 @@ class Compute:
         return images.to(self.device, self.dtype).contiguous(memory_format=torch.channels_last)
 
     def describe(self) -> dict[str, str | int]:
-        """Return device, format and versions, for a run's record."""
+        """Return device, precision, whether functions are compiled, threads and versions, for a run's record."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.machine()
         return {
             "device": f"{self.device.type} ({name})",
@@ -106,20 +110,21 @@ def bfloat16_is_native(device: torch.device) -> bool:
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    able = torch.cpu.get_capabilities()
-    named = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # x86, then ARM
-    return torch.backends.mkldnn.is_available() and any(able.get(name, False) for name in named)
+    capabilities = torch.cpu.get_capabilities()
+    names = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # x86, then ARM
+    return torch.backends.mkldnn.is_available() and any(capabilities.get(name, False) for name in names)
 
 
-def keep_freed_memory() -> bool:
-    """Make this process keep freed memory, and return whether the C library (glibc) supports that.
+def keep_freed_memory() -> None:
+    """Make this process keep freed memory, if the C library (glibc) supports that.
 
     Otherwise every activation of more than some megabytes is returned to the system when it is freed and fetched again,
     page by page, at the next step, which takes up to half the time of an embedding.
     """
     trim_threshold, mmap_max = -1, -4  # from malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    return mallopt is not None and bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1))
+    if mallopt is not None and mallopt(mmap_max, 0):
+        mallopt(trim_threshold, 2**31 - 1)
 
 
 def peak_memory_bytes() -> int:

@@ -1,4 +1,4 @@
-"""CUDA graphs: record a function's kernels once, then launch all of them with one call, without Python in between."""
+"""CUDA graphs: capture a function's kernels once, then launch all of them with one call, without Python in between."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,21 +15,21 @@ _WARM_UP = 3  # calls before a capture, in which libraries choose algorithms and
 
 
 @dataclass
-class _Recording:
+class _Capture:
     inputs: list[Tensor]
     graph: torch.cuda.CUDAGraph
     outputs: Any
 
 
 class CudaGraphed:
-    """A function of trees of tensors, captured as a CUDA graph for each combination of input shapes and then replayed.
+    """A function of trees of tensors, captured as one CUDA graph per combination of input shapes.
 
     The function must launch the same kernels at every call: no branch on a value, no synchronisation, no randomness.
     Outputs lie in memory that the next call with the same shapes overwrites. For tensors that are not on a GPU the
     function is called directly.
 
     function: takes and returns trees of tensors.
-    high_priority: capture on a high-priority stream, for graphs replayed inside ``on_another_stream``. Two graphs
+    high_priority: capture on a high-priority stream, for graphs launched inside ``on_another_stream``. Two graphs
         captured on the same stream share a cuBLAS workspace and must not run at the same time; torch has one pool of
         streams per priority.
 
@@ -41,11 +41,11 @@ class CudaGraphed:
     def __init__(self, function: Callable[..., Any], high_priority: bool = False) -> None:
         self._function = function
         self._priority = -1 if high_priority else 0
-        self._recordings: dict[Any, _Recording] = {}
+        self._captures: dict[Any, _Capture] = {}
 
     def forget(self) -> None:
-        """Free the memory of all recordings; the next call captures anew."""
-        self._recordings.clear()
+        """Free the memory of all graphs; the next call captures anew."""
+        self._captures.clear()
 
     def __call__(self, *arguments: Any) -> Any:
         """Return the function's result for these arguments."""
@@ -54,18 +54,18 @@ class CudaGraphed:
             return self._function(*arguments)
         key = tuple((x.shape, x.dtype, x.stride()) for x in tensors)
         with torch.cuda.device(tensors[0].device):  # streams and graphs are the current device's
-            if key not in self._recordings:
+            if key not in self._captures:
                 inputs = [x.detach().clone() for x in tensors]
-                graph, outputs = _record(lambda: self._function(*tree_unflatten(inputs, structure)), self._priority)
-                self._recordings[key] = _Recording(inputs, graph, outputs)
-            recording = self._recordings[key]
-            _copy(recording.inputs, tensors)
-            recording.graph.replay()
-        return recording.outputs
+                graph, outputs = _capture(lambda: self._function(*tree_unflatten(inputs, structure)), self._priority)
+                self._captures[key] = _Capture(inputs, graph, outputs)
+            capture = self._captures[key]
+            _copy(capture.inputs, tensors)
+            capture.graph.replay()
+        return capture.outputs
 
 
 class CudaGraphs:
-    """CUDA graphs by key; a variable that a function closes over must be the same for equal keys.
+    """CUDA graphs by key; variables that a function closes over must be the same for equal keys.
 
     Two of these exist, because graphs have two lifetimes. Those of a ``CompiledNetwork`` are functions of an
     architecture: they serve every network of the process. Those of a ``Strategy`` close over the set that one run
@@ -76,7 +76,7 @@ class CudaGraphs:
         self._graphs: dict[Any, CudaGraphed] = {}
 
     def get(self, key: Any, function: Callable[..., Any], high_priority: bool = False) -> CudaGraphed:
-        """Return the graph of a key, at its first use that of ``function`` (see ``CudaGraphed``)."""
+        """Return the graph for a key, created from ``function`` on first use (see ``CudaGraphed``)."""
         if key not in self._graphs:
             self._graphs[key] = CudaGraphed(function, high_priority)
         return self._graphs[key]
@@ -87,7 +87,7 @@ class CudaGraphs:
             graph.forget()
 
 
-def _record(function: Callable[[], Any], priority: int) -> tuple[torch.cuda.CUDAGraph, Any]:
+def _capture(function: Callable[[], Any], priority: int) -> tuple[torch.cuda.CUDAGraph, Any]:
     warm_up_stream, graph = torch.cuda.Stream(priority=priority), torch.cuda.CUDAGraph()
     warm_up_stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(warm_up_stream):
@@ -100,14 +100,14 @@ def _record(function: Callable[[], Any], priority: int) -> tuple[torch.cuda.CUDA
 
 
 def _copy(into: list[Tensor], tensors: list[Tensor]) -> None:
-    """Copy all tensors in a few kernels, one for each number format."""
+    """Copy all tensors in a few kernels, one per number format."""
     for dtype in {x.dtype for x in tensors}:
         pairs = [(a, b.detach()) for a, b in zip(into, tensors, strict=True) if a.dtype == dtype]
         torch._foreach_copy_([a for a, _ in pairs], [b for _, b in pairs])
 
 
 @contextmanager
-def _on(stream: "torch.cuda.Stream | None") -> Iterator[None]:
+def _stream_context(stream: "torch.cuda.Stream | None") -> Iterator[None]:
     if stream is None:
         yield
     else:
@@ -128,24 +128,24 @@ def side_streams(items: Iterable[Any], on_cuda: bool) -> Iterator[tuple[Any, Any
     """
     items = list(items)
     if not on_cuda:
-        yield from ((item, _on(None)) for item in items)
+        yield from ((item, _stream_context(None)) for item in items)
         return
     current = torch.cuda.current_stream()
     streams = [torch.cuda.Stream() for _ in range(min(STREAMS, len(items)))]
     for stream in streams:
         stream.wait_stream(current)
     for number, item in enumerate(items):
-        yield item, _on(streams[number % len(streams)])
+        yield item, _stream_context(streams[number % len(streams)])
     for stream in streams:
         current.wait_stream(stream)
 
 
 @contextmanager
 def on_another_stream(device: torch.device) -> Iterator[Any]:
-    """Yield a context whose work runs on a CUDA stream of its own, at the same time as the rest of the block.
+    """Yield a context whose work runs on a separate CUDA stream, at the same time as the rest of the block.
 
-    That work may start as soon as the block is entered, even if it is launched last, and has ended for all work
-    launched after the block. Neither may change what the other reads. On other devices everything runs in order.
+    That work may start as soon as the block is entered, even if it is launched last; work launched after the block
+    waits for it. Neither side may write what the other reads. On other devices everything runs in order.
 
     >>> with on_another_stream(torch.device("cpu")) as other_stream:
     ...     print("current stream")
@@ -155,13 +155,13 @@ def on_another_stream(device: torch.device) -> Iterator[Any]:
     other stream
     """
     if device.type != "cuda":
-        yield _on(None)
+        yield _stream_context(None)
         return
     with torch.cuda.device(device):
         stream, current = _high_priority_stream(device), torch.cuda.current_stream()
     stream.wait_stream(current)
     try:
-        yield _on(stream)
+        yield _stream_context(stream)
     finally:
         current.wait_stream(stream)
 

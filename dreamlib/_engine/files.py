@@ -27,14 +27,14 @@ def write_atomically(path: str | Path, payload: bytes) -> None:
                 os.fsync(file.fileno())
             os.replace(scratch, path)
         finally:
-            with suppress(OSError):  # of a folder that is no longer there
+            with suppress(OSError):  # the folder may be gone
                 scratch.unlink(missing_ok=True)
 
 
 def require_writable(*folders: Path) -> None:
-    """Raise OSError, with the remedy, unless a file can be written in each folder, or where a missing one will be made.
+    """Raise OSError, with the remedy, unless each folder, or the nearest existing parent of a missing one, is writable.
 
-    To be called before long work whose result goes there.
+    Call this before long work that writes there.
     """
     for folder in folders:
         with _explained(folder):
@@ -50,7 +50,7 @@ def _explained(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or error
         raise OSError(
-            f"cannot write {path}: {reason}; what was there is unchanged. Free space on the disk or make the folder "
+            f"cannot write {path}: {reason}; existing files are unchanged. Free space on the disk or make the folder "
             "writable, and run the same command again"
         ) from error
 
@@ -61,9 +61,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON; raises FileNotFoundError that names the command for a missing file."""
+    """Read JSON; raise FileNotFoundError, with the remedy, for a missing file."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; `dvc repro` makes it")
+        raise FileNotFoundError(f"{path} is missing; `dvc repro` its stage in dvc.yaml or studies/dvc.yaml")
     return json.loads(path.read_text())
 
 

@@ -31,7 +31,7 @@ class LossHistory:
     def add(self, iteration: int, label: int, loss: Tensor) -> None:
         """Add the loss of one class, of the whole set (label -1, a scalar), or of all classes (label -1, (K,)).
 
-        Raises DistillationDivergedError, with ``read_every`` 1, if it is not finite.
+        With ``read_every`` 1, raise DistillationDivergedError if it is not finite.
         """
         if self.read_every == 1:
             self._check(iteration, label, float(loss))
@@ -41,19 +41,19 @@ class LossHistory:
 
     @property
     def due(self) -> bool:
-        """Whether as many iterations are unread as are read at a time."""
+        """Whether ``read_every`` iterations are waiting to be read."""
         return len(self.unread) >= self.read_every
 
     def read(self) -> None:
-        """Move all unread losses to ``rows``; raises DistillationDivergedError for one that is not finite."""
+        """Move all unread losses to ``rows``; raise DistillationDivergedError for one that is not finite."""
         for iteration, losses in self.unread:
             values = []
             for label, loss in losses:
-                of_class = loss.reshape(-1).tolist()
-                labels = [label] if len(of_class) == 1 else range(len(of_class))
-                for number, value in zip(labels, of_class, strict=True):
+                class_losses = loss.reshape(-1).tolist()
+                labels = [label] if len(class_losses) == 1 else range(len(class_losses))
+                for number, value in zip(labels, class_losses, strict=True):
                     self._check(iteration, number, value)
-                values += of_class
+                values += class_losses
             self.rows.append((iteration, sum(values) / len(values)))
         self.unread.clear()
 
@@ -74,10 +74,10 @@ def check_finite(
     image_lr: float,
     learned_lr: float,
 ) -> None:
-    """Refuse canvases (K·ipc, C, H, W), ordered by class, or other learned values that are not finite.
+    """Raise DistillationDivergedError for canvases (K·ipc, C, H, W) or other learned values that are not finite.
 
-    A finite loss may have a gradient that is not: such pixels must not reach a checkpoint. Raises
-    DistillationDivergedError naming the learned value or the first class, and its step size.
+    A finite loss may have a gradient that is not: such pixels must not reach a checkpoint. Canvases are ordered by
+    class; the message names the learned value or the first class, and its step size.
     """
     for name, value in extras.items():
         if not bool(value.isfinite().all()):

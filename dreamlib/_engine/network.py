@@ -1,4 +1,4 @@
-"""What the library may know about a network besides ``forward`` and ``features``, with defaults for plain modules."""
+"""Optional attributes of a network besides ``forward`` and ``features``, with defaults for plain modules."""
 
 from typing import ClassVar
 
@@ -6,10 +6,10 @@ from torch import nn
 
 
 class Network(nn.Module):
-    """Base class for networks that tell more of themselves than a plain ``nn.Module``, which has these defaults.
+    """Base class for networks that declare more than a plain ``nn.Module``, for which these defaults apply.
 
     ``compiles``: whether ``torch.compile`` saves more time on this network than it takes. ``feature_channels``: the
-    number of channels C of features that are a flattened (C, h, w) map, or None where there is no such map.
+    number of channels C of features that are a flattened (C, h, w) map, or None if there is no such map.
 
     >>> network_traits(nn.Linear(2, 2)).compiles, network_traits(Network()).feature_channels
     (False, None)

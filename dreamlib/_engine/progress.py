@@ -34,7 +34,7 @@ def progress(total: int, label: str, initial: int = 0, unit: str = "it") -> Iter
             with bar:
                 yield bar
         return
-    # Not tqdm.auto: outside a notebook it warns when ipywidgets are missing.
+    # Not tqdm.auto: outside a notebook it warns if ipywidgets is missing.
     from tqdm import tqdm as terminal_bar
     from tqdm.notebook import tqdm as notebook_bar
 

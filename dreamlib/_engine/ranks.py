@@ -1,7 +1,7 @@
 """One run in several processes (ranks) of torch.distributed, each with its share of the classes or networks.
 
 A process belongs to a group inside ``joined`` (torchrun sets the environment for that); outside it every function here
-acts as in a group of one. All ranks run the same program: a function marked collective must be called by all of them.
+acts as if in a group of one. All ranks run the same program: a function marked collective must be called by all.
 """
 
 import os
@@ -20,12 +20,12 @@ from torch import distributed as dist
 
 T = TypeVar("T")
 FAILURE_FILE = "DREAM_WORKER_FAILURE"
-# A rank waits as long as another one works on its own; torchrun, not a timeout, notices one that died.
-_PATIENCE = timedelta(days=30)
+# Ranks may wait for each other arbitrarily long; torchrun, not a timeout, detects a dead one.
+_TIMEOUT = timedelta(days=30)
 
 
 class WorkerError(RuntimeError):
-    """A rank failed; the message is that of its own error."""
+    """A rank failed; the message is that of its error."""
 
 
 def active() -> bool:
@@ -49,7 +49,7 @@ def first() -> bool:
 
 
 def my_share(items: Sequence[T]) -> list[T]:
-    """Return every ``world``-th item from the ``rank``-th on; shares differ by one item at most.
+    """Return every ``world``-th item, starting with the ``rank``-th; shares differ by one item at most.
 
     >>> my_share(["a", "b", "c"])
     ['a', 'b', 'c']
@@ -78,7 +78,7 @@ def gather(share: Sequence[T]) -> list[T]:
 def sum_over_workers(tensors: Sequence[Tensor]) -> None:
     """Replace each tensor, in place, by its sum over all ranks (collective); shapes and formats must agree.
 
-    Every rank gets the same bits. Where only one rank has a value other than zero, the sum is exactly that value.
+    Every rank gets the same bits. If only one rank has a nonzero value, the sum is exactly that value.
     """
     if world() == 1:
         return
@@ -90,7 +90,7 @@ def sum_over_workers(tensors: Sequence[Tensor]) -> None:
             tensor.copy_(summed.view_as(tensor))
 
 
-def as_the_first(value: bool) -> bool:
+def broadcast_from_first(value: bool) -> bool:
     """Broadcast rank 0's value (collective), for a decision that depends on a clock."""
     if world() == 1:
         return value
@@ -102,12 +102,12 @@ def as_the_first(value: bool) -> bool:
 def local_device(device: str) -> str:
     """Return this process's device: for 'auto' and 'cuda' in a group, a GPU of its own; otherwise ``device``.
 
-    Raises ValueError when there are fewer GPUs than processes, or one GPU is named for several.
+    Raise ValueError if there are fewer GPUs than processes, or one GPU is named for several.
     """
     if world() == 1 or device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return device
     check_device(device, world())
-    return _own_gpu(world())
+    return _local_gpu(world())
 
 
 def check_device(device: str, workers: int) -> None:
@@ -119,7 +119,7 @@ def check_device(device: str, workers: int) -> None:
         )
 
 
-def _own_gpu(workers: int) -> str:
+def _local_gpu(workers: int) -> str:
     local, available = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if local >= available:
         raise ValueError(f"{workers} workers need a GPU each and this machine has {available}: lower compute.workers")
@@ -127,7 +127,7 @@ def _own_gpu(workers: int) -> str:
 
 
 def share_of_threads(threads: int, workers: int | None = None) -> int:
-    """Return the CPU threads of one of ``workers`` processes (default: this group's); 0 stands for all cores.
+    """Return the CPU threads of one of ``workers`` processes (default: this group's); 0 means all cores.
 
     >>> share_of_threads(8, 3), share_of_threads(2, 4), share_of_threads(0, 1)
     (2, 1, 0)
@@ -140,12 +140,12 @@ def share_of_threads(threads: int, workers: int | None = None) -> int:
 def joined(device: str) -> Iterator[None]:
     """Join the process group that torchrun started this process for: NCCL on GPUs, else Gloo.
 
-    Raises ValueError when there are fewer GPUs than processes.
+    Raise ValueError if there are fewer GPUs than processes.
     """
     on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if on_gpu:
-        torch.cuda.set_device(_own_gpu(int(os.environ["WORLD_SIZE"])))
-    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=_PATIENCE)
+        torch.cuda.set_device(_local_gpu(int(os.environ["WORLD_SIZE"])))
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=_TIMEOUT)
     yield
     dist.destroy_process_group()  # not after a failure: it would wait for ranks that wait for this one
 
@@ -163,7 +163,7 @@ def run_workers(workers: int, module: str, arguments: Sequence[str], root: Path,
     """Run ``python -m module *arguments`` in ``workers`` processes under torchrun, in folder ``root``.
 
     Their standard error is passed on line by line. Their standard input stays open as long as this process lives.
-    Raises WorkerError with the message of the first failure.
+    Raise WorkerError with the message of the first failure.
     """
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
     # Workers must import the code that this process runs.

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def import_modules(package: str, folders: Iterable[str]) -> None:
-    """Import the modules of a package, which register what they define; not those whose names begin with ``_``.
+    """Import a package's modules so that they register their components; skip names beginning with ``_``.
 
     package, folders: the package's ``__name__`` and ``__path__``.
     """
@@ -30,8 +30,8 @@ def configured(kind: Callable[..., T], options: Mapping[str, Any], what: str) ->
     options: values by field name, as read from a file; types and limits are checked.
     what: the component's name, for errors.
 
-    Raises UnknownNameError for an option it does not have and for a value that is not among a ``Literal``'s, ValueError
-    for a value of another type or out of range.
+    Raise UnknownNameError for an unknown option or a value that its ``Literal`` does not list, ValueError for a value
+    of another type or out of range.
 
     >>> from dataclasses import make_dataclass
     >>> square = make_dataclass("Square", [("side", int, 1)])
@@ -42,21 +42,24 @@ def configured(kind: Callable[..., T], options: Mapping[str, Any], what: str) ->
         ...
     ValueError: option side of shape 'square': Input should be a valid integer, ... an integer, got 'big'
     """
+    return kind(**{name: option(kind, name, value, what) for name, value in options.items()})
+
+
+def option(kind: Callable[..., Any], name: str, value: Any, what: str) -> Any:
+    """Return one option of a component, converted to the type of its field; raise as ``configured`` does."""
     known = sorted(field.name for field in fields(kind))  # type: ignore[arg-type]
-    types, checked = get_type_hints(kind, include_extras=True), {}
-    for name, value in options.items():
-        if name not in known:
-            raise unknown(f"option of {what}", name, known or ["(it takes none)"])
-        if get_origin(types[name]) is Literal and value not in get_args(types[name]):
-            raise unknown(f"{name} of {what}", value, list(get_args(types[name])))
-        try:
-            converted = TypeAdapter(types[name]).validate_python(value)
-        except ValidationError as error:
-            reason = error.errors()[0]["msg"]
-            raise ValueError(f"option {name} of {what}: {reason}, got {value!r}") from None
-        # An int stays an int where a float is expected, so that messages show 0 and not 0.0.
-        checked[name] = value if type(value) is int and type(converted) is float else converted
-    return kind(**checked)
+    if name not in known:
+        raise unknown("option", name, known or ["(it takes none)"], what)
+    type_hint = get_type_hints(kind, include_extras=True)[name]
+    if get_origin(type_hint) is Literal and value not in get_args(type_hint):
+        raise unknown(name, value, list(get_args(type_hint)), what)
+    try:
+        converted = TypeAdapter(type_hint).validate_python(value)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise ValueError(f"option {name} of {what}: {reason}, got {value!r}") from None
+    # An int stays an int if a float is expected, so that messages show 0 and not 0.0.
+    return value if type(value) is int and type(converted) is float else converted
 
 
 class Registry(Generic[T]):
@@ -74,15 +77,15 @@ class Registry(Generic[T]):
         self._items: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Return a decorator that registers a component under ``name``; raises ValueError if the name is taken."""
+        """Return a decorator that registers a component under ``name``; raise ValueError if the name is taken."""
 
-        def keep(item: T) -> T:
+        def decorate(item: T) -> T:
             if name in self._items:
                 raise ValueError(f"{self.kind} '{name}' is registered already; choose another name")
             self._items[name] = item
             return item
 
-        return keep
+        return decorate
 
     def remove(self, name: str) -> None:
         """Remove a component, for tests that register their own."""
@@ -92,9 +95,6 @@ class Registry(Generic[T]):
         if name not in self._items:
             raise unknown(self.kind, name, self.names())
         return self._items[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._items
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())

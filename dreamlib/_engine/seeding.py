@@ -1,4 +1,4 @@
-"""Randomness by purpose: one seed, a generator of its own for every purpose, global generators untouched."""
+"""Randomness by purpose: from one seed, a separate generator for every purpose; global generators stay untouched."""
 
 import hashlib
 
@@ -17,11 +17,11 @@ def derive(seed: int, *purpose: str | int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
-def generator(seed: int, *purpose: str | int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return a new ``torch.Generator`` for (seed, purpose).
+def generator(seed: int, *purpose: str | int) -> torch.Generator:
+    """Return a new ``torch.Generator`` for (seed, purpose), on the CPU.
 
     >>> a, b = generator(3, "batches"), generator(3, "batches")
     >>> bool((torch.rand(5, generator=a) == torch.rand(5, generator=b)).all())
     True
     """
-    return torch.Generator(device=device).manual_seed(derive(seed, *purpose))
+    return torch.Generator().manual_seed(derive(seed, *purpose))

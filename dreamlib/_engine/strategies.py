@@ -1,7 +1,7 @@
 """How the matching of one inner iteration is executed: the same mathematics in different places and orders.
 
 The loop in ``dreamlib.distill`` describes an iteration as a ``MatchingStep`` and hands it to a ``Strategy``, which adds
-every class's gradient to the leaves and yields the losses. ``choose_strategy`` picks the one that fits the machine.
+every class's gradient to the leaves and yields the losses. ``choose_strategy`` picks the one that suits the machine.
 """
 
 import copy
@@ -78,14 +78,14 @@ class Strategy:
         return self.kernels
 
     def cuda_graph(self, name: str, function: Callable[..., Any]) -> CudaGraphed | None:
-        """Return ``function`` as a CUDA graph of this run; None where functions are not recorded."""
+        """Return ``function`` as a CUDA graph of this run; None if functions are not captured."""
         compute = self.kernels.compute
         if compute.device.type != "cuda" or not compute.compile:
             return None
         return self.graphs.get(name, function)
 
-    def of_all_classes(self, state: dict[str, dict[int, Tensor]]) -> dict[str, dict[int, Tensor]]:
-        """Return tensors by name and class from all ranks (collective); where ranks share no classes, as given."""
+    def gather_classes(self, state: dict[str, dict[int, Tensor]]) -> dict[str, dict[int, Tensor]]:
+        """Return tensors by name and class from all ranks (collective); unchanged if ranks do not share the classes."""
         if not self.shared:
             return state
         on_cpu = {name: {label: tensor.cpu() for label, tensor in by_class.items()} for name, by_class in state.items()}
@@ -133,7 +133,7 @@ class Strategy:
 class SideBySide(Strategy):
     """Match several classes at a time on a CPU's cores, each on its own threads and its own copy of the network.
 
-    The network's training runs on one more thread meanwhile.
+    Meanwhile one of these threads runs the network's training.
     """
 
     @property
@@ -150,7 +150,7 @@ class SideBySide(Strategy):
         for _ in range(self.workers.parallel):
             spare.put((copy.deepcopy(step.network), self.kernels.thread_local()))
 
-        def of_class(label: int) -> tuple[int, Tensor, tuple[Tensor | None, ...]]:
+        def match_class(label: int) -> tuple[int, Tensor, tuple[Tensor | None, ...]]:
             network, kernels = spare.get()
             try:
                 losses = list(step.losses((label,), network, kernels))
@@ -161,7 +161,7 @@ class SideBySide(Strategy):
             return label, loss.detach(), torch.autograd.grad(loss.sum(), step.leaves, allow_unused=True)
 
         kinds = {"matching", "training"} if concurrent_job else {"matching"}
-        tasks = [partial(of_class, label) for label in self.classes]
+        tasks = [partial(match_class, label) for label in self.classes]
         with closing(self.workers.in_order(kinds, tasks, concurrent_job)) as results:
             for label, loss, gradients in results:
                 for leaf, gradient in zip(step.leaves, gradients, strict=True):
@@ -174,8 +174,8 @@ class SideBySide(Strategy):
 class RunAhead(Strategy):
     """Queue iterations on a GPU without waiting for their losses.
 
-    Where steps are recorded as CUDA graphs (``CompiledNetwork.replays``), all classes are matched in one graph and the
-    network is trained on another stream meanwhile; matching then reads a copy of its weights.
+    If steps are captured as CUDA graphs (``CompiledNetwork.uses_cuda_graphs``), all classes are matched in one graph
+    while the network is trained on another stream; matching then reads a copy of its weights.
     """
 
     losses_read_every: ClassVar[int] = LOSSES_READ_EVERY
@@ -184,12 +184,12 @@ class RunAhead(Strategy):
     @property
     def overlaps_training(self) -> bool:
         """See ``Strategy.overlaps_training``."""
-        return self.kernels.replays
+        return self.kernels.uses_cuda_graphs
 
     @property
     def one_graph(self) -> bool:
         """See ``Strategy.one_graph``."""
-        return self.kernels.replays
+        return self.kernels.uses_cuda_graphs
 
     def _match(self, step: MatchingStep, concurrent_job: Callable[[], None] | None = None) -> ClassLosses:
         if concurrent_job is None:
@@ -221,8 +221,8 @@ def check_workers(workers: int, num_classes: int, in_turn: bool) -> None:
         )
     if workers > num_classes:
         raise ValueError(
-            f"compute.workers = {workers} is more than the {num_classes} classes, which are what workers share; use at "
-            f"most {num_classes}"
+            f"compute.workers = {workers} is more than the {num_classes} classes that workers share; use at most "
+            f"{num_classes}"
         )
 
 
@@ -231,21 +231,21 @@ def choose_strategy(
 ) -> Strategy:
     """Return the fastest strategy for this machine, process group and objective.
 
-    class_sizes: (K,), number of real images of each class.
-    by_class: whether the objective has one loss for each class, which ranks and threads may share.
+    class_sizes: (K,), number of real images per class.
+    by_class: whether the objective has one loss per class, which ranks and threads may share.
     in_turn: whether pixels step after each class, so that classes cannot be matched at the same time.
-    parallel_classes: upper limit of classes at a time on a CPU.
+    parallel_classes: maximum number of classes at a time on a CPU.
 
-    Raises ValueError when ranks cannot share the classes.
+    Raise ValueError if ranks cannot share the classes.
     """
     num_classes, world = len(class_sizes), ranks.world()
     check_workers(world, num_classes, in_turn)
     on_cpu = kernels.compute.device.type == "cpu"
-    # Classes of many sizes have as many batch shapes, twice where clustering has its own; beyond SHAPES nothing may
-    # run side by side: see CompiledNetwork.thread_local.
+    # Each class size is a batch shape, and clustering may add another; beyond SHAPES, functions run uncompiled and must
+    # not run in parallel: see CompiledNetwork.thread_local.
     few_shapes = len(class_sizes.unique()) <= SHAPES // 2
     threads = torch.get_num_threads() if on_cpu and by_class and not in_turn and few_shapes else 1
-    # By the smallest share of the classes among ranks: all must train on as many threads, for the same bits.
+    # Use the smallest share among ranks, so that all ranks train on equally many threads and get the same bits.
     fewest = num_classes // (world if by_class else 1)
     workers = Workers(*next(shares(fewest, threads, parallel_classes)))
     classes = ranks.my_classes(num_classes) if by_class else range(num_classes)

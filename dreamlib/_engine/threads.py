@@ -1,4 +1,4 @@
-"""Run independent tasks at the same time on a CPU: one Python thread for each, with its share of the cores.
+"""Run independent tasks at the same time on a CPU: one Python thread each, with its share of the cores.
 
 Small batches use one core more efficiently than they use two. Results equal those of one task after the other, as far
 as the arithmetic does not depend on the number of cores.
@@ -20,16 +20,16 @@ class Stopped(Exception):
     """Another task failed or the caller was interrupted, so the result of this one is not needed."""
 
 
-def shares(count: int, threads: int, most: int) -> Iterator[tuple[int, int]]:
-    """Yield (tasks at a time, threads of each) until ``count`` tasks are done on ``threads`` cores.
+def shares(count: int, threads: int, limit: int) -> Iterator[tuple[int, int]]:
+    """Yield (tasks at a time, threads per task) until ``count`` tasks are done on ``threads`` cores.
 
-    As many run at a time, up to ``most``, as leave no core idle, so the last ones may have more cores each.
+    As many run at a time, up to ``limit``, as divide the cores evenly; the last ones may get more cores each.
 
-    >>> list(shares(5, 2, most=2)), list(shares(3, 2, most=1)), list(shares(5, 8, most=5))
+    >>> list(shares(5, 2, limit=2)), list(shares(3, 2, limit=1)), list(shares(5, 8, limit=5))
     ([(2, 1), (2, 1), (1, 2)], [(1, 2), (1, 2), (1, 2)], [(4, 2), (1, 8)])
     """
     while count > 0:
-        parallel = max(n for n in range(1, min(count, threads, most) + 1) if threads % n == 0)
+        parallel = max(n for n in range(1, min(count, threads, limit) + 1) if threads % n == 0)
         yield parallel, threads // parallel
         count -= parallel
 
@@ -43,9 +43,9 @@ def side_by_side(
     """Return ``work(item, stepped)`` of each item, in order; all items run at the same time.
 
     work: calls ``stepped()`` after each of its steps. First steps run one after the other, because they may compile,
-        which is not safe in two threads at once. ``stepped`` raises Stopped where another item has failed or the caller
+        which is not safe in two threads at once. ``stepped`` raises Stopped if another item has failed or the caller
         was interrupted, so that all end soon; the failure itself is raised here.
-    threads: CPU threads of each item.
+    threads: CPU threads per item.
     on_step: called after each step, by one thread at a time.
 
     A single item runs in the calling thread.
@@ -104,12 +104,12 @@ def in_order(
     threads: int,
     concurrent_job: Callable[[], object] | None = None,
 ) -> Generator[R, None, None]:
-    """Yield the results of the tasks in their order; ``parallel`` of them run at a time.
+    """Yield the results of the tasks in their order, running several at a time.
 
     tasks: functions without arguments.
-    parallel: number of tasks that run at a time.
-    threads: CPU threads of each task.
-    concurrent_job: one more piece of work, submitted first and joined last.
+    parallel: maximum number of tasks that run at a time, counting ``concurrent_job``.
+    threads: CPU threads per task.
+    concurrent_job: additional work, submitted first and joined last.
 
     A task's failure is raised when its turn comes; until then, others start. After a failure, or when the generator is
     closed, running tasks end and no other starts. Tasks that compile must not run at the same time: see ``Workers``.
@@ -133,10 +133,10 @@ def in_order(
 
 @dataclass
 class Workers:
-    """``parallel`` tasks at a time, each on ``threads`` CPU threads, with a warm-up for each kind of task.
+    """``parallel`` tasks at a time, each on ``threads`` CPU threads, with a warm-up per kind of task.
 
-    The first tasks of a kind run one at a time, on as many threads, because they may compile, which is not safe in two
-    threads at once. ``warm`` holds the kinds that have run.
+    The first tasks of a kind run one at a time, with the same number of threads, because they may compile, which is not
+    safe in two threads at once. ``warm`` holds the kinds that have run.
 
     >>> workers = Workers(parallel=2)
     >>> list(workers.in_order({"square"}, [lambda: 1, lambda: 4])), workers.warm
@@ -150,7 +150,7 @@ class Workers:
     def in_order(
         self, kinds: set[str], tasks: Iterable[Callable[[], R]], concurrent_job: Callable[[], object] | None = None
     ) -> Generator[R, None, None]:
-        """Return the results in order (see ``in_order``); ``kinds`` names the work of the tasks and of the job."""
+        """Return the results in order (see ``in_order``); ``kinds`` are those of the tasks and the job."""
         parallel = self.parallel if kinds <= self.warm else 1
         self.warm |= kinds
         return in_order(tasks, parallel, self.threads, concurrent_job)

@@ -34,7 +34,7 @@ def create(name: str, options: Mapping[str, Any] | None = None) -> Dataset:
     >>> create("folder", {"sise": 32})
     Traceback (most recent call last):
         ...
-    dreamlib.errors.UnknownNameError: unknown option of data set 'folder' 'sise': did you mean 'size'?...
+    dreamlib.errors.UnknownNameError: unknown option 'sise' of data set 'folder': did you mean 'size'?...
     """
     return configured(DATASETS[name], options or {}, f"data set '{name}'")
 
@@ -42,7 +42,7 @@ def create(name: str, options: Mapping[str, Any] | None = None) -> Dataset:
 def info(name: str, options: Mapping[str, Any] | None = None, data_dir: str | Path | None = None) -> DatasetInfo:
     """Return classes, shape and normalisation of a data set.
 
-    Only 'folder' reads its files for that, and keeps what it decodes below ``data_dir``, the folder of all data sets.
+    Only 'folder' reads its files for this, and caches decoded images below ``data_dir``, the folder of all data sets.
 
     >>> info("fashion_mnist").num_classes, info("svhn").flip
     (10, False)
@@ -64,8 +64,8 @@ def load_split(
     split: 'test' is the published test set, for evaluation only. 'validation' is held out of the published training
         set, for every choice that is made by accuracy. 'train' is the rest of the training set.
     data_dir: the folder of all data sets.
-    validation_per_class: images of each class that are held out.
-    seed: of the random choice of the held-out images.
+    validation_per_class: number of images per class that are held out.
+    seed: seed of the random choice of the held-out images.
 
     Raise UnknownNameError for an unknown name, split or option; ValueError if ``validation_per_class`` is negative, is
     0 for the split 'validation', or leaves a class without training images; DataError for missing or wrong files.
@@ -96,7 +96,7 @@ def load_split(
 def validation_rows(train: LabeledImages, per_class: int, seed: int, names: Callable[[], Sequence[str]]) -> Tensor:
     """Return the rows (K·``per_class``,) that are held out of the training data, class by class.
 
-    Raise ValueError, with the class's name from ``names()``, if a class would keep no training image.
+    Raise ValueError, with the class's name from ``names()``, if a class would be left without training images.
     """
     rng = generator(seed, "validation-split")
     class_rows = [train.of_class(label) for label in range(train.num_classes)]

@@ -33,7 +33,7 @@ class Dataset(ABC):
         """Classes, shape and normalisation."""
 
     def info_in(self, data_dir: str | Path | None) -> DatasetInfo:
-        """Return ``info``; a data set that has to read its images for that may keep the result below ``data_dir``."""
+        """Return ``info``; a data set that has to read its images for it may cache the result below ``data_dir``."""
         return self.info
 
     @abstractmethod
@@ -112,7 +112,7 @@ class PublishedDataset(Dataset):
         return self.read(split, self.folder(data_dir))
 
     def sources_at(self, path: Path) -> tuple[Source, ...]:
-        """Return the sources in a local folder: the published files under their own names."""
+        """Return the sources in a local folder: the published files under their published names."""
         return (LocalFolder(str(path), path),)
 
     def fetch(self, data_dir: str | Path, source: str | Path | None = None) -> list[Path]:

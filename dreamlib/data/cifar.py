@@ -11,7 +11,7 @@ from dreamlib.data.fetch import DataError, LocalFolder, Mirror, PublishedFile, S
 from dreamlib.data.types import DatasetInfo, LabeledImages, Statistics
 
 # Per-channel statistics of the distillation literature. IDC and DREAM use those of CIFAR-10 for both data sets; DC and
-# its successors use other ones for CIFAR-100.
+# its successors use others for CIFAR-100.
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 DC_CIFAR100 = (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)
 # Over all pixels of the training images. CIFAR-100's are DC's, up to rounding.
@@ -76,14 +76,14 @@ class Cifar10(PublishedDataset):
         return (self._archive(Mirror(self.reader.url.removesuffix(self.reader.filename))),)
 
     def sources_at(self, path: Path) -> tuple[Source, ...]:
-        """Return a copy of the archive, or a folder that contains one, or else the images as a folder of PNG files."""
+        """Return the source at ``path``: the archive or a folder containing it, else a folder of PNG files."""
         folder = path.parent if path.name == self.reader.filename else path
         if (folder / self.reader.filename).is_file():
             return (self._archive(LocalFolder(str(folder), folder)),)
         if not self.content:
             raise DataError(
-                f"{path} has no {self.reader.filename}: only the archive, whose MD5 is published, shows that the "
-                f"images are those of {self.name}; put it there"
+                f"{path} has no {self.reader.filename}: images of {self.name} can be verified only by the archive, "
+                "whose MD5 is published; put it there"
             )
         return (PngFolder(self.reader, self.content, path=path, classes=self.classes),)
 
@@ -106,5 +106,5 @@ class Cifar100(Cifar10):
     reader_name: ClassVar[str] = "CIFAR100"
     dc_statistics: ClassVar[Statistics | None] = DC_CIFAR100
     pixel_statistics: ClassVar[Statistics] = DC_CIFAR100
-    content: ClassVar[dict[str, dict[str, str]]] = {}  # not known in advance: the archive's MD5 vouches for it
+    content: ClassVar[dict[str, dict[str, str]]] = {}  # not known in advance: the archive's MD5 is verified instead
     md5s: ClassVar[dict[str, str]] = {}

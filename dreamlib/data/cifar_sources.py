@@ -1,8 +1,8 @@
 """Sources of CIFAR's canonical files: the published archive, or a folder of PNG files.
 
-The archive names its files, so both give the same content: images in the order of class number, then file name (as
-bytes). A split is one safetensors file of three arrays of bytes: images (N, 3, 32, 32), labels (N,), and file_names,
-joined by newlines; its metadata hold the SHA-256 of all three.
+The archive includes file names, so both sources give the same content: images in the order of class number, then file
+name (as bytes). A split is one safetensors file of three arrays of bytes: images (N, 3, 32, 32), labels (N,), and
+file_names, joined by newlines; its metadata hold the SHA-256 of all three.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from dreamlib.data.fetch import DataError, PublishedFile, Source, SourceError, c
 Reader = Any  # torchvision.datasets.CIFAR10 or its subclass CIFAR100; named only where it is used, see lazy_torchvision
 Parts = dict[str, np.ndarray]  # the arrays of a split, by name
 PARTS = ("images", "labels", "file_names")
-# All that a batch needs besides dicts, lists, numbers and strings: an array's own constructors.
+# The only callables in a pickled batch: array constructors.
 ALLOWED = {
     ("numpy.core.multiarray", "_reconstruct"),
     ("numpy._core.multiarray", "_reconstruct"),
@@ -36,7 +36,7 @@ ALLOWED = {
 
 
 def canonical(images: Sequence[np.ndarray], labels: Sequence[int], names: Sequence[str]) -> Parts:
-    """Return images (3, 32, 32), N of them, their labels and file names in canonical order.
+    """Return N images (3, 32, 32), their labels and file names in canonical order.
 
     >>> parts = canonical(list(np.zeros((3, 3, 32, 32), np.uint8)), [1, 0, 1], ["b.png", "c.png", "a.png"])
     >>> parts["labels"].tolist(), parts["file_names"].tobytes()
@@ -76,7 +76,7 @@ class CanonicalFiles(ABC):
     """A source that makes the canonical files.
 
     reader: torchvision's class, which lists the published files.
-    content: split → part → its published SHA-256; empty where none is known.
+    content: split → part → its known SHA-256; empty if none is known.
     """
 
     reader: Reader
@@ -92,16 +92,16 @@ class CanonicalFiles(ABC):
         """Return 'train' or 'test' in canonical form; raise SourceError if that fails."""
 
     def get(self, file: PublishedFile, scratch: Path) -> Path:
-        """Make one file; raise SourceError for a content that is not the published one."""
+        """Make one file; raise SourceError for content that does not have the known SHA-256."""
         split, target = Path(file.name).stem, scratch / file.name
         parts = self.read(split, scratch)
-        for part, published in self.content.get(split, {}).items():
-            if (sha256 := hashlib.sha256(parts[part]).hexdigest()) != published:
+        for part, known in self.content.get(split, {}).items():
+            if (sha256 := hashlib.sha256(parts[part]).hexdigest()) != known:
                 raise SourceError(
                     f"its {split} {part} are not the published ones: {len(parts['labels'])} images, SHA-256 {sha256}, "
-                    f"it should be {published}"
+                    f"expected {known}"
                 )
-        # Not by save_file, whose files only their owner can read.
+        # Not save_file, whose files only their owner can read.
         target.write_bytes(save(parts, {"sha256": _digest(parts)}))
         return target
 
@@ -139,7 +139,7 @@ class Archive(CanonicalFiles):
 
 @dataclass(frozen=True)
 class PngFolder(CanonicalFiles):
-    """A folder with a PNG file of each image under its published name: train/<class>/<name>, test/<class>/<name>.
+    """A folder with one PNG file per image under its published name: train/<class>/<name>, test/<class>/<name>.
 
     path: the folder.
     classes: names of the classes, in the order of their numbers.
@@ -183,12 +183,12 @@ def _pixels(file: Path) -> np.ndarray:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Reads arrays and plain values; any other name in a pickle is refused, so that reading runs no code."""
+    """Unpickler of arrays and plain values; any other name is refused, so that reading runs no code."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Return the few callables that an array needs."""
         if (module, name) not in ALLOWED:
-            raise SourceError(f"its pickle asks for {module}.{name}, which no batch of images needs; it is not read")
+            raise SourceError(f"its pickle requests {module}.{name}, which no batch of images needs; it is not read")
         return super().find_class(module, name)
 
 

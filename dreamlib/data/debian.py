@@ -101,7 +101,7 @@ class DebianPackage:
                 run(["apt-get", "-q", *options, "download", self.package], scratch)
             except SourceError as error:
                 # apt-get update succeeds even if it reached no server, so its messages may hold the cause.
-                raise SourceError(f"{error} (apt-get update before it: {messages or 'no message'})") from error
+                raise SourceError(f"{error} (apt-get update before that: {messages or 'no message'})") from error
         packages = sorted(scratch.glob(f"{self.package}_*.deb"))
         if not packages:
             raise SourceError(f"apt-get downloaded no file named {self.package}_*.deb")
@@ -131,7 +131,7 @@ def run(command: list[str], folder: Path) -> str:
     Raise SourceError if it is not installed, fails (with those lines) or takes longer than ``WAIT_S`` seconds.
     """
     if shutil.which(command[0]) is None:
-        raise SourceError(f"{command[0]} is not on this machine")
+        raise SourceError(f"{command[0]} is not installed")
     try:
         result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=WAIT_S)
     except subprocess.TimeoutExpired as error:

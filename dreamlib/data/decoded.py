@@ -1,7 +1,7 @@
 """Decoded images on disk, so that a user's image files are decoded once and not by every process.
 
-A kept file is trusted only under the key of what it was made from, which holds the content of every image file, and
-only if its own bytes are those that were written. Where it cannot be written, nothing is kept.
+A cached file is used only if its key, which covers the content of every image file, matches and its bytes are intact.
+If it cannot be written, nothing is cached.
 """
 
 import functools
@@ -27,27 +27,27 @@ Stamps = tuple[tuple[str, int, int, int], ...]  # the path of each file, its siz
 
 
 def stamps(paths: Iterable[str]) -> Stamps:
-    """Return the files as they are now: a changed file has another size or time."""
+    """Return the current stamp of each file: a changed file has another size or time."""
     stats = ((path, os.stat(path)) for path in paths)
     return tuple((path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for path, stat in stats)
 
 
 @functools.lru_cache(maxsize=4)
 def contents(files: Stamps) -> tuple[str, ...]:
-    """Return the MD5 of each file, '' for unreadable ones; by their stamps, so that changed files are read again."""
+    """Return the MD5 of each file, '' for unreadable ones; cached by stamps, so that changed files are read again."""
     return tuple(_md5(path) for path, *_ in files)
 
 
 def _md5(path: str) -> str:
     try:
-        with open(path, "rb", buffering=0) as file:  # whole and unbuffered: most of the time goes into opening
+        with open(path, "rb", buffering=0) as file:  # read whole, unbuffered: opening dominates
             return hashlib.md5(file.readall(), usedforsecurity=False).hexdigest()
-    except OSError:  # said when the file is decoded, with the others
+    except OSError:  # reported when the files are decoded
         return ""
 
 
-def kept(path: Path, key: str, names: Iterable[str], make: Callable[[], Tensors]) -> Tensors:
-    """Return the tensors ``names`` among those of ``make``, from ``path`` if it holds them under ``key``.
+def cached(path: Path, key: str, names: Iterable[str], make: Callable[[], Tensors]) -> Tensors:
+    """Return the tensors ``names`` of ``make()``, read from ``path`` if stored there under ``key``.
 
     Otherwise call ``make`` and write ``path`` for the next process, atomically.
     """
@@ -61,24 +61,24 @@ def kept(path: Path, key: str, names: Iterable[str], make: Callable[[], Tensors]
 def _read(path: Path, key: str, names: Iterable[str]) -> Tensors | None:
     try:
         with safe_open(path, "pt") as file:
-            about = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in names} if about.get("key") == key else None
-    except (OSError, SafetensorError):  # missing, damaged or unreadable: made again
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in names} if metadata.get("key") == key else None
+    except (OSError, SafetensorError):  # missing, damaged or unreadable: decoded again
         return None
-    if tensors is None or any(about.get(name) != _sha256(tensor) for name, tensor in tensors.items()):
+    if tensors is None or any(metadata.get(name) != _sha256(tensor) for name, tensor in tensors.items()):
         return None
     return tensors
 
 
 def _write(path: Path, key: str, tensors: Tensors) -> None:
-    about = {"key": key} | {name: _sha256(tensor) for name, tensor in tensors.items()}
+    metadata = {"key": key} | {name: _sha256(tensor) for name, tensor in tensors.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as scratch:
-            save_file(tensors, Path(scratch) / path.name, about)
+            save_file(tensors, Path(scratch) / path.name, metadata)
             os.replace(Path(scratch) / path.name, path)
     except (OSError, SafetensorError) as error:
-        log.info("decoded images are not kept in %s: %s", path.parent, error)
+        log.info("decoded images are not cached in %s: %s", path.parent, error)
 
 
 def _sha256(tensor: Tensor) -> str:

@@ -15,7 +15,6 @@ from typing import Protocol
 log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 1 << 20
-DEFAULT_NAMES = ("fashion_mnist", "digits")  # data sets that `make data` fetches
 
 
 class DataError(RuntimeError):
@@ -112,7 +111,7 @@ def md5_of(path: Path) -> str:
 def command_for(folder: Path) -> str:
     """Return the command that fetches the data set in ``folder``."""
     command = f"`python -m pipeline.fetch_data {folder.name} --data-dir {folder.parent}`"
-    return f"`make data` (or {command})" if folder.name in DEFAULT_NAMES else command
+    return f"{command} (or `make data`, if params.yaml names this data set)"
 
 
 def check_files(folder: Path, files: Sequence[PublishedFile]) -> list[Path]:
@@ -141,8 +140,8 @@ def fetch_files(folder: Path, files: Sequence[PublishedFile], sources: Sequence[
     Existing correct files are not fetched again. A fetched file is moved into ``folder`` by an atomic rename after its
     MD5 is verified, so an interrupted fetch leaves no partial file.
 
-    Raise DataError for an existing file with a wrong MD5, after moving it to ``.quarantine`` beside ``folder``, and for
-    a file that no source has, with the reason for each source.
+    Raise DataError for an existing file with a wrong MD5, after moving it to ``.quarantine`` next to ``folder``, and
+    for a file that no source has, with the reason for each source.
     """
     for file in files:
         _quarantine_if_wrong(folder / file.name, file)
@@ -161,15 +160,15 @@ def fetch_files(folder: Path, files: Sequence[PublishedFile], sources: Sequence[
         tried = "".join(f"\n  - {reason}" for reason in reasons) or " none"
         raise DataError(
             f"could not fetch {', '.join(file.name for file in missing)} into {folder}. Sources tried:{tried}\n"
-            f"Run {command_for(folder)} where a source can be reached, or with --from a local folder that has the data."
+            f"Run {command_for(folder)} with access to a source, or with --from and a local folder that has the data."
         )
     return [folder / file.name for file in files]
 
 
 def _fetch_from(source: Source, missing: Sequence[PublishedFile], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    # Beside the folder: on the same file system, so that the rename is atomic, but not in the folder, whose hash a file
-    # left by a killed process would change.
+    # Next to the folder: on the same file system, so that the rename is atomic, but not in the folder, whose hash would
+    # change with a file left by a killed process.
     with tempfile.TemporaryDirectory(dir=folder.resolve().parent, prefix=".fetch-") as scratch:
         for file in missing:
             path = source.get(file, Path(scratch))
@@ -196,4 +195,4 @@ def _quarantine_if_wrong(path: Path, file: PublishedFile) -> None:
 def _mismatch(path: Path, file: PublishedFile, md5: str, size_bytes: int | None = None) -> str:
     """Return the message for a file whose MD5 is not the published one."""
     size_bytes = path.stat().st_size if size_bytes is None else size_bytes
-    return f"{path} is not the published file: its MD5 is {md5} ({size_bytes} bytes), it should be {file.md5}"
+    return f"{path} is not the published file: its MD5 is {md5} ({size_bytes} bytes), expected {file.md5}"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dreamlib._engine.files import find_above, write_atomically
 from dreamlib.data.base import DATASETS, Dataset, check_split, from_bytes
-from dreamlib.data.decoded import Stamps, Tensors, contents, kept, moments, stamps
+from dreamlib.data.decoded import Stamps, Tensors, cached, contents, moments, stamps
 from dreamlib.data.fetch import DataError, md5_of
 from dreamlib.data.image_files import decode
 from dreamlib.data.image_folders import Layout, find_layout
@@ -25,8 +25,8 @@ from dreamlib.settings import digest
 
 # Exceptions that Pillow's decoders raise for damaged files.
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
-LISTED = 10  # unreadable files named in a message, at most
-DECODING = 1  # to be raised with every change of the pixels that a file is decoded to
+LISTED = 10  # maximum number of unreadable files named in a message
+DECODING_VERSION = 1  # increment whenever decoding changes
 
 
 @DATASETS.register("folder")
@@ -41,10 +41,10 @@ class Folder(Dataset):
         by a hash of the file name, so that adding images changes the split of few others.
     mean, std: statistics per channel that normalise the pixels, which lie in [0, 1]; by default those of the training
         images.
-    like: a data set whose mean and std to take instead, for example cifar10.
+    like: a data set whose mean and std are used instead, for example cifar10.
 
-    ``image_folders`` says which layouts are read besides, ``image_files`` how a file becomes pixels. Raise ValueError
-    for an invalid option.
+    For other layouts see ``image_folders``; for the conversion of files see ``image_files``. Raise ValueError for an
+    invalid option.
     """
 
     path: str = ""
@@ -71,9 +71,11 @@ class Folder(Dataset):
         """Raise ValueError for statistics that do not suit the images."""
         if self.like:
             if self.mean or self.std:
-                raise ValueError(f"like: {self.like} stands for mean and std of that data set; do not give both")
+                raise ValueError(f"like: {self.like} sets mean and std to those of that data set; do not give both")
             if DATASETS[self.like] is Folder:
-                raise ValueError("like: folder names no statistics; choose a published data set, or give mean and std")
+                raise ValueError(
+                    "like: folder has no fixed statistics; choose a published data set, or give mean and std"
+                )
             if (channels := DATASETS[self.like]().info.channels) != self.channels:
                 raise ValueError(f"like: {self.like} has {channels} channels, not {self.channels}; give mean and std")
         elif self.mean or self.std:
@@ -83,13 +85,13 @@ class Folder(Dataset):
                 )
             if not all(0 <= mean <= 1 for mean in self.mean) or not all(0 < std <= 1 for std in self.std):
                 raise ValueError(
-                    f"mean {list(self.mean)} and std {list(self.std)} are those of pixels in [0, 1]: mean from 0 to 1, "
-                    "std above 0 and at most 1; divide those of pixels up to 255 by 255"
+                    f"mean {list(self.mean)} and std {list(self.std)} must be for pixels in [0, 1]: mean from 0 to 1, "
+                    "std above 0 and at most 1; divide those for pixels up to 255 by 255"
                 )
 
     @property
     def info(self) -> DatasetInfo:
-        """See ``info_in``, without a place for decoded images."""
+        """See ``info_in``, without a cache of decoded images."""
         return self.info_in(None)
 
     def info_in(self, data_dir: str | Path | None) -> DatasetInfo:
@@ -104,26 +106,26 @@ class Folder(Dataset):
         elif self.mean:
             mean, std = self.mean, self.std
         else:
-            mean, std = _statistics(stamps(_flat(files)), self.size, self.channels, self._kept_in("train", data_dir))
+            mean, std = _statistics(stamps(_flat(files)), self.size, self.channels, self._cache_path("train", data_dir))
         return DatasetInfo(self.name, tuple(files), self.channels, self.size, mean=mean, std=std, flip=True)
 
     def load(self, split: str, data_dir: str | Path | None = None) -> LabeledImages:
         """Return (N, channels, size, size), ordered by class and file name.
 
-        data_dir: the folder of all data sets. Its folder .decoded keeps the decoded images for the next process; they
-            are decoded again when the files or the options change. None keeps nothing.
+        data_dir: the folder of all data sets. Its folder .decoded caches the decoded images for the next process; they
+            are decoded again when the files or the options change. None caches nothing.
 
         Raise DataError for a missing or empty folder, fewer than two classes, a class without images, different classes
         in train/ and test/, and for unreadable files, all in one message.
         """
         check_split(split)
-        files, kept_in = self._files(split), self._kept_in(split, data_dir)
+        files, cache_path = self._files(split), self._cache_path(split, data_dir)
         labels = [label for label, paths in enumerate(files.values()) for _ in paths]
-        images = _decoded(stamps(_flat(files)), ("images",), self.size, self.channels, kept_in)["images"]
+        images = _decoded(stamps(_flat(files)), ("images",), self.size, self.channels, cache_path)["images"]
         return from_bytes(images, labels, num_classes=len(files))
 
-    def _kept_in(self, split: str, data_dir: str | Path | None) -> Path | None:
-        """Return the file of a split's decoded images: one for each folder, size and number of channels."""
+    def _cache_path(self, split: str, data_dir: str | Path | None) -> Path | None:
+        """Return the cache file of a split: one per folder, size and number of channels."""
         name = f"{self.name}-{split}-{digest(self.folder(), self.size, self.channels)}.safetensors"
         return None if data_dir is None else Path(data_dir) / ".decoded" / name
 
@@ -158,7 +160,7 @@ class Folder(Dataset):
         return {name: tuple(map(Path, files)) for name, files in self._files(split).items()}
 
     def _files(self, split: str) -> Layout:
-        """Return what ``layout`` returns as strings: for many images, ``Path`` objects would take most of the time."""
+        """Return ``layout`` with strings: for many images, creating ``Path`` objects would take most of the time."""
         train, test = find_layout(self.folder())
         if test is not None:
             return train if split == "train" else test
@@ -196,7 +198,7 @@ def _read(paths: Sequence[Path], size: int, channels: int) -> Tensor:
     return images
 
 
-def _decoded(files: Stamps, names: Sequence[str], size: int, channels: int, kept_in: Path | None) -> Tensors:
+def _decoded(files: Stamps, names: Sequence[str], size: int, channels: int, cache_path: Path | None) -> Tensors:
     """Return the tensors ``names`` of the files: 'images' (N, C, H, W), and their 'mean' and 'std' (C,)."""
 
     def decode_all() -> Tensors:
@@ -207,15 +209,16 @@ def _decoded(files: Stamps, names: Sequence[str], size: int, channels: int, kept
         mean, std = moments(images)
         return {"images": images, "mean": mean, "std": std}
 
-    if kept_in is None:
+    if cache_path is None:
         return decode_all()
-    return kept(kept_in, digest(DECODING, PIL.__version__, size, channels, contents(files)), names, decode_all)
+    key = digest(DECODING_VERSION, PIL.__version__, size, channels, contents(files))
+    return cached(cache_path, key, names, decode_all)
 
 
 @functools.lru_cache(maxsize=4)
 def _statistics(
-    files: Stamps, size: int, channels: int, kept_in: Path | None
+    files: Stamps, size: int, channels: int, cache_path: Path | None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and std per channel; the stamps are part of the memory's key, so changed files are read again."""
-    tensors = _decoded(files, ("mean", "std"), size, channels, kept_in)
+    """Return mean and std per channel; the stamps are part of the cache key, so changed files are read again."""
+    tensors = _decoded(files, ("mean", "std"), size, channels, cache_path)
     return tuple(tensors["mean"].tolist()), tuple(tensors["std"].tolist())

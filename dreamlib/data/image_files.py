@@ -29,11 +29,11 @@ def decode(path: Path, size: int, channels: int) -> Tensor:
     size: side in pixels.
     channels: 1 for grey, 3 for RGB. CMYK is converted without its colour profile.
 
-    The EXIF orientation is applied, and what is transparent becomes white. Grey pixels of 9 to 16 bits keep their upper
+    The EXIF orientation is applied, and transparent areas become white. Grey pixels of 9 to 16 bits keep their upper
     8 bits. Floats must lie in [0, 1], which is scaled to [0, 255].
 
-    Raise ValueError for pixels of other numbers, since nothing says which of them is white; OSError, SyntaxError and
-    what else Pillow raises for a damaged file.
+    Raise ValueError for other number formats, whose white level is undefined; OSError, SyntaxError and others from
+    Pillow for a damaged file.
     """
     with Image.open(path) as original:
         image = _with_eight_bits(ImageOps.exif_transpose(original), original)
@@ -45,9 +45,9 @@ def decode(path: Path, size: int, channels: int) -> Tensor:
 
 
 def _with_eight_bits(image: Image.Image, original: Image.Image) -> Image.Image:
-    """Return a grey image of 8 bits for one of deeper pixels, which Pillow would clip; others as they are.
+    """Reduce a grey image of higher bit depth, which Pillow would clip, to 8 bits; return others unchanged.
 
-    original: the same image as it was opened, which knows its format.
+    original: the same image as opened, which has the attribute ``format``.
     """
     if image.mode != "F" and not image.mode.startswith("I"):
         return image
@@ -56,10 +56,10 @@ def _with_eight_bits(image: Image.Image, original: Image.Image) -> Image.Image:
     if image.mode == "F":
         low, high = float(pixels.min()), float(pixels.max())
         if not 0 <= low <= high <= 1:
-            raise ValueError(f"float pixels must lie in [0, 1], got {low:g} to {high:g}; divide them by their white")
+            raise ValueError(f"float pixels must lie in [0, 1], got {low:g} to {high:g}; divide by the white level")
         grey = np.rint(pixels * 255)
     elif image.mode == "I" and original.format != "PPM":  # Pillow scales those of PPM to 16 bits
-        raise ValueError("32-bit or signed integer pixels have no agreed white; save the image with 8 or 16 bits")
+        raise ValueError("32-bit or signed integer pixels have no defined white level; save as 8 or 16 bits")
     else:
         grey = pixels >> (tags.get(BITSPERSAMPLE, (16,))[0] - 8)
     if tags.get(PHOTOMETRIC_INTERPRETATION) == WHITE_IS_ZERO:  # Pillow inverts those of 8 bits only

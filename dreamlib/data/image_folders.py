@@ -1,4 +1,4 @@
-"""Where the images of a user's folder lie: its layout, told from the names of folders and the suffixes of files."""
+"""The layout of a user's image folder, inferred from folder names and file suffixes."""
 
 import logging
 import os
@@ -15,9 +15,9 @@ log = logging.getLogger(__name__)
 
 Layout = dict[str, tuple[str, ...]]  # class → its image files, both sorted; strings, because there may be many
 
-TEST_HALVES = ("test", "val", "valid", "validation")  # folders that may hold the test images, beside train
-LITTER = ("__macosx", "thumbs.db", "desktop.ini")  # what systems leave in folders, besides hidden files
-ANNOTATIONS = (".csv", ".json", ".txt", ".xml")  # files that data sets keep beside their images
+TEST_SPLITS = ("test", "val", "valid", "validation")  # folders that may hold the test images, next to train
+LITTER = ("__macosx", "thumbs.db", "desktop.ini")  # created by operating systems, besides hidden files
+ANNOTATIONS = (".csv", ".json", ".txt", ".xml")  # files that data sets have next to their images
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Contents:
     def of(cls, folder: Path) -> "Contents":
         """Return what is in ``folder``."""
         contents = cls([], [], [], [])
-        with os.scandir(folder) as entries:  # knows files from folders without asking the disk for each
+        with os.scandir(folder) as entries:  # distinguishes files from folders without a stat call each
             for entry in sorted(entries, key=lambda entry: entry.name):
                 if entry.name.startswith(".") or entry.name.lower() in LITTER:
                     continue
@@ -50,60 +50,62 @@ class Contents:
 
 
 def find_layout(root: Path) -> tuple[Layout, Layout | None]:
-    """Return the training images by class, and the test images where ``root`` has a folder of them, else None.
+    """Return the training images by class, and the test images if ``root`` has a folder of them, else None.
 
-    root: a folder of class folders, or of a folder train and one of ``TEST_HALVES``, in upper or lower case. ``test``
-        comes first, if its images have labels. A folder that holds one of these layouts and nothing else stands for it.
+    root: a folder of class folders, or of a folder train and one of ``TEST_SPLITS``, in upper or lower case. ``test``
+        comes first, if its images have labels. If ``root`` contains only a folder with one of these layouts, that
+        folder is used.
 
-    A class folder holds images or a single folder of them. A test half may also hold images without class folders and a
-    table of their classes, as Tiny-ImageNet's val (see ``_annotated``). What is left out of use is logged, once.
+    A class folder holds images or a single folder of them. A test folder may also hold images without class folders and
+    a table of their classes, as Tiny-ImageNet's val does (see ``_annotated``). Ignored entries are logged once.
 
-    Raise DataError for any other layout, fewer than two classes, a class without images, or different classes in both
-    halves.
+    Raise DataError for any other layout, fewer than two classes, a class without images, or different classes in the
+    two splits.
     """
     contents = Contents.of(root)
-    halves = _halves(contents.folders)
-    if not halves:
-        alone = contents.folders[0] if len(contents.folders) == 1 and not contents.images else None
-        if alone and Contents.of(alone).folders:
-            _log_once(f"{root} holds one folder, {alone.name}, which is read in its place")
-            return find_layout(alone)
+    splits = _split_folders(contents.folders)
+    if not splits:
+        only_folder = contents.folders[0] if len(contents.folders) == 1 and not contents.images else None
+        if only_folder and Contents.of(only_folder).folders:
+            _log_once(f"{root} holds one folder, {only_folder.name}, which is read in its place")
+            return find_layout(only_folder)
         return _classes(root), None
-    if "train" not in halves:
-        names = " and ".join(f"{folder.name}/" for folder in halves.values())
+    if "train" not in splits:
+        names = " and ".join(f"{folder.name}/" for folder in splits.values())
         raise DataError(f"{root} has {names} but no train/: add it, or put the classes into {root}")
-    train, half = _classes(halves["train"]), _test_half(root, halves)
-    test = _annotated(half) if _is_flat(half) else _classes(half)
+    train, test_folder = _classes(splits["train"]), _test_folder(root, splits)
+    test = _annotated(test_folder) if _is_flat(test_folder) else _classes(test_folder)
     if unmatched := sorted(train.keys() ^ test.keys()):
-        raise DataError(f"{root}: train/ and {half.name}/ need the same classes; only one has {listed(unmatched)}")
-    unused = [folder.name for folder in contents.folders if folder not in (halves["train"], half)]
-    if half.name.lower() != "test" or unused:
+        names = f"train/ and {test_folder.name}/"
+        raise DataError(f"{root}: {names} need the same classes; only one has {listed(unmatched)}")
+    unused = [folder.name for folder in contents.folders if folder not in (splits["train"], test_folder)]
+    if test_folder.name.lower() != "test" or unused:
         rest = f"; not used: {listed(unused)}" if unused else ""
-        _log_once(f"{root}: the test images are those of {half.name}/{rest}")
+        _log_once(f"{root}: the test images are those of {test_folder.name}/{rest}")
     return train, test
 
 
-def _halves(folders: Iterable[Path]) -> dict[str, Path]:
-    """Return the folders that are named as halves of a data set, by their lower-case names."""
-    halves: dict[str, Path] = {}
+def _split_folders(folders: Iterable[Path]) -> dict[str, Path]:
+    """Return the folders that are named like a split of a data set, by their lower-case names."""
+    splits: dict[str, Path] = {}
     for folder in folders:
         name = folder.name.lower()
-        if name in halves:
-            raise DataError(f"{folder.parent} has both {halves[name].name}/ and {folder.name}/: keep one")
-        if name in ("train", *TEST_HALVES):
-            halves[name] = folder
-    return halves
+        if name in splits:
+            raise DataError(f"{folder.parent} has both {splits[name].name}/ and {folder.name}/: keep one")
+        if name in ("train", *TEST_SPLITS):
+            splits[name] = folder
+    return splits
 
 
-def _test_half(root: Path, halves: dict[str, Path]) -> Path:
-    """Return the folder beside train/ whose images are the test images: the first of ``TEST_HALVES`` with labels."""
-    candidates = [halves[name] for name in TEST_HALVES if name in halves]
+def _test_folder(root: Path, splits: dict[str, Path]) -> Path:
+    """Return the folder of the test images: the first of ``TEST_SPLITS`` with labels."""
+    candidates = [splits[name] for name in TEST_SPLITS if name in splits]
     labelled = [folder for folder in candidates if _table(folder).is_file() or not _is_flat(folder)]
     if not labelled:
         unlabelled = f" and, without classes, {listed(folder.name for folder in candidates)}" if candidates else ""
         raise DataError(
             f"{root} has train/{unlabelled}, but no test images: add test/ or val/ with the classes of train/, or set "
-            f"the option path to {halves['train']}, which test_fraction then divides"
+            f"the option path to {splits['train']}, which test_fraction then divides"
         )
     if len(labelled) > 1 and labelled[0].name.lower() != "test":
         names = " and ".join(f"{folder.name}/" for folder in labelled)
@@ -112,7 +114,7 @@ def _test_half(root: Path, halves: dict[str, Path]) -> Path:
 
 
 def _is_flat(folder: Path) -> bool:
-    """Return whether a half has no class folders; its images may lie in a folder ``images``."""
+    """Return whether a split has no class folders; its images may lie in a folder ``images``."""
     return all(sub.name == "images" for sub in Contents.of(folder).folders)
 
 
@@ -121,9 +123,9 @@ def _table(folder: Path) -> Path:
 
 
 def _annotated(folder: Path) -> Layout:
-    """Return the files by class of a half whose images lie side by side, in it or in ``images``.
+    """Return the files by class of a split without class folders, in it or in ``images``.
 
-    Their classes are in a table of lines with file name, class and more, separated by tabs: Tiny-ImageNet's
+    Their classes are in a tab-separated table whose first columns are file name and class: Tiny-ImageNet's
     val_annotations.txt.
     """
     table, inside = _table(folder), folder / "images"
@@ -156,7 +158,7 @@ def _classes(folder: Path) -> Layout:
     if others:
         names = listed(path.relative_to(folder).as_posix() for path in others)
         raise DataError(
-            f"{folder}: not files with an image's suffix: {names}. A class folder holds images, or a single folder of "
+            f"{folder}: unexpected entries: {names}. A class folder holds images, or a single folder of "
             "them; convert, move or remove the rest"
         )
     if len(layout) < 2:

@@ -10,11 +10,11 @@ from torch import Tensor
 from dreamlib.data.fetch import DataError
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # (mean, std), a number per channel
-CHUNK = 256  # images converted at a time where all are; bounds memory
+CHUNK = 256  # images converted at a time; bounds memory
 
 
 def _constants(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return numbers as a tensor, cached because each copy to a GPU would wait for it."""
+    """Return numbers as a tensor, cached because each copy to a GPU synchronises."""
     if torch.compiler.is_compiling():  # created on the device, because a CUDA graph cannot copy from the CPU
         return torch.stack([torch.full((), value, dtype=dtype, device=device) for value in values])
     return _cached_tensor(values, dtype, device)
@@ -26,22 +26,22 @@ def _cached_tensor(values: tuple[float, ...], dtype: torch.dtype, device: torch.
 
 
 def as_float(images: Tensor) -> Tensor:
-    """Return images of bytes as float32 in [0, 1], x / 255, and images of floating point as they are.
+    """Return byte images as float32 in [0, 1], x / 255, and floating-point images unchanged.
 
     >>> as_float(torch.tensor([0, 255], dtype=torch.uint8)).tolist()
     [0.0, 1.0]
     """
     if images.dtype != torch.uint8:
         return images
-    # By a tensor on the device: a GPU multiplies by 1/255 where the divisor is a number, which rounds differently.
+    # Divide by a tensor: with a Python number a GPU multiplies by 1/255, which rounds differently.
     return images.to(torch.float32).div_(_constants((255.0,), torch.float32, images.device))
 
 
 def allocate(what: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-    """Return an uninitialised tensor for ``what``; raise DataError, with its size, where memory is too small."""
+    """Return an uninitialised tensor for ``what``; raise DataError, with its size, if memory is too small."""
     try:
         return torch.empty(shape, dtype=dtype, device=device)
-    except RuntimeError as error:  # torch has no narrower one for a CPU
+    except RuntimeError as error:  # torch raises nothing more specific on a CPU
         sides, gib = " × ".join(f"{side:,}" for side in shape), math.prod(shape) * dtype.itemsize / 2**30
         raise DataError(
             f"memory is too small for {what} ({sides} of {str(dtype).removeprefix('torch.')}): they take {gib:,.1f} "
@@ -126,12 +126,12 @@ class DatasetInfo:
     size: side H = W in pixels.
     mean, std: statistics per channel that normalise the images for the networks.
     flip: whether a horizontally mirrored image keeps its class (not for digits).
-    whitening: 'none' or 'zca', applied to the images before (see ``dreamlib.data.whitening``).
+    whitening: 'none' or 'zca', already applied to the images (see ``dreamlib.data.whitening``).
     bounded: whether pixels lie in [0, 1]; normalised or whitened ones do not.
     dc_statistics: (mean, std) of DC and its successors, if they differ.
     pixel_statistics: (mean, std) over all pixels of a channel, if they differ.
-    zca_epsilon: of the whitening, None without one.
-    normalised_by: (mean, std) that images without bounds were normalised by; None if they were not, or nobody knows.
+    zca_epsilon: epsilon of the whitening; None without whitening.
+    normalised_by: (mean, std) that images without bounds were normalised by; None if they were not, or if unknown.
     """
 
     name: str

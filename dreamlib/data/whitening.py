@@ -65,7 +65,7 @@ class ZCA:
         return self._mapped(images, lambda x: (x - self.mean.to(x.device)) @ self.matrix.to(x.device))
 
     def undo(self, images: Tensor) -> Tensor:
-        """Return the images whose whitening is given; those of distilled images may lie outside [0, 1]."""
+        """Invert ``apply``; results for distilled images may lie outside [0, 1]."""
         return self._mapped(images, lambda x: x @ self.inverse.to(x.device) + self.mean.to(x.device))
 
     def _mapped(self, images: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:

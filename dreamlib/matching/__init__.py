@@ -1,4 +1,4 @@
-"""What the distilled set is made to match: one objective a file; every file in this folder is imported."""
+"""What the distilled set is made to match: one objective per file; importing the package imports all."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ import_modules(__name__, __path__)
 
 
 def make(name: str, options: dict[str, Any]) -> Objective:
-    """Return the named objective with its options; raises UnknownNameError or ValueError listing what is known.
+    """Return the named objective with its options; raise UnknownNameError or ValueError listing the known ones.
 
     >>> make("gradient", {"distance": "l1"}).distance
     'l1'

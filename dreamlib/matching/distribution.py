@@ -1,4 +1,4 @@
-"""Distribution matching: make the synthetic images' mean feature the real images' (DM), also a term of DREAM+."""
+"""Distribution matching: match the mean feature of the synthetic images to that of the real images (DM, DREAM+)."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,13 +26,14 @@ def mean_feature_distance(
     synthetic: Tensor,
     distance: Callable[[Tensor, Tensor], Tensor] = squared,
 ) -> Tensor:
-    """Return distance(mean features(real), mean features(synthetic)), differentiable in the synthetic images alone.
+    """Return distance(mean features(real), mean features(synthetic)), differentiable in the synthetic images only.
 
     weights: a network's detached weights.
     real: (n, C, H, W), prepared images.
     synthetic: (m, C, H, W), prepared images.
 
-    Squared, this is DM's loss of one class; DREAM+ adds it to gradient matching, in the metric of the gradients.
+    With the squared distance this is DM's loss for one class; DREAM+ adds it to gradient matching, with the same
+    distance as for the gradients.
     """
     with torch.no_grad():
         target = _mean(state.kernels.features(weights, real))  # (D,)
@@ -40,7 +41,7 @@ def mean_feature_distance(
 
 
 def _mean(features: Tensor) -> Tensor:
-    # Half-precision features are summed in float32: the difference of two close means would be mostly rounding.
+    # Half-precision features are summed in float32: the difference of two close means would be mostly rounding error.
     return (features.float() if features.dtype in (torch.bfloat16, torch.float16) else features).mean(0)
 
 
@@ -54,8 +55,8 @@ def detached(weights: Weights) -> Weights:
 class DistributionMatching(Objective):
     """Σ over classes of ‖mean features(real batch) − mean features(synthetic)‖² (DM, Zhao & Bilen, WACV 2023).
 
-    Features are those of the network as it stands: DM never trains it and takes a fresh one at every iteration
-    (``train_on: none``, ``inner_iterations: 1``). Real and synthetic images of a class get the same augmentation draw.
+    Features are those of the current network: DM never trains it and uses a fresh one at every iteration
+    (``train_on: none``, ``inner_iterations: 1``). Real and synthetic images of a class share one augmentation draw.
     It has no options.
     """
 

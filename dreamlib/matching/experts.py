@@ -25,11 +25,11 @@ from dreamlib.training.schedules import constant_lr
 from dreamlib.training.trainer import TrainSettings, fit
 
 FORMAT = "dreamlib-expert-2"
-AGAIN = "make them with `python -m pipeline.stages.experts`"
+REMEDY = "make them with `python -m pipeline.stages.experts`"
 
 
 class ExpertError(RuntimeError):
-    """Expert trajectories are missing, torn, or of another network; the message names the command that makes them."""
+    """Expert trajectories are missing, damaged or of another network; the message names the command that makes them."""
 
 
 def data_fingerprint(data: LabeledImages) -> str:
@@ -50,7 +50,7 @@ def expert_path(folder: str | Path, index: int) -> Path:
 
 
 def expert_folder(base: str | Path, whitening: str) -> Path:
-    """Return the folder of experts trained on images after ``whitening``: one folder for each whitening.
+    """Return the folder of experts trained on images with ``whitening``: one folder per whitening.
 
     >>> expert_folder("experts", "none").as_posix(), expert_folder("experts", "zca").as_posix()
     ('experts', 'experts/zca')
@@ -71,20 +71,21 @@ def train_experts(
 ) -> list[Path]:
     """Train the experts that are missing in ``folder``; return the files, one per expert.
 
-    data: the real images that the experts see; ``settings.images`` is the caller's choice of them.
+    data: the images to train on, already subsampled by the caller to ``settings.images`` per class.
 
-    A file holds a key of what made it (settings, network, data, format, seed, ``code_hash``) and is reused only if the
-    key is the same. Files are written atomically, each when its expert is done, so a killed run continues with the next
-    one; files of experts beyond ``count`` are removed. Expert i depends only on (seed, i).
+    A file stores a key of everything it depends on (settings, network, data, format, seed, ``code_hash``) and is reused
+    only if the key is the same. Files are written atomically, each when its expert is done, so a killed run continues
+    with the next one; files of experts beyond ``count`` are removed. For given settings, network and data, expert i
+    depends only on (seed, i).
     """
     data_key = (info.name, info.whitening, info.mean, info.std, data_fingerprint(data))
-    made_by = (settings.model_dump(exclude={"images", "count"}), network, *data_key, str(compute.dtype))
-    common = digest(*made_by, seed, code_hash, FORMAT)  # the same for all experts; a key is one expert's
+    inputs = (settings.model_dump(exclude={"images", "count"}), network, *data_key, str(compute.dtype))
+    common = digest(*inputs, seed, code_hash, FORMAT)  # the same for all experts; a key is per expert
     placed, kernels, paths = data.to(compute.device), None, []
     with progress(settings.count * settings.epochs, "experts", unit="epoch") as bar:
         for index in range(settings.count):
             path, expert_seed = expert_path(folder, index), derive(seed, "expert", index)
-            key = digest(*made_by, expert_seed, code_hash, FORMAT)
+            key = digest(*inputs, expert_seed, code_hash, FORMAT)
             paths.append(path)
             if _key_of(path) == key:
                 bar.update(settings.epochs)
@@ -92,9 +93,9 @@ def train_experts(
             model = compute.place(build(network[0], info, generator(expert_seed, "network"), network[1]))
             kernels = kernels or CompiledNetwork(model, compute)
             weights = _trajectory(model, placed, info, settings, kernels, expert_seed, bar.update)
-            about = {"format": FORMAT, "key": key, "dataset": info.name, "network": list(network)}
-            about |= {"whitening": info.whitening, "made_by": common}
-            write_atomically(path, save(weights, metadata={"dreamlib": json.dumps(about, sort_keys=True)}))
+            metadata = {"format": FORMAT, "key": key, "dataset": info.name, "network": list(network)}
+            metadata |= {"whitening": info.whitening, "made_by": common}
+            write_atomically(path, save(weights, metadata={"dreamlib": json.dumps(metadata, sort_keys=True)}))
     for path in set(Path(folder).glob("expert-*.safetensors")) - set(paths):
         path.unlink()
     return paths
@@ -130,22 +131,22 @@ def _trajectory(
     return {name: torch.stack(values) for name, values in trajectory.items()}
 
 
-def _about(path: Path) -> dict[str, Any]:
-    """Return the metadata of an expert's file; raises ExpertError when it is missing or torn."""
+def _metadata(path: Path) -> dict[str, Any]:
+    """Return the metadata of an expert's file; raise ExpertError if it is missing or damaged."""
     try:
         with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {})["dreamlib"])
-        if about["format"] != FORMAT:
-            raise KeyError(about["format"])
+            metadata = json.loads((file.metadata() or {})["dreamlib"])
+        if metadata["format"] != FORMAT:
+            raise KeyError(metadata["format"])
     except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise ExpertError(f"{path} is no whole expert trajectory ({error}): delete it and {AGAIN}") from error
-    return about
+        raise ExpertError(f"{path} is not a complete expert trajectory ({error}): delete it and {REMEDY}") from error
+    return metadata
 
 
 def _key_of(path: Path) -> str | None:
-    """Return the key of an expert's file; None when it is missing or torn."""
+    """Return the key of an expert's file; None if it is missing or damaged."""
     try:
-        return _about(path)["key"]
+        return _metadata(path)["key"]
     except ExpertError:
         return None
 
@@ -161,38 +162,43 @@ class Experts:
     def open(cls, folder: str | Path, network: nn.Module, info: DatasetInfo) -> "Experts":
         """Return the experts in ``folder``.
 
-        Raises ExpertError when there are none, or when they are of another data set, whitening or network.
+        Raise ExpertError if there are none, or if they are of another data set, whitening or network.
         """
         paths = tuple(sorted(Path(folder).glob("expert-*.safetensors")))
         if not paths:
-            raise ExpertError(f"no expert trajectories in {folder}: {AGAIN}")
-        about = _about(paths[0])
+            raise ExpertError(f"no expert trajectories in {folder}: {REMEDY}")
+        metadata = _metadata(paths[0])
         with safe_open(paths[0], "pt") as file:
             shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        if about["dataset"] != info.name:
-            raise ExpertError(f"the experts in {folder} have seen {about['dataset']}, not {info.name}: {AGAIN}")
-        if (whitening := about.get("whitening", "none")) != info.whitening:
+        if metadata["dataset"] != info.name:
             raise ExpertError(
-                f"the experts in {folder} have seen images of whitening {whitening}, not {info.whitening}: {AGAIN}"
+                f"the experts in {folder} were trained on {metadata['dataset']}, not {info.name}: {REMEDY}"
+            )
+        if (whitening := metadata.get("whitening", "none")) != info.whitening:
+            raise ExpertError(
+                f"the experts in {folder} were trained on images with whitening {whitening}, not {info.whitening}: "
+                f"{REMEDY}"
             )
         if {name: list(p.shape) for name, p in network.named_parameters()} != {n: s[1:] for n, s in shapes.items()}:
-            raise ExpertError(f"the experts in {folder} are {about['network']}, not the network in use: {AGAIN}")
+            raise ExpertError(
+                f"the experts in {folder} were trained with {metadata['network']}, not the network in use: {REMEDY}"
+            )
         return cls(paths, next(iter(shapes.values()))[0] - 1)
 
-    def check_whole(self, count: int, epochs: int) -> None:
+    def check_complete(self, count: int, epochs: int) -> None:
         """Raise ExpertError unless there are ``count`` experts of ``epochs`` epochs, all made with the same settings.
 
-        An interrupted training leaves fewer, or files from an earlier training with other settings.
+        An interrupted run leaves fewer, or some from an earlier run with other settings.
         """
-        again = "run `python -m pipeline.stages.experts`, which makes what is missing"
+        remedy = "run `python -m pipeline.stages.experts`, which makes the missing ones"
         folder = self.paths[0].parent
         if (len(self.paths), self.epochs) != (count, epochs):
             raise ExpertError(
-                f"{folder} holds {len(self.paths)} experts of {self.epochs} epochs where params.yaml asks for {count} "
-                f"of {epochs}: {again}, or change count and epochs under experts"
+                f"{folder} holds {len(self.paths)} experts of {self.epochs} epochs; params.yaml specifies {count} "
+                f"of {epochs}: {remedy}, or change count and epochs under experts"
             )
-        if len({_about(path).get("made_by") for path in self.paths}) > 1:
-            raise ExpertError(f"{folder} holds experts made under different settings or data: {again}")
+        if len({_metadata(path).get("made_by") for path in self.paths}) > 1:
+            raise ExpertError(f"{folder} holds experts made with different settings or data: {remedy}")
 
     def weights(self, expert: int, epoch: int, device: torch.device | str = "cpu") -> Weights:
         """Return parameters by name after ``epoch`` epochs, 0 ≤ epoch ≤ ``epochs``."""

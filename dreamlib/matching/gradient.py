@@ -1,4 +1,4 @@
-"""Gradient matching: make the synthetic images' weight gradient the real images' (DC, DSA, IDC, DREAM)."""
+"""Gradient matching: match the weight gradient of the synthetic images to that of the real images (DC, IDC, DREAM)."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from dreamlib.settings import NonNegative
 
 
 def absolute(real: Tensor, synthetic: Tensor) -> Tensor:
-    """Sum of absolute differences, not normalised (IDC's 'l1').
+    """Return the sum of absolute differences, not normalised (IDC's 'l1').
 
     >>> import torch
     >>> absolute(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 1.0])).item()
@@ -25,9 +25,9 @@ def absolute(real: Tensor, synthetic: Tensor) -> Tensor:
 
 
 def row_cosine(real: Tensor, synthetic: Tensor) -> Tensor:
-    """Σ over output rows of (1 − cosine) (DC, appendix): a conv weight (out, in, h, w) has ``out`` rows.
+    """Return Σ over output rows of (1 − cosine) (DC, appendix): a conv weight (out, in, h, w) has ``out`` rows.
 
-    The 1e-6 under the fraction keeps a row without gradient from dividing by zero.
+    The 1e-6 in the denominator avoids division by zero for a row with zero gradient.
 
     >>> import torch
     >>> row_cosine(torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[0.0, 3.0], [0.0, 1.0]])).item()
@@ -37,14 +37,14 @@ def row_cosine(real: Tensor, synthetic: Tensor) -> Tensor:
     return (1 - (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-6)).sum()
 
 
-# By option; 'mse' is the sum of squared differences, not normalised (IDC's 'mse').
+# By name of the option; 'mse' is the sum of squared differences, not normalised (IDC's 'mse').
 DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": squared, "l1": absolute, "cosine": row_cosine}
 
 
 def matched_weights(network: nn.Module, layers: str) -> tuple[Weights, Weights]:
-    """Return the weights whose gradients are compared, and all others; 'conv' (IDC, DREAM) or 'conv_linear' (DC, DSA).
+    """Return the weights whose gradients are matched, 'conv' (IDC, DREAM) or 'conv_linear' (DC, DSA), and all others.
 
-    Biases and norms (1-D) are never compared. Raises ValueError for a network without such a weight.
+    Biases and norms (1-D) are never matched. Raise ValueError for a network without such a weight.
     """
     smallest = {"conv": 4, "conv_linear": 2}[layers]
     parameters = {name: p.detach() for name, p in network.named_parameters() if p.ndim >= smallest}
@@ -59,8 +59,8 @@ class GradientMatching(Objective):
     """Σ over matched weights of distance(∂CE(real)/∂θ, ∂CE(synthetic)/∂θ), class by class (DC §3; IDC §4; DREAM §3).
 
     IDC and DREAM: 'mse' or 'l1' over 'conv' weights. DC and DSA: 'cosine' over 'conv_linear'. Real and synthetic images
-    of a class get the same augmentation draw. ``feature_weight`` adds that many times the same distance between the
-    mean features of the real and of the synthetic images (DREAM+).
+    of a class share one augmentation draw. ``feature_weight`` times the same distance between the mean features of the
+    real and of the synthetic images is added (DREAM+).
     """
 
     distance: Literal["mse", "l1", "cosine"] = "mse"
@@ -90,10 +90,10 @@ class GradientMatching(Objective):
             yield label, loss
 
     def _together(self, state: MatchState, real: Tensor, matched: Weights, fixed: Weights) -> Tensor:
-        """Return the losses (K,) of all classes by one function without branches, which a GPU records."""
+        """Return the losses (K,) of all classes by one branch-free function, captured as a CUDA graph on a GPU."""
         labels = state.send(torch.tensor(list(state.classes)))
 
-        def whole(
+        def match_all_classes(
             canvases: Tensor,
             rows: Tensor,
             real: Tensor,
@@ -111,7 +111,7 @@ class GradientMatching(Objective):
 
         canvases, name = state.synthetic.canvases, f"gradient {self}"
         with torch.no_grad():
-            values, gradient = state.graphs.get(name, whole)(
+            values, gradient = state.graphs.get(name, match_all_classes)(
                 canvases, state.synthetic_rows(), real, state.draw_table(state.classes), labels, matched, fixed
             )
-        return KnownGradient.apply(canvases, values, gradient.clone())  # the next replay overwrites the original
+        return KnownGradient.apply(canvases, values, gradient.clone())  # the next graph launch overwrites the original

@@ -1,7 +1,7 @@
-"""Training inside an objective: unrolled steps of SGD or Adam that a later loss can be differentiated through.
+"""Training inside an objective: steps of SGD or Adam through which a later loss can be differentiated.
 
 Shared by trajectory matching (MTT), back-propagation through training (DD, RaT-BPTT) and the evaluation that replays
-such a training.
+such training.
 """
 
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ FIRST, SECOND, COUNT = "first moment of ", "second moment of ", "steps taken"  #
 class InnerTraining:
     """Steps on the cross-entropy of one architecture, differentiable in weights, images, labels and rates.
 
-    network: gives the structure and is not changed: weights are arguments, its buffers (the running statistics of a
-        batch norm) are copied.
+    network: provides the architecture and is not changed: weights are arguments, and buffers (the running statistics
+        of batch norm) are copied.
     recompute: store only the inputs of a step and repeat its arithmetic in the backward pass. Memory then grows with
         the weights and not with the activations, at the cost of one more forward and backward pass per step. Results
-        are equal up to the order of a sum.
+        are equal up to the order of summation.
     optimizer: 'sgd', θ ← θ − lr · ∂CE(x, y)/∂θ, or 'adam', whose moments are carried with the weights (``start``).
 
     >>> net = nn.Linear(2, 2, bias=False)
@@ -76,7 +76,7 @@ class InnerTraining:
         for name, w in weights.items():
             first = b1 * carried[FIRST + name] + (1 - b1) * gradient[name]
             second = b2 * carried[SECOND + name] + (1 - b2) * gradient[name].square()
-            # ε under the root, squared: √v + ε has no derivative where a gradient is zero.
+            # ε² inside the root: √v + ε is not differentiable at v = 0.
             scale = (second / (1 - b2**t).to(w.dtype) + EPSILON**2).sqrt()
             moved[name] = w - (lr * first / (1 - b1**t).to(w.dtype) / scale).to(w.dtype)
             moved[FIRST + name], moved[SECOND + name] = first, second
@@ -112,15 +112,15 @@ class _Recomputed(torch.autograd.Function):
         x, y, lr, *values = ctx.saved_tensors
         carried, soft = dict(zip(ctx.names, values, strict=True)), y.is_floating_point()
 
-        # Class numbers have no derivative, so y is an argument of vjp only where it is probabilities.
-        def again(carried: Weights, x: Tensor, lr: Tensor, *labels: Tensor) -> Weights:
+        # Class numbers have no derivative, so y is an argument of vjp only if it holds probabilities.
+        def recompute(carried: Weights, x: Tensor, lr: Tensor, *labels: Tensor) -> Weights:
             return ctx.training._step(carried, x, labels[0] if soft else y, lr)
 
-        _, pull_back = vjp(again, carried, x, lr, *([y] if soft else []))
-        of_carried, of_x, of_lr, *of_y = pull_back(dict(zip(ctx.names, upstream, strict=True)))
-        return None, None, of_x, of_y[0] if soft else None, of_lr, *of_carried.values()
+        _, pull_back = vjp(recompute, carried, x, lr, *([y] if soft else []))
+        grad_carried, grad_x, grad_lr, *grad_y = pull_back(dict(zip(ctx.names, upstream, strict=True)))
+        return None, None, grad_x, grad_y[0] if soft else None, grad_lr, *grad_carried.values()
 
 
 def parameters_of(network: nn.Module) -> Weights:
-    """Return a network's parameters by name, detached: the start of an unrolled training."""
+    """Return a network's parameters by name, detached: the initial weights of unrolled training."""
     return {name: p.detach() for name, p in network.named_parameters()}

@@ -1,7 +1,7 @@
-"""Label sources: what a set's decoded images are labelled with once their pixels are final.
+"""Label sources: how a set's decoded images are labelled once their pixels are final.
 
-Soft labels take K numbers per image of storage (``SyntheticSet.stored_floats`` counts them) and change the evaluation,
-so sets with them are compared only with each other. Objectives that learn labels: ``dreamlib.matching.soft_labels``.
+Soft labels add K stored numbers per image (counted by ``SyntheticSet.stored_floats``) and change the evaluation, so
+sets with them are compared only with each other. Objectives that learn labels: ``dreamlib.matching.soft_labels``.
 """
 
 from abc import ABC, abstractmethod
@@ -68,7 +68,7 @@ def label(synthetic: SyntheticSet, state: LabelState) -> SyntheticSet:
 
 @LABELS.register("hard")
 class HardLabels(LabelSource):
-    """Class numbers, or what the objective has learned."""
+    """Class numbers, or the labels that the objective has learned."""
 
     soft = False
 
@@ -90,7 +90,7 @@ class TeacherLabels(LabelSource):
 def train_teacher(state: LabelState) -> tuple[nn.Module, CompiledNetwork]:
     """Return a network trained on the real images for ``teacher_epochs`` passes, and its compiled functions.
 
-    Its seed is derived from the state's for this purpose, so that no evaluated network has its initial weights.
+    Its seed is derived from ``state.seed`` for this purpose, so that no evaluated network has its initial weights.
     """
     settings, info, compute, seed = state.settings, state.info, state.compute, derive(state.seed, "teacher")
     name, options = state.network

@@ -1,4 +1,4 @@
-"""The contract of an objective: what it is given (``MatchState``) and what it returns (``Objective``)."""
+"""The interface of an objective: its input (``MatchState``) and its methods (``Objective``)."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -30,13 +30,13 @@ class MatchState:
     kernels: its compiled functions.
     sampler: chooses the real images; ``sampler.data`` holds all of them.
     iteration: inner iterations since the start of the run.
-    synthetic_batch: limit of decoded images of a class in one step.
-    classes: the classes to give losses for: all, a rank's share, or one of several matched at the same time.
-    together: whether to match all classes in one function if the objective can, as is fastest on a GPU.
-    graphs: the CUDA graphs of the run, for functions that close over what stays the same during a run: ``info``,
+    synthetic_batch: maximum number of decoded images per class in a step.
+    classes: the classes to compute losses for: all, a rank's share, or one of several matched concurrently.
+    together: whether to match all classes in one function if the objective can, which is fastest on a GPU.
+    graphs: the CUDA graphs of the run, for functions that close over values that are constant during a run: ``info``,
         ``augmentation``, ``kernels``, ``classes`` and all of ``synthetic`` except its canvases.
 
-    Randomness comes from ``rng``, a generator made anew for (seed, purpose, iteration), so that a resumed run draws the
+    Randomness comes from ``rng``, a generator created for (seed, purpose, iteration), so that a resumed run draws the
     same numbers as an uninterrupted one.
     """
 
@@ -65,7 +65,7 @@ class MatchState:
         return self.augmentation.draw(1, tuple(self.synthetic.canvases.shape[1:]), self.rng("augment", label))
 
     def prepare_drawn(self, images: Tensor, table: Tensor) -> Tensor:
-        """Return ``prepare`` of the images, in equal parts with one row of ``table`` each (see ``draw_table``)."""
+        """Return prepared images; consecutive equal parts take one row of ``table`` each (see ``draw_table``)."""
         return self._prepared()[0](images, table)
 
     def _prepared(self) -> tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor, Tensor, Tensor], Tensor]]:
@@ -85,9 +85,9 @@ class MatchState:
         return compiled(("prepare", *key), forward), compiled(("prepare back", *key), backward)
 
     def draw_table(self, labels: Sequence[int]) -> Tensor:
-        """Return ``draw`` of each label as a row of a table on the device, which takes a single transfer."""
+        """Return ``draw`` of each label as a row of a table on the device, copied in a single transfer."""
         u = torch.cat([self.augmentation.uniform(1, self.rng("augment", label)) for label in labels])
-        draw = self.augmentation.of_uniform(u, tuple(self.synthetic.canvases.shape[1:]))
+        draw = self.augmentation.from_uniform(u, tuple(self.synthetic.canvases.shape[1:]))
         return self.send(draw.table())
 
     def send(self, tensor: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class MatchState:
         return tensor.to(self.synthetic.canvases.device, non_blocking=True)
 
     def real_batches(self) -> Tensor | None:
-        """Return ``real_images`` of all ``classes``, concatenated; None unless all have equally many."""
+        """Return ``real_images`` of all ``classes``, concatenated; None if the batches differ in size."""
         rows = [self.sampler.rows(label, self.iteration) for label in self.classes]
         equal = len({len(class_rows) for class_rows in rows}) == 1
         return self.sampler.data.pixels(torch.cat(rows)) if equal else None
@@ -104,7 +104,7 @@ class MatchState:
         """Return the rows, among all decoded images, of ``synthetic_images`` of ``classes``; on the device."""
         sizes, rows = self.synthetic.decoded_sizes, []
         for label in self.classes:
-            part = self._part(label, sizes[label])
+            part = self._sampled_rows(label, sizes[label])
             rows.append((torch.arange(sizes[label]) if part is None else part) + sum(sizes[:label]))
         return self.send(torch.cat(rows))
 
@@ -125,13 +125,13 @@ class MatchState:
         return self.sampler.data.pixels(self.sampler.rows(label, self.iteration))
 
     def synthetic_images(self, label: int) -> Tensor:
-        """Return decoded images of one class (≤ synthetic_batch, C, H, W), a random subset where there are more."""
+        """Return decoded images of one class (≤ synthetic_batch, C, H, W), a random subset if there are more."""
         images = self.synthetic.decode_class(label)
-        part = self._part(label, len(images))
+        part = self._sampled_rows(label, len(images))
         return images if part is None else images[part.to(images.device)]
 
-    def _part(self, label: int, count: int) -> Tensor | None:
-        """Return which ``synthetic_batch`` of a class's decoded images take part in this iteration; None for all."""
+    def _sampled_rows(self, label: int, count: int) -> Tensor | None:
+        """Return the rows of a class's decoded images that take part in this iteration; None for all."""
         if count <= self.synthetic_batch:
             return None
         return torch.randperm(count, generator=self.rng("synthetic-batch", label))[: self.synthetic_batch]
@@ -142,19 +142,19 @@ class MatchState:
 
 
 class Objective(ABC):
-    """A distance between what the synthetic and the real images do to a network.
+    """A distance between the effects of synthetic and of real images on a network.
 
     A subclass is a frozen dataclass whose fields are its options, registered in ``OBJECTIVES``. It implements
-    ``losses``; everything else has a default. It must not change the network, the real data or any global state. It has
-    no state of its own: what it learns besides pixels is in ``state.synthetic.extras``, which checkpoints hold.
+    ``losses``; everything else has a default. It must not change the network, the real data or any global state. It is
+    stateless: what it learns besides pixels is in ``state.synthetic.extras``, which checkpoints include.
     """
 
-    # Whether ``losses`` gives one loss for each of ``state.classes``, which ranks and threads may share. An objective
-    # with one loss for the whole set, given as class -1, sets it to False: every rank then computes all of it.
+    # Whether ``losses`` yields one loss for each of ``state.classes``, which may be divided among ranks and threads. An
+    # objective with one loss for the whole set, yielded as class -1, sets it to False: every rank then computes all.
     by_class: ClassVar[bool] = True
     # Whether it reads the real batches that a sampler chooses.
     uses_sampler: ClassVar[bool] = True
-    # The setting that makes the objective use a sampler's batches where ``uses_sampler`` is False, for errors.
+    # For errors: the setting that makes the objective use a sampler's batches if ``uses_sampler`` is False.
     sampler_option: ClassVar[str] = ""
     # Whether it learns the labels, so that none may be assigned afterwards.
     learns_labels: ClassVar[bool] = False
@@ -162,18 +162,18 @@ class Objective(ABC):
     def check(self, network: nn.Module, info: DatasetInfo, expert_epochs: int | None = None) -> None:  # noqa: B027 (most have nothing to refuse)
         """Raise ValueError, before any work, for a network or data set that these options cannot be used with.
 
-        expert_epochs: how long the experts are trained, where that is known.
+        expert_epochs: number of epochs of the experts, if known.
         """
 
     def open_experts(self, network: nn.Module, info: DatasetInfo) -> Experts | None:
         """Return the expert trajectories that ``losses`` follows; None for an objective without experts.
 
-        Raises ExpertError when they are missing or of another network or data set.
+        Raise ExpertError if they are missing or of another network or data set.
         """
         return None
 
     def learned(self, start: SyntheticSet) -> dict[str, Tensor]:
-        """Return starting values of what is learned besides pixels (a step size, label logits), by name.
+        """Return initial values of what is learned besides pixels (a step size, label logits), by name.
 
         During distillation they are leaves in ``state.synthetic.extras``. They are saved with the set, and counted in
         its stored floats under a protocol that uses them.
@@ -188,6 +188,6 @@ class Objective(ABC):
     def losses(self, state: MatchState) -> Iterator[tuple[int, Tensor]]:
         """Yield (class, scalar loss) over ``state.classes``; the caller back-propagates each before the next.
 
-        Class by class, one class's graph is in memory at a time, and the caller can step after each class as the
+        So only one class's autograd graph is in memory at a time, and the caller can step after each class, as the
         released code does. With ``state.together`` it may yield (-1, losses (K,)) once instead.
         """

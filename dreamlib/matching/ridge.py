@@ -1,4 +1,4 @@
-"""Ridge regression on features: the distilled images, as its training set, should predict real images (FRePo)."""
+"""Ridge regression on features: fitted to the distilled images, it should predict the real ones (FRePo)."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ def centred_targets(labels: Tensor, num_classes: int, dtype: torch.dtype = torch
 
 
 def ridge_predictions(support: Tensor, targets: Tensor, features: Tensor, penalty: float) -> Tensor:
-    """Return predictions (n, K) of ridge regression, differentiable in all arguments but the penalty.
+    """Return predictions (n, K) of ridge regression, differentiable in all arguments except the penalty.
 
     support: (m, D), features of the training images.
     targets: (m, K), of the training images.
@@ -47,14 +47,14 @@ def ridge_predictions(support: Tensor, targets: Tensor, features: Tensor, penalt
 class _PositiveSolve(torch.autograd.Function):
     """``torch.linalg.solve`` of a symmetric positive definite system, by Cholesky, without synchronising the GPU.
 
-    The forward and the backward pass share one factor; torch's own derivative takes two more triangular solves of the
-    whole matrix.
+    The forward and the backward pass share one factor; torch's own backward pass takes two more triangular solves
+    of the whole matrix.
     """
 
     @staticmethod
     def forward(ctx: Any, system: Tensor, targets: Tensor) -> Tensor:
         factor, failed = torch.linalg.cholesky_ex(system)
-        factor = torch.where(failed == 0, factor, torch.nan)  # refused later by the distiller, without synchronising
+        factor = torch.where(failed == 0, factor, torch.nan)  # detected later by the Distiller; no synchronisation here
         solution = torch.cholesky_solve(targets, factor)
         ctx.save_for_backward(factor, solution)
         return solution
@@ -63,8 +63,8 @@ class _PositiveSolve(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor]:
         factor, solution = ctx.saved_tensors
-        of_targets = torch.cholesky_solve(upstream, factor)
-        return -of_targets @ solution.T, of_targets
+        grad_targets = torch.cholesky_solve(upstream, factor)
+        return -grad_targets @ solution.T, grad_targets
 
 
 @OBJECTIVES.register("ridge")
@@ -104,9 +104,9 @@ class RidgeRegression(Objective):
         yield -1, (predicted - real_targets).square().sum(1).mean() / 2
 
     def _recorded(self, state: MatchState, real: Tensor, weights: Weights) -> tuple[Tensor, Tensor, list[list[int]]]:
-        """Return (support, features, their counts by class) by functions without branches, which a GPU records.
+        """Return (support, features, their counts by class) by branch-free functions, captured as CUDA graphs.
 
-        The backward pass from the support to the canvases runs the network a second time, in a graph of its own.
+        The backward pass from the support to the canvases runs the network a second time, in a separate graph.
         """
         canvases, rows, table = state.synthetic.canvases, state.synthetic_rows(), state.draw_table([-1])
         kernels, classes = state.kernels, state.info.num_classes

@@ -1,4 +1,4 @@
-"""Soft labels that an objective learns with the pixels: their start, their use in training, and how they are stored."""
+"""Soft labels that an objective learns with the pixels: initialisation, use in training, and storage."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from dreamlib.synthetic.synthetic_set import SyntheticSet
 
 LOGITS = "label_logits"  # the name of learned labels in a set's extras
-CONFIDENCE = 0.9  # probability of an image's own class in the labels that learning starts from
+CONFIDENCE = 0.9  # initial probability of an image's class
 
 
 def starting_logits(start: SyntheticSet) -> Tensor:

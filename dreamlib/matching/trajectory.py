@@ -1,4 +1,4 @@
-"""Trajectory matching: a few steps on the distilled set should lead where epochs on real images led (MTT)."""
+"""Trajectory matching: a few steps on the distilled set should lead to where epochs on real images led (MTT)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,16 +35,16 @@ class TrajectoryMatching(Objective):
     """‖θ_N − θ*‖² / ‖θ_0 − θ*‖² (MTT, Cazenavette et al., CVPR 2022).
 
     θ_0 are a random expert's weights after t < ``max_start`` epochs, θ* the same expert's ``expert_epochs`` later, and
-    θ_N the weights after ``synthetic_steps`` steps of SGD on the decoded images from θ_0. The loop's network only gives
-    the structure: use ``train_on: none``.
+    θ_N the weights after ``synthetic_steps`` steps of SGD from θ_0 on the decoded images. The loop's network only
+    provides the architecture: use ``train_on: none``.
 
-    experts: folder of the trajectories, relative to the project (``dreamlib.matching.experts`` makes them); those of
-        whitened images have a folder below it.
-    batch: decoded images of a step (0: all), shuffled in every pass, with one augmentation per image.
+    experts: folder of the trajectories, relative to the project (``dreamlib.matching.experts`` makes them);
+        trajectories on whitened images are in a subfolder.
+    batch: decoded images per step (0: all), shuffled in every pass, with one augmentation per image.
     step_size: initial value of the step size, which is learned.
     recompute: bounds memory, see ``InnerTraining``.
 
-    Raises ExpertError when the experts are missing or short.
+    Raise ExpertError if the experts are missing or too short.
 
     >>> TrajectoryMatching(synthetic_steps=50, max_start=2).expert_epochs
     2
@@ -73,13 +73,13 @@ class TrajectoryMatching(Objective):
                 f"the learned step size fell to {value:.3g} at iteration {state.iteration}: lower learned_lr, or "
                 "start from a larger options.step_size"
             )
-        start, goal = self._ends(state)
+        start, target = self._start_and_target(state)
         sgd = InnerTraining(state.network, self.recompute)
         reached = sgd.run(start, self._batches(state), [rate] * self.synthetic_steps)
-        yield -1, squared_distance(reached, goal) / squared_distance(start, goal)
+        yield -1, squared_distance(reached, target) / squared_distance(start, target)
 
     def check(self, network: nn.Module, info: DatasetInfo, expert_epochs: int | None = None) -> None:
-        """See ``Objective.check``; refuses experts that are too short."""
+        """See ``Objective.check``; reject experts that are too short."""
         if expert_epochs is not None:
             self._check_reach(expert_epochs)
 
@@ -92,11 +92,11 @@ class TrajectoryMatching(Objective):
             )
 
     def open_experts(self, network: nn.Module, info: DatasetInfo) -> Experts:
-        """Return the trajectories to follow; raises ExpertError for missing ones or another network or data set."""
+        """Return the trajectories to follow; raise ExpertError for missing ones or another network or data set."""
         folder = expert_folder(self.experts, info.whitening)
         return Experts.open(find_above(folder) or folder, network, info)
 
-    def _ends(self, state: MatchState) -> tuple[Weights, Weights]:
+    def _start_and_target(self, state: MatchState) -> tuple[Weights, Weights]:
         """Return θ_0 and θ* of this iteration."""
         experts = self.open_experts(state.network, state.info)
         self._check_reach(experts.epochs)

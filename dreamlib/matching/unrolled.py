@@ -21,12 +21,12 @@ RATES = "step_sizes"
 UNROLLED = "unrolled"  # key of the unrolled training in a set's metadata
 
 
-def parts(per_class: int, num_classes: int, steps: int) -> list[Tensor]:
-    """Return the rows of the decoded set for each of a pass's ``steps`` steps, with every class in every step.
+def step_rows(per_class: int, num_classes: int, steps: int) -> list[Tensor]:
+    """Return the rows of the decoded set for each of the ``steps`` steps of a pass; every step contains every class.
 
-    A class's images are distributed in turn; with fewer images than steps, they are repeated from the first.
+    Steps take a class's images in turn; if there are fewer images than steps, they repeat from the first.
 
-    >>> [rows.tolist() for rows in parts(3, 2, 2)], [rows.tolist() for rows in parts(1, 2, 2)]
+    >>> [rows.tolist() for rows in step_rows(3, 2, 2)], [rows.tolist() for rows in step_rows(1, 2, 2)]
     ([[0, 2, 3, 5], [1, 4]], [[0, 1], [0, 1]])
     """
     rows = torch.arange(num_classes * per_class).view(num_classes, per_class)
@@ -34,18 +34,18 @@ def parts(per_class: int, num_classes: int, steps: int) -> list[Tensor]:
 
 
 def batches(
-    synthetic: SyntheticSet, steps: int, chosen: range, augmentation: Augmentation, info: DatasetInfo, compute: Compute,
-    rng: torch.Generator,
+    synthetic: SyntheticSet, steps: int, step_numbers: range, augmentation: Augmentation, info: DatasetInfo,
+    compute: Compute, rng: torch.Generator,
 ) -> list[tuple[Tensor, Tensor]]:  # fmt: skip
-    """Return prepared images, with one augmentation each, and labels of the ``chosen`` steps of an unrolled training.
+    """Return the prepared images, with one augmentation each, and the labels of steps ``step_numbers``.
 
-    A pass of ``steps`` steps goes once through the decoded images (see ``parts``).
+    A pass of ``steps`` steps goes once through the decoded images (see ``step_rows``).
     """
     images, hard = synthetic.decode()
     labels, shape = labels_of(synthetic, hard), tuple(images.shape[1:])
-    shares = parts(len(images) // info.num_classes, info.num_classes, steps)
+    shares = step_rows(len(images) // info.num_classes, info.num_classes, steps)
     step_batches = []
-    for step in chosen:
+    for step in step_numbers:
         rows = shares[step % steps]
         draw, rows = augmentation.draw(len(rows), shape, rng), rows.to(images.device)
         step_batches.append((compute.cast(augmentation.apply(info.normalise(images[rows]), draw)), labels[rows]))
@@ -55,28 +55,28 @@ def batches(
 def replay(
     network: nn.Module, synthetic: SyntheticSet, info: DatasetInfo, compute: Compute, rng: torch.Generator
 ) -> None:
-    """Train ``network`` by the steps, rates and optimiser that ``synthetic`` was unrolled by (the protocol of DD).
+    """Train ``network`` with the steps, rates and optimiser that ``synthetic`` was distilled through (DD's protocol).
 
-    Raises ValueError for a set without this metadata, and for a network with running statistics, which an unrolled
-    training does not update.
+    Raise ValueError for a set without this metadata, and for a network with running statistics, which unrolled training
+    does not update.
     """
     if list(network.buffers()):
         raise ValueError(
-            "protocol 'dd' replays steps that leave running statistics alone, and this network has some (batch norm): "
+            "protocol 'dd' replays steps that do not update running statistics, which this network has (batch norm): "
             "use a network with instance norm, or another protocol"
         )
     unrolled = synthetic.info.get(UNROLLED)
     if unrolled is None:
         raise ValueError(
-            "protocol 'dd' replays the training a set was unrolled through, and this set has none: use another "
-            "protocol, such as idc"
+            "protocol 'dd' replays the training a set was distilled through, and this set stores no such training: use "
+            "another protocol, such as idc"
         )
     augmentation = augmentation_for(info, *(synthetic.info[name] for name in ("augmentation", "augmentation_mode")))
-    chosen = range(unrolled["steps"] * unrolled["passes"])
+    step_numbers = range(unrolled["steps"] * unrolled["passes"])
     training = InnerTraining(network, recompute=False, optimizer=unrolled["optimizer"])
-    rates = synthetic.extras.get(RATES, torch.full((len(chosen),), unrolled["step_size"])).to(compute.device)
+    rates = synthetic.extras.get(RATES, torch.full((len(step_numbers),), unrolled["step_size"])).to(compute.device)
     with torch.no_grad():
-        steps = batches(synthetic, unrolled["steps"], chosen, augmentation, info, compute, rng)
+        steps = batches(synthetic, unrolled["steps"], step_numbers, augmentation, info, compute, rng)
         trained = training.weights(training.run(training.start(parameters_of(network)), steps, rates))
         for name, parameter in network.named_parameters():
             parameter.copy_(trained[name])
@@ -98,20 +98,20 @@ class UnrolledTraining(Objective):
 
     DD takes a fresh network at each iteration: ``inner_iterations: 1``.
 
-    steps: steps of one pass, which divide the decoded images among them (see ``parts``); ``synthetic_batch`` has no
+    steps: steps per pass, each on its share of the decoded images (see ``step_rows``); ``synthetic_batch`` has no
         effect.
     passes: number of passes.
-    step_size: initial rate of every step; each step has its own.
+    step_size: initial rate of every step; with ``learn_rates``, each step learns its own.
     optimizer: 'sgd' or 'adam'.
     learn_rates: whether the rates are learned.
     window: W of the truncated variant, which trains for a random number T of steps, W ≤ T ≤ steps · passes, and
-        differentiates through the last W only (RaT-BPTT, Feng et al. 2024).
-    real_batch: real images, of all classes, to measure the loss on; 0 takes the sampler's batch of every class.
-    augment_real: whether they are augmented, each with a draw of its own.
+        differentiates only through the last W (RaT-BPTT, Feng et al. 2024).
+    real_batch: number of real images, of all classes, in the loss; 0 takes the sampler's batch of every class.
+    augment_real: whether they are augmented, each with its own draw.
     learn_labels: whether the labels are learned too.
     recompute: bounds memory, see ``InnerTraining``.
 
-    Raises ValueError for a window out of range.
+    Raise ValueError for a window out of range.
 
     >>> UnrolledTraining(steps=10, passes=3).total
     30
@@ -135,7 +135,7 @@ class UnrolledTraining(Objective):
         if self.window is not None and not 1 <= self.window <= self.total:
             raise ValueError(
                 f"options.window = {self.window} must lie between 1 and steps · passes = {self.total}; "
-                "leave it out to differentiate through all"
+                "omit it to differentiate through all steps"
             )
 
     @property
@@ -154,7 +154,7 @@ class UnrolledTraining(Objective):
         return self.learn_labels
 
     def learned(self, start: SyntheticSet) -> dict[str, Tensor]:
-        """Return 'step_sizes' (steps·passes,) before the softplus and 'label_logits' (M, K), where they are learned."""
+        """Return 'step_sizes' (steps·passes,) before the softplus and 'label_logits' (M, K), if they are learned."""
         values = {}
         if self.learn_rates:
             values[RATES] = start.canvases.new_full((self.total,), raw_rate(self.step_size)).detach()
@@ -192,9 +192,9 @@ class UnrolledTraining(Objective):
         carried = training.run(carried, self._batches(state, range(first, last), rng), rates[first:last])
         yield -1, training.loss(training.weights(carried), *self._real(state))
 
-    def _batches(self, state: MatchState, chosen: range, rng: torch.Generator) -> list[tuple[Tensor, Tensor]]:
+    def _batches(self, state: MatchState, step_numbers: range, rng: torch.Generator) -> list[tuple[Tensor, Tensor]]:
         compute = state.kernels.compute
-        return batches(state.synthetic, self.steps, chosen, state.augmentation, state.info, compute, rng)
+        return batches(state.synthetic, self.steps, step_numbers, state.augmentation, state.info, compute, rng)
 
     def _real(self, state: MatchState) -> tuple[Tensor, Tensor]:
         data, rng = state.sampler.data, state.rng("unroll-real")

@@ -39,7 +39,7 @@ class FeatureNet(nn.Module):
 
 
 def set_norm(module: nn.Module, norm: Norm) -> nn.Module:
-    """Return the module, for ``norm`` 'instance' with each batch norm replaced by an instance norm, in place.
+    """Replace each batch norm by an instance norm, in place, if ``norm`` is 'instance'; return the module.
 
     For networks of torchvision, which take no such argument. As in the distillation literature, an instance norm is a
     group norm with one channel per group: affine, without running statistics.

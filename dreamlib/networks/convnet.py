@@ -48,7 +48,7 @@ class FirstConv2d(Conv2d):
         out = F.linear(self._aligned(patches, -1), self._aligned(weight, -1), bias)
         return out.reshape(n, height, width, self.out_channels).permute(0, 3, 1, 2)
 
-    def normed(self, x: Tensor, norm: "InstanceNorm") -> Tensor:
+    def convolved_and_normed(self, x: Tensor, norm: "InstanceNorm") -> Tensor:
         """Return ``norm`` of the convolution, (N, C, H, W) → (N, C', H', W'), without computing the convolution first.
 
         The convolution is linear: over an image's pixels, the channel with weights w has the mean w · mean(patch) and
@@ -71,7 +71,7 @@ class FirstConv2d(Conv2d):
         return out.reshape(n, height, width, self.out_channels).permute(0, 3, 1, 2)
 
     def _shifted(self, x: Tensor) -> list[Tensor]:
-        """Return the padded image shifted to each of a filter's nine weights: (N, C, H', W') each."""
+        """Return the padded image shifted by each of the nine filter offsets: (N, C, H', W') each."""
         pad = int(self.padding[0])
         height, width = x.shape[2] + 2 * pad - 2, x.shape[3] + 2 * pad - 2
         padded = F.pad(x, (pad, pad, pad, pad))
@@ -110,10 +110,10 @@ class InstanceNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C, H, W), each channel of each image normalised, scaled and shifted."""
-        return self.in_steps(x) if x.is_cuda and torch.compiler.is_compiling() else super().forward(x)
+        return self.elementwise(x) if x.is_cuda and torch.compiler.is_compiling() else super().forward(x)
 
-    def in_steps(self, x: Tensor) -> Tensor:
-        """Return the same by elementary operations, for which the compiler keeps x channels-last."""
+    def elementwise(self, x: Tensor) -> Tensor:
+        """Compute the same by elementwise operations, for which the compiler keeps x channels-last."""
         wide = _wide(x)
         variance, mean = torch.var_mean(wide, (2, 3), correction=0, keepdim=True)
         weight, bias = self.weight.view(-1, 1, 1), self.bias.view(-1, 1, 1)
@@ -156,7 +156,7 @@ class Block(nn.Sequential):
         saves_mask = torch.is_grad_enabled() and not self.training
         fusible = isinstance(conv, FirstConv2d) and isinstance(norm, InstanceNorm) and not saves_mask
         if torch.compiler.is_compiling() and fusible:
-            return pooling(activation(conv.normed(x, norm)))
+            return pooling(activation(conv.convolved_and_normed(x, norm)))
         return super().forward(x)
 
 
@@ -185,7 +185,7 @@ class ConvNet(Network):
 
 
 def default_depth(size: int) -> int:
-    """Return the depth for images of a side in pixels: 3 up to 32 pixels, 4 at 64 and 5 at 128, as in the literature.
+    """Return the depth for images of side ``size``: 3 up to 32 pixels, 4 at 64 and 5 at 128, as in the literature.
 
     Images too small for three halvings down to 2×2 get fewer blocks.
 
@@ -203,7 +203,7 @@ class ConvNetFamily:
 
     depth: number of blocks; None takes ``default_depth`` of the images' side.
     width: channels of each block.
-    norm, activation, pooling: of each block; 'group' has 4 groups.
+    norm, activation, pooling: layers of each block; 'group' has 4 groups.
 
     Raise ValueError for a depth or width out of range.
     """

@@ -86,7 +86,7 @@ class ResNet18Family(_ResNetFamily):
 @NETWORKS.register("resnet10")
 @dataclass(frozen=True)
 class ResNet10Family(_ResNetFamily):
-    """ResNet-10 of IDC and DREAM: one block a stage, and half the channels for CIFAR.
+    """ResNet-10 of IDC and DREAM: one block per stage, and half the channels for CIFAR.
 
     The stages have 32, 64, 128 and 256 channels for data sets whose name begins with "cifar", as in the released code,
     and 64, 128, 256 and 512 for all others. The name decides, not the shape of the images: SVHN has CIFAR's shape and
@@ -124,7 +124,7 @@ def _stem(info: DatasetInfo, width: int, average_pooled: bool) -> OrderedDict[st
     """Return the layers before the first stage, by the side of the images (see the table above)."""
     kernel, stride = (7, 2) if info.size > 128 else (3, 1)
     pool: nn.Module = nn.MaxPool2d(3, stride=2, padding=1)
-    if average_pooled:  # the pooling does what the stride would have done, too
+    if average_pooled:  # the pooling also replaces the stride
         pool, stride = nn.AvgPool2d(2 * stride), 1
     conv = nn.Conv2d(info.channels, width, kernel, stride=stride, padding=kernel // 2, bias=False)
     layers: OrderedDict[str, nn.Module] = OrderedDict(conv1=conv, bn1=nn.BatchNorm2d(width), relu=nn.ReLU())

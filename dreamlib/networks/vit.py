@@ -11,8 +11,10 @@ from dreamlib.networks import NETWORKS
 from dreamlib.networks._shared import FeatureNet, need_side
 
 
-def _plain(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
-    """Request the attention weights, a forward pre-hook that makes torch compute attention by matrix products.
+def _request_attention_weights(
+    attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], Any]:
+    """Forward pre-hook that requests attention weights, which makes torch compute attention by matrix products.
 
     Unlike the fused kernels, these can be differentiated twice. torch's switches for the fused kernels are global and
     would affect other threads.
@@ -27,11 +29,11 @@ class ViTFamily:
 
     patch: side of a patch, in pixels; must divide the images' side.
     dim: width of the layers; must be a multiple of ``heads``.
-    depth: layers.
-    heads: attention heads of a layer.
-    mlp_dim: hidden units of a layer's MLP.
+    depth: number of layers.
+    heads: attention heads per layer.
+    mlp_dim: hidden units of each layer's MLP.
 
-    Raise ValueError for an option that does not divide.
+    Raise ValueError if ``heads`` does not divide ``dim``.
     """
 
     patch: int = 4
@@ -42,7 +44,7 @@ class ViTFamily:
 
     def __post_init__(self) -> None:
         if self.dim % self.heads:
-            raise ValueError(f"dim={self.dim} does not divide by heads={self.heads}; choose dim a multiple of heads")
+            raise ValueError(f"dim={self.dim} is not divisible by heads={self.heads}; choose a multiple of heads")
 
     def build(self, info: DatasetInfo) -> FeatureNet:
         """Return the network for a data set's channels, side and classes."""
@@ -54,7 +56,7 @@ class ViTFamily:
         )
         for layer in encoder.modules():
             if isinstance(layer, nn.MultiheadAttention):
-                layer.register_forward_pre_hook(_plain, with_kwargs=True)
+                layer.register_forward_pre_hook(_request_attention_weights, with_kwargs=True)
         if info.channels != 3:
             encoder.conv_proj = nn.Conv2d(info.channels, self.dim, self.patch, stride=self.patch)
         # FeatureNet's own head replaces torchvision's, whose zero weights would leave the body without a gradient.

@@ -1,4 +1,4 @@
-"""Choice of real images: k-means, representatives, real batches, coverage. Every module is imported."""
+"""Choice of real images: k-means, representatives, real batches, coverage. Importing the package imports all."""
 
 from dreamlib._engine.registry import import_modules
 

@@ -1,20 +1,20 @@
-"""Batches that DREAM compares its representatives with: the centre-most and the boundary images of a class."""
+"""Batches that DREAM compares its representatives with: the most central and the boundary images of a class."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dreamlib.sampling.real_batches import SAMPLERS, Embed, KeptSampler, Predict
+from dreamlib.sampling.real_batches import SAMPLERS, Embed, IntervalSampler, Predict
 
 
 @SAMPLERS.register("center")
 @dataclass
-class CenterSampler(KeptSampler):
+class CenterSampler(IntervalSampler):
     """The images nearest to the class's mean feature: similar ones, none near the boundary (ablation, DREAM §3.1)."""
 
     def choose(self, label: int, members: Tensor, rng: torch.Generator, embed: Embed, predict: Predict) -> Tensor:
-        """See ``KeptSampler.choose``; ties go to the lower row."""
+        """See ``IntervalSampler.choose``; ties go to the lower row."""
         features = embed(self.data.pixels(members)).float()  # (n, D)
         distances = (features - features.mean(0)).square().sum(1)
         return members[distances.argsort(stable=True)[: self.batch]]
@@ -22,16 +22,16 @@ class CenterSampler(KeptSampler):
 
 @SAMPLERS.register("boundary")
 @dataclass
-class BoundarySampler(KeptSampler):
+class BoundarySampler(IntervalSampler):
     """The images that the current network is least sure about (ablation, DREAM §3.1).
 
-    They have the smallest margin between the logit of their class and the largest other logit, which is the difference
-    of two log-probabilities, and negative for a misclassified image. Margins of an untrained network carry little
+    They have the smallest margin: the logit of their class minus the largest other logit. It equals a difference of
+    log-probabilities and is negative for misclassified images. Margins of an untrained network carry little
     information.
     """
 
     def choose(self, label: int, members: Tensor, rng: torch.Generator, embed: Embed, predict: Predict) -> Tensor:
-        """See ``KeptSampler.choose``; ties go to the lower row."""
+        """See ``IntervalSampler.choose``; ties go to the lower row."""
         margin = margins(predict(self.data.pixels(members)), label)
         return members[margin.argsort(stable=True)[: self.batch]]
 

@@ -37,7 +37,7 @@ def batch_coverage(features: Tensor, batch: int, seed: int, label: int) -> dict[
     """Return 'representative' and 'random' → (size, ``clusters_hit``, ``nearest_distance``) of batches of a class.
 
     features: (n, D), one row per image of the class.
-    batch: images in a batch, and number of clusters; at most n are used.
+    batch: images per batch and number of clusters, at most n.
     seed, label: source of the random numbers.
 
     The values of 'random' are means over ``RANDOM_DRAWS`` batches.

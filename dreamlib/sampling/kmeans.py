@@ -1,10 +1,12 @@
-"""Batched k-means on the device: B independent problems of n points each, without empty clusters."""
+"""Batched k-means on the device: B independent problems of n points each, without empty clusters by default."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+TOLERANCE = 1e-4  # squared shift of converged centres, relative to the mean variance of a feature, as in scikit-learn
 
 
 @dataclass(frozen=True)
@@ -14,7 +16,7 @@ class Clustering:
     centers: (B, k, D).
     assignment: (B, n), each point's cluster in [0, k).
     inertia: (B,), sum of squared distances to the assigned centres.
-    iterations: Lloyd iterations, the most of all problems.
+    iterations: number of Lloyd iterations, shared by all problems.
     """
 
     centers: Tensor
@@ -75,7 +77,7 @@ def _sizes(assignment: Tensor, k: int) -> Tensor:
 
 
 def _refill_empty(distances: Tensor, assignment: Tensor, k: int) -> Tensor:
-    """Move, to each empty cluster, the point farthest from its centre among those of clusters of two or more."""
+    """Give each empty cluster the point farthest from its centre, taken from clusters of at least two points."""
     counts = _sizes(assignment, k)
     if bool((counts > 0).all()):
         return assignment
@@ -108,13 +110,13 @@ def _sums(points: Tensor, assignment: Tensor, k: int, *, by_product: bool) -> Te
 def lloyd_steps(
     points: Tensor, squares: Tensor, centers: Tensor, threshold: Tensor, most: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Run Lloyd's algorithm as a fixed sequence of operations that never waits for the device, for a CUDA graph.
+    """Run Lloyd's algorithm as a fixed sequence of operations that never synchronises, for a CUDA graph.
 
     points: (B, n, D), centred.
     squares: (B, n, 1), their squared norms.
     centers: (B, k, D), the initial centres.
     threshold: (B,), the squared shift of the centres below which a problem has converged.
-    most: iterations; those after convergence leave the centres unchanged.
+    most: number of iterations; those after convergence leave the centres unchanged.
 
     Return centres (B, k, D), assignment (B, n), inertia (B,), the number of iterations until convergence, and whether
     a cluster was ever empty, in which case the result is invalid.
@@ -143,7 +145,7 @@ def _inertia(distances: Tensor, assignment: Tensor) -> Tensor:
 
 
 def _means(points: Tensor, assignment: Tensor, k: int, empty: Tensor) -> Tensor:
-    """Return the clusters' means (B, k, D), with ``empty``, of that shape or broadcast to it, for empty clusters."""
+    """Return the clusters' means (B, k, D); empty clusters get ``empty``, broadcast to that shape."""
     count = _sizes(assignment, k).unsqueeze(-1)  # (B, k, 1)
     return torch.where(count > 0, _sums(points, assignment, k, by_product=points.is_cuda) / count.clamp_min(1), empty)
 
@@ -154,27 +156,26 @@ def kmeans(
     rng: torch.Generator | Sequence[torch.Generator],
     *,
     max_iterations: int = 50,
-    tolerance: float = 1e-4,
     start: str | Tensor = "k-means++",
     keep_empty: bool = False,
     lloyd: Callable[..., tuple[Tensor, ...]] | None = None,
 ) -> Clustering:
     """Run Lloyd's algorithm on B problems at once (DREAM, section 3: initial canvases and mini-batches).
 
+    Stop when no point changes its cluster, when the centres have converged (see ``TOLERANCE``), or after
+    ``max_iterations``.
+
     points: (B, n, D).
-    k: clusters.
-    rng: one generator for all problems, or B of them, one for each, so that a problem's result does not depend on the
-        others.
-    max_iterations: most Lloyd iterations.
-    tolerance: stop when the centres' squared shift is at most this times the mean variance of a feature
-        (scikit-learn's criterion); k-means also stops when no point changes its cluster.
+    k: number of clusters.
+    rng: one generator for all problems, or one per problem, so that a problem's result does not depend on the others.
+    max_iterations: maximum number of Lloyd iterations.
     start: 'k-means++', 'random' for random rows, or initial centres (B, k, D).
     keep_empty: leave a cluster without points empty, with its centre at zero, as DREAM's released code does. Otherwise
         it receives the point of another cluster that is farthest from its centre.
     lloyd: ``lloyd_steps`` with ``most=max_iterations``, or a CUDA graph of it, which submits all iterations to the GPU
         at once. Its result is discarded if a cluster becomes empty. Not with ``keep_empty``.
 
-    Raise ValueError unless 1 ≤ k ≤ n, for another number of generators, and for ``lloyd`` with ``keep_empty``.
+    Raise ValueError unless 1 ≤ k ≤ n, for a wrong number of generators, and for ``lloyd`` with ``keep_empty``.
 
     >>> points = torch.tensor([[[0.0], [0.2], [9.0], [9.4]]])
     >>> kmeans(points, 2, torch.Generator().manual_seed(0)).centers.flatten().sort().values
@@ -182,7 +183,7 @@ def kmeans(
     """
     batch, n, _ = points.shape
     if not 1 <= k <= n:
-        raise ValueError(f"k-means needs 1 ≤ clusters ≤ images; got {k} clusters for {n} images: ask for at most {n}")
+        raise ValueError(f"k-means needs 1 ≤ clusters ≤ images; got {k} clusters for {n} images: choose at most {n}")
     rngs = [rng] if isinstance(rng, torch.Generator) else rng
     if lloyd is not None and keep_empty:
         raise ValueError("lloyd does not support keep_empty; call kmeans without lloyd")
@@ -200,11 +201,11 @@ def kmeans(
         }
         rows = initial_rows[start]().to(points.device, non_blocking=True)
         centers = points.gather(1, rows.unsqueeze(-1).expand(-1, -1, points.shape[-1]))
-    threshold = tolerance * squares.mean((1, 2)) / points.shape[-1]  # (B,)
+    threshold = TOLERANCE * squares.mean((1, 2)) / points.shape[-1]  # (B,)
     if lloyd is not None:
         final, assignment, inertia, *state = lloyd(points, squares, centers, threshold)
-        iterations, empty = torch.stack([part.long() for part in state]).tolist()  # waits for the device
-        if not empty:  # otherwise start again below, where empty clusters are refilled
+        iterations, empty = torch.stack([part.long() for part in state]).tolist()  # synchronises
+        if not empty:  # otherwise run again below, which refills empty clusters
             return Clustering(final + mean, assignment.clone(), inertia.clone(), iterations)
     previous, iteration = None, 0
     for iteration in range(1, max_iterations + 1):  # noqa: B007
@@ -226,7 +227,7 @@ def nearest_members(points: Tensor, clustering: Clustering, per_cluster: int = 1
 
     points: (B, n, D).
     clustering: of these points.
-    per_cluster: points of each cluster. A cluster with fewer members is completed by the points nearest to its centre
+    per_cluster: points per cluster. A cluster with fewer members is completed by the points nearest to its centre
         that are not chosen yet.
 
     Raise ValueError if k·per_cluster exceeds n.

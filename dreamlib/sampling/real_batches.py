@@ -24,8 +24,8 @@ Predict = Callable[[Tensor], Tensor]  # images (n, C, H, W) in [0, 1] → logits
 class EndlessPass:
     """Batches of endless passes over ``count`` rows in random order, without replacement within a pass.
 
-    The order of each pass is made anew from (seed, purpose, pass), so that the batch of any step can be had at any
-    time. An incomplete last batch of a pass is dropped; where ``batch`` exceeds ``count``, a batch is all rows.
+    The order of each pass is drawn from (seed, purpose, pass), so the batch of any step can be computed directly. An
+    incomplete last batch of a pass is dropped; if ``batch`` exceeds ``count``, a batch is all rows.
 
     >>> rows = EndlessPass(5, 2, 0, "example")
     >>> rows.batches, len(torch.cat([rows.at(0), rows.at(1)]).unique())
@@ -51,12 +51,12 @@ class EndlessPass:
 
 
 def class_pool(data: LabeledImages, label: int, pool: int, rng: torch.Generator) -> Tensor:
-    """Return the rows of a class that are clustered: all of them for ``pool`` 0, else that many at random."""
-    return some_of(data.of_class(label), pool, rng)
+    """Return all rows of a class if ``pool`` is 0, else at most ``pool`` random ones."""
+    return random_subset(data.of_class(label), pool, rng)
 
 
-def some_of(members: Tensor, pool: int, rng: torch.Generator) -> Tensor:
-    """Return ``pool`` of the rows (n,) at random, or all of them if there are no more or ``pool`` is 0."""
+def random_subset(members: Tensor, pool: int, rng: torch.Generator) -> Tensor:
+    """Return ``pool`` random ones of the rows (n,), or all of them if there are no more or ``pool`` is 0."""
     if pool and pool < len(members):
         members = members[torch.randperm(len(members), generator=rng)[:pool].to(members.device, non_blocking=True)]
     return members
@@ -64,14 +64,14 @@ def some_of(members: Tensor, pool: int, rng: torch.Generator) -> Tensor:
 
 @dataclass
 class Sampler(ABC):
-    """Choose a batch of each class's real images at every inner iteration.
+    """A rule that chooses each class's batch of real images at every inner iteration.
 
     A subclass is a dataclass registered in ``SAMPLERS``. It implements ``rows``; every other method has a default that
-    suits a sampler without memory. Random draws come from a generator made anew from (seed, iteration), and ``state``
-    holds everything else that is remembered, so that a resumed run continues exactly where it stopped.
+    suits a stateless sampler. Random draws come from a generator created from (seed, iteration), and ``state`` holds
+    everything else, so that a resumed run continues exactly where it stopped.
 
     data: the real training images.
-    batch: images per class; a class with fewer gives all it has.
+    batch: images per class; all of a class with fewer.
     """
 
     # Whether ``prepare`` is given features of normalised images.
@@ -89,7 +89,7 @@ class Sampler(ABC):
 
     @classmethod
     def from_settings(cls, data: LabeledImages, settings: DistillParams, seed: int, strategy: Strategy) -> "Sampler":
-        """Return the sampler of a run: a field named as a setting has its value."""
+        """Return the sampler of a run; fields named like a setting take its value."""
         named = settings.model_dump(include={field.name for field in fields(cls)})
         return cls(data=data, batch=settings.real_batch, seed=seed, **named, **cls.execution(strategy))
 
@@ -98,17 +98,17 @@ class Sampler(ABC):
         """Return the arguments that come from the strategy: the classes of this process, its threads, CUDA graphs."""
         return {}
 
-    def new_network(self) -> None:  # noqa: B027 (most samplers remember nothing about a network)
-        """Forget what depends on the network that images were embedded with: a fresh one replaces it."""
+    def new_network(self) -> None:  # noqa: B027 (most samplers do not depend on the network)
+        """Discard what depends on the previous network."""
 
-    def prepare(  # noqa: B027 (a sampler without memory has nothing to do)
+    def prepare(  # noqa: B027 (a stateless sampler has nothing to do)
         self, iteration: int, embed: Embed, predict: Predict | None = None, age: int | None = None
     ) -> None:
         """Get ready for an inner iteration.
 
         embed: the feature map to choose by.
         predict: the current network's logits.
-        age: inner iterations that the current network has served; by default ``iteration``.
+        age: inner iterations since the current network was created; by default ``iteration``.
         """
 
     def state(self) -> dict[str, dict[int, Tensor]]:
@@ -142,13 +142,13 @@ class RandomSampler(Sampler):
 
 
 @dataclass
-class KeptSampler(Sampler):
-    """A sampler that chooses for each new network and every ``interval`` iterations, and keeps its choice meanwhile.
+class IntervalSampler(Sampler):
+    """A sampler that chooses for each new network and every ``interval`` iterations, and reuses its choice in between.
 
-    pool: limit of random images of a class to choose from (0: all, as DREAM's released code).
+    pool: maximum number of random images per class to choose from (0: all, as in DREAM's released code).
     classes: the classes to choose for; None for all.
-    workers: on a CPU, classes chosen for at a time; ``embed`` and ``predict`` must then be thread-safe. This also
-        bounds the features held at a time.
+    workers: on a CPU, number of classes processed at a time, which bounds the features in memory; ``embed`` and
+        ``predict`` must then be thread-safe.
     chosen: class → rows of ``data``.
     """
 
@@ -176,7 +176,7 @@ class KeptSampler(Sampler):
         if self.chosen and (iteration if age is None else age) % self.interval:
             return
         rngs = {label: generator(self.seed, "cluster", label, iteration) for label in self.classes}
-        members = {label: some_of(self.members[label], self.pool, rng) for label, rng in rngs.items()}
+        members = {label: random_subset(self.members[label], self.pool, rng) for label, rng in rngs.items()}
         self.chosen = self.choose_all(members, rngs, embed, predict or _no_predictions)
 
     def choose_all(
@@ -191,7 +191,7 @@ class KeptSampler(Sampler):
     def rows(self, label: int, iteration: int) -> Tensor:
         """See ``Sampler.rows``."""
         if label not in self.chosen:
-            raise RuntimeError("prepare() must run before rows(), for a class among those chosen for")
+            raise RuntimeError("prepare() must run before rows() and include this class")
         return self.chosen[label]
 
     def state(self) -> dict[str, dict[int, Tensor]]:
@@ -209,4 +209,4 @@ class KeptSampler(Sampler):
 
 
 def _no_predictions(images: Tensor) -> Tensor:
-    raise ValueError("this sampler needs the network's predictions; give prepare() a predict function")
+    raise ValueError("this sampler needs the network's predictions; pass a predict function to prepare()")

@@ -1,4 +1,4 @@
-"""The real images nearest to the centres of k-means on a class's features: as a start, and as batches (DREAM §3.3)."""
+"""The real images nearest to the centres of k-means on a class's features, as initial canvases and batches (DREAM)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,10 +12,10 @@ from dreamlib._engine.seeding import generator
 from dreamlib._engine.strategies import Strategy
 from dreamlib.data.types import LabeledImages
 from dreamlib.sampling.kmeans import Clustering, kmeans, lloyd_steps, nearest_members, squared_distances
-from dreamlib.sampling.real_batches import SAMPLERS, Embed, KeptSampler, Predict, class_pool
+from dreamlib.sampling.real_batches import SAMPLERS, Embed, IntervalSampler, Predict, class_pool
 
-RECORDED_NUMBERS = 2**27  # limit of numbers in features clustered by a CUDA graph, which keeps several times as many
-CLUSTERING_STEPS = 10  # limit of Lloyd's algorithm in the sampler 'representative'
+MAX_GRAPHED_FEATURES = 2**27  # feature values clustered in a CUDA graph, which needs several times their memory
+CLUSTERING_STEPS = 10  # maximum number of Lloyd iterations in the sampler 'representative'
 RELEASED_STEPS = 100  # the same in DREAM's released code
 
 
@@ -52,10 +52,10 @@ def cluster_class(
     count: number of clusters, k.
     seed: source of all random numbers.
     embed: images (n, C, H, W) → features (n, D).
-    pool: random images of the class that are clustered; 0 takes all.
-    max_iterations: most Lloyd iterations.
+    pool: number of random images of the class to cluster; 0 takes all.
+    max_iterations: maximum number of Lloyd iterations.
     pick: 'members' starts from k-means++ and chooses among the members of each cluster, none of which is empty, so no
-        image is chosen twice. 'released' does as DREAM's released code: k-means starts from random rows and leaves an
+        image is chosen twice. 'released' follows DREAM's released code: k-means starts from random rows and leaves an
         empty cluster's centre at zero, and the nearest of all images is chosen, so an image may be chosen twice.
     """
     rng = generator(seed, "init-kmeans", label, count)
@@ -74,19 +74,19 @@ def cluster_class(
 
 @SAMPLERS.register("representative")
 @dataclass
-class RepresentativeSampler(KeptSampler):
+class RepresentativeSampler(IntervalSampler):
     """DREAM's batches: the images nearest to the centres of k-means on features (DREAM §3.3).
 
     Every ``interval`` inner iterations each class is clustered into batch / ``per_cluster`` clusters, and the
-    ``per_cluster`` images nearest to each centre supervise the next ``interval`` iterations. The features are those
-    that ``prepare`` is given: in DREAM, the current network's.
+    ``per_cluster`` images nearest to each centre supervise the next ``interval`` iterations. Features come from the
+    ``embed`` passed to ``prepare``: in DREAM, the current network's.
 
-    warm_start: start from the centres of the previous clustering, not from random rows, as long as the network is the
-        same one; the features of another network are another space.
+    warm_start: start from the centres of the previous clustering instead of random rows, unless the network is new: its
+        feature space differs.
     centers: class → (k, D), with ``warm_start``.
-    lloyd: passed to ``kmeans`` where all classes are clustered together.
+    lloyd: passed to ``kmeans`` if several classes are clustered together.
 
-    Raises ValueError when ``per_cluster`` does not divide the batch.
+    Raise ValueError if ``per_cluster`` does not divide the batch.
     """
 
     per_cluster: int = 1
@@ -122,13 +122,13 @@ class RepresentativeSampler(KeptSampler):
         self.centers = self._on_device(saved["centers"])
 
     def choose(self, label: int, members: Tensor, rng: torch.Generator, embed: Embed, predict: Predict) -> Tensor:
-        """See ``KeptSampler.choose``."""
+        """See ``IntervalSampler.choose``."""
         return self.choose_together({label: members}, {label: rng}, embed)[label]
 
     def choose_all(
         self, members: dict[int, Tensor], rngs: dict[int, torch.Generator], embed: Embed, predict: Predict
     ) -> dict[int, Tensor]:
-        """See ``KeptSampler.choose_all``; on a GPU, all classes at once if they have equally many images."""
+        """See ``IntervalSampler.choose_all``; on a GPU, all classes at once if they have equally many images."""
         if self.data.images.is_cuda and len({len(rows) for rows in members.values()}) == 1:
             return self.choose_together(members, rngs, embed)
         return super().choose_all(members, rngs, embed, predict)
@@ -136,15 +136,15 @@ class RepresentativeSampler(KeptSampler):
     def choose_together(
         self, members: dict[int, Tensor], rngs: dict[int, torch.Generator], embed: Embed
     ) -> dict[int, Tensor]:
-        """Return the representatives of classes with equally many members, by one clustering of all of them."""
+        """Return the representatives of equally large classes, by one batched k-means call, each class on its own."""
         count = len(next(iter(members.values())))
         per_cluster = min(self.per_cluster, count)
         k = min(self.batch, count) // per_cluster
         features = embed(self.data.pixels(torch.cat(list(members.values())))).float()
         features = features.unflatten(0, (len(members), count))  # (K, n, D)
-        continues = all(label in self.centers for label in members)
-        start = torch.stack([self.centers[label] for label in members]) if continues else "random"
-        lloyd = self.lloyd if len(members) > 1 and features.numel() <= RECORDED_NUMBERS else None
+        is_warm_start = all(label in self.centers for label in members)
+        start = torch.stack([self.centers[label] for label in members]) if is_warm_start else "random"
+        lloyd = self.lloyd if len(members) > 1 and features.numel() <= MAX_GRAPHED_FEATURES else None
         clusters = kmeans(features, k, list(rngs.values()), max_iterations=CLUSTERING_STEPS, start=start, lloyd=lloyd)
         if self.warm_start:
             self.centers.update(zip(members, clusters.centers, strict=True))
@@ -154,19 +154,19 @@ class RepresentativeSampler(KeptSampler):
 
 @SAMPLERS.register("released")
 @dataclass
-class ReleasedSampler(KeptSampler):
+class ReleasedSampler(IntervalSampler):
     """DREAM's batches as its released code chooses them.
 
     Features are of un-normalised images; k-means starts from random rows and takes up to 100 Lloyd steps; the centre of
     an empty cluster stays at zero; the ``per_cluster`` nearest of all the class's images are taken for each centre, so
-    that a row may be chosen twice.
+    a row may be chosen twice.
     """
 
     normalised_features: ClassVar[bool] = False
     per_cluster: int = 1
 
     def choose(self, label: int, members: Tensor, rng: torch.Generator, embed: Embed, predict: Predict) -> Tensor:
-        """See ``KeptSampler.choose``."""
+        """See ``IntervalSampler.choose``."""
         features = embed(self.data.pixels(members)).float().unsqueeze(0)  # (1, n, D)
         per_cluster = min(self.per_cluster, len(members))
         k = min(self.batch, len(members)) // per_cluster

@@ -1,4 +1,4 @@
-"""Synthetic sets: storage, decoding, initialisation. Every module is imported."""
+"""Synthetic sets: storage, decoding, initialisation. Importing the package imports all."""
 
 from dreamlib._engine.registry import import_modules
 

@@ -1,4 +1,4 @@
-"""What a distilled set must fulfil: its shapes, its values, and its agreement with real images."""
+"""Checks of a distilled set: its shapes, its values, and its agreement with real images."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -13,13 +13,13 @@ from dreamlib.synthetic.decode import formation
 if TYPE_CHECKING:
     from dreamlib.synthetic.synthetic_set import SyntheticSet
 
-ROUNDING = 1e-4  # by which pixels may lie outside [0, 1]
-OVERSHOOT = 0.5  # by which pixels that were never clamped may; normalised ones lie further outside
-SUM_ROUNDING = 5e-3  # by which probabilities may miss the sum 1; bfloat16 rounds to 2^-9
+ROUNDING = 1e-4  # how far pixels may lie outside [0, 1]
+OVERSHOOT = 0.5  # the same for pixels that were never clamped; normalised images exceed it
+SUM_ROUNDING = 5e-3  # how far a sum of probabilities may be from 1; bfloat16 rounds to 2^-9
 
 
 def check_shapes(synthetic: "SyntheticSet") -> None:
-    """Raise ValueError unless canvases, labels, factor and frequencies fit each other; reads no values."""
+    """Raise ValueError unless canvases, labels, factor and frequencies fit each other; read no values."""
     canvases, labels, factor = synthetic.canvases, synthetic.labels, synthetic.factor
     if canvases.ndim != 4 or not canvases.is_floating_point() or not canvases.numel():
         raise ValueError(
@@ -27,19 +27,19 @@ def check_shapes(synthetic: "SyntheticSet") -> None:
         )
     if labels.is_floating_point() or labels.dtype == torch.bool or labels.shape != canvases.shape[:1]:
         raise ValueError(
-            f"labels must be class numbers (N,), one for each of the {len(canvases)} canvases; got {labels.dtype} "
-            f"{tuple(labels.shape)}; probabilities belong into soft_labels"
+            f"labels must be class numbers (N,), one per canvas ({len(canvases)}); got {labels.dtype} "
+            f"{tuple(labels.shape)}; probabilities belong in soft_labels"
         )
     if synthetic.num_classes < 1:
         raise ValueError(f"num_classes = {synthetic.num_classes} must be at least 1")
-    formation(1, factor, synthetic.rule)  # refuses an unknown rule
+    formation(1, factor, synthetic.rule)  # rejects an unknown rule
     height, width = canvases.shape[2:]
     if not 1 <= factor <= min(height, width):
         raise ValueError(f"factor = {factor} must lie between 1 and the side of the canvases, {min(height, width)}")
     if (height % factor or width % factor) and not synthetic.bounded:
         raise ValueError(
             f"factor = {factor} does not divide the side of the {height}×{width} canvases: the rest is filled with "
-            "grey 0.5, which needs canvases that hold pixels in [0, 1]"
+            "grey 0.5, which requires canvases of pixels in [0, 1]"
         )
     frequencies = synthetic.frequencies
     if (synthetic.rule == "dct") != (frequencies is not None):
@@ -59,35 +59,34 @@ def count_classes(labels: Tensor, num_classes: int) -> tuple[int, ...]:
 
 
 def check_soft_shape(soft_labels: Tensor, images: int, num_classes: int) -> None:
-    """Raise ValueError unless there is a row of K floats for each decoded image."""
+    """Raise ValueError unless there is one row of K floats per decoded image."""
     if tuple(soft_labels.shape) != (images, num_classes) or not soft_labels.is_floating_point():
         raise ValueError(
-            f"soft_labels must be floats ({images}, {num_classes}), one row for each decoded image; got "
+            f"soft_labels must be floats ({images}, {num_classes}), one row per decoded image; got "
             f"{soft_labels.dtype} {tuple(soft_labels.shape)}"
         )
 
 
 def are_probabilities(labels: Tensor) -> bool:
-    """Return whether all rows (n, K) are not negative and sum to 1, up to rounding."""
+    """Return whether all rows (n, K) are non-negative and sum to 1, up to rounding."""
     sums = labels.double().sum(1)
     return bool((labels >= 0).all() and ((sums - 1).abs() <= SUM_ROUNDING).all())
 
 
 def check_probabilities(soft_labels: Tensor) -> None:
-    """Raise ValueError unless the rows (n, K) are probabilities; logits are refused with the remedy."""
+    """Raise ValueError unless the rows (n, K) are probabilities; for logits, the message has the remedy."""
     if not are_probabilities(soft_labels):
         (low, high), (low_sum, high_sum) = _range(soft_labels), _range(soft_labels.sum(1))
         raise ValueError(
-            "soft_labels must be probabilities, not negative and with the sum 1 in each row; got values in "
-            f"[{low:.4g}, {high:.4g}] and sums in [{low_sum:.4g}, {high_sum:.4g}]; of logits store the softmax: "
-            "logits.softmax(1)"
+            "soft_labels must be probabilities, non-negative and with a sum of 1 in each row; got values in "
+            f"[{low:.4g}, {high:.4g}] and sums in [{low_sum:.4g}, {high_sum:.4g}]; for logits, store logits.softmax(1)"
         )
 
 
 def check_values(synthetic: "SyntheticSet") -> None:
-    """Raise ValueError unless values are finite, soft labels probabilities, and the metadata possible.
+    """Raise ValueError unless values are finite, soft labels probabilities, and the metadata valid.
 
-    Pixels must lie in [0, 1] where the metadata has the key 'bounded' (see ``check_bounds``). It waits for a GPU.
+    Pixels must lie in [0, 1] if the metadata has the key 'bounded' (see ``check_bounds``). Synchronises with a GPU.
     """
     tensors = {"canvases": synthetic.canvases, **synthetic.extras}
     for name, tensor in tensors.items():
@@ -112,7 +111,7 @@ def _range(tensor: Tensor) -> tuple[float, float]:
 
 
 def check_info(synthetic: "SyntheticSet") -> None:
-    """Raise ValueError for a whitening, a bound or statistics that no set can have."""
+    """Raise ValueError for invalid whitening, bounds or statistics."""
     info, channels = synthetic.info, synthetic.canvases.shape[1]
     if synthetic.whitening not in ("none", "zca"):
         raise ValueError(f"whitening must be 'none' or 'zca'; got '{synthetic.whitening}'")
@@ -121,7 +120,7 @@ def check_info(synthetic: "SyntheticSet") -> None:
     for name in ("mean", "std"):
         values = info.get(name, [1.0] * channels)
         if len(values) != channels or not torch.tensor(values).isfinite().all():
-            raise ValueError(f"{name} must be one number for each of {channels} channels; got {values}")
+            raise ValueError(f"{name} must be one number per channel ({channels}); got {values}")
     if min(info.get("std", [1.0])) <= 0:
         raise ValueError(f"std must be above 0 in every channel; got {info['std']}")
 
@@ -135,15 +134,15 @@ def check_bounds(synthetic: "SyntheticSet") -> None:
     if lowest < -margin or highest > 1 + margin:
         raise ValueError(
             f"the canvases must hold pixels in [0, 1]; got [{lowest:.4g}, {highest:.4g}]: normalised or whitened "
-            "canvases need bounded: False in the set's info, and what they were normalised by"
+            "canvases need bounded: False in the set's info, and the statistics they were normalised by"
         )
 
 
 def check_units(synthetic: "SyntheticSet", info: DatasetInfo) -> None:
     """Raise ValueError unless real images described by ``info`` are in the units of the set's decoded images.
 
-    Number of classes, shape, bounds, whitening with its epsilon, and mean and std are compared, each where both state
-    it. A set without metadata is taken to be in the units of the real images.
+    Number of classes, shape, bounds, whitening with its epsilon, mean and std are compared, each if both specify it.
+    A set without metadata is taken to be in the units of the real images.
     """
     shape, real_shape = tuple(synthetic.canvases.shape[1:]), (info.channels, info.size, info.size)
     if synthetic.num_classes != info.num_classes or shape != real_shape:
@@ -174,9 +173,9 @@ def _close(first: Sequence[float], second: Sequence[float]) -> bool:
     return torch.allclose(*(torch.tensor(list(v), dtype=torch.float64) for v in (first, second)), rtol=0, atol=1e-6)
 
 
-def _differ(what: str, of_set: object, of_real: object) -> None:
+def _differ(what: str, set_value: object, real_value: object) -> None:
     raise ValueError(
-        f"{what} of the set and of the real images differ: {of_set} and {of_real}; bring the real images into the "
-        "units of the set: normalise by its info['mean'] and info['std'], or whiten by ZCA.fit(training images, "
+        f"{what} of the set and of the real images differ: {set_value} and {real_value}; bring the real images into "
+        "the units of the set: normalise by its info['mean'] and info['std'], or whiten by ZCA.fit(training images, "
         "set.zca_epsilon), and describe them so (info.unbounded(), whitened_info)"
     )

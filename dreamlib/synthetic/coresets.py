@@ -1,4 +1,4 @@
-"""Coresets: real images selected once for each class by their features, the baselines that distil nothing."""
+"""Coresets: real images selected once per class by their features, as baselines without distillation."""
 
 from abc import abstractmethod
 
@@ -16,13 +16,13 @@ class SelectedImages(RealImages):
     uses_pool = True
 
     def rows(self, state: StartState) -> Tensor:
-        """See ``RealImages.rows``; raise ValueError for a class, or a pool, of too few images."""
+        """See ``RealImages.rows``; raise ValueError for a class, or a pool, with too few images."""
         embed, rows, count = state.embedder(), [], state.count
         for label in range(state.data.num_classes):
             rng = generator(state.seed, "init-selection", label, count)
             members = class_pool(state.pixels, label, state.pool, rng)
             if count > len(members):
-                raise ValueError(f"cannot select {count} of {len(members)} images of a class; ask for at most as many")
+                raise ValueError(f"cannot select {count} of {len(members)} images of a class; select at most as many")
             selected = self.select(embed(state.pixels.pixels(members)), count)
             rows.append(members[selected.to(members.device)])
         return torch.stack(rows)
@@ -37,7 +37,7 @@ class Herding(SelectedImages):
     """Real images whose mean feature is closest to the class's (Welling, ICML 2009, in iCaRL's form)."""
 
     def select(self, features: Tensor, count: int) -> Tensor:
-        """Return rows each of which brings the mean of the selected closest to that of all; ties to the lower row.
+        """Select rows greedily so that their mean stays closest to the overall mean; ties go to the lower row.
 
         The mean of the example is 4; the means of the selected are 4, (4 + 3) / 2 and (4 + 3 + 9) / 3:
 
@@ -64,7 +64,7 @@ class KCenter(SelectedImages):
     """
 
     def select(self, features: Tensor, count: int) -> Tensor:
-        """Return the nearest to the mean, then each the farthest from those before it; ties to the lower row.
+        """Return the row nearest to the mean, then repeatedly the row farthest from those selected (ties: the lower).
 
         The mean of the example is 4; 9 is the farthest from 4, and then 0 from both:
 

@@ -8,18 +8,17 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
-BOUND = 128  # decoded images of a class that the rule 'bound' never exceeds, as in IDC's released code
+BOUND = 128  # maximum number of decoded images per class under the rule 'bound', as in IDC's released code
 DECODE_RULES = ("single", "bound", "dct")
 
 
-def formation(ipc: int, factor: int, rule: str = "single", bound: int = BOUND) -> tuple[int, ...]:
+def formation(ipc: int, factor: int, rule: str = "single") -> tuple[int, ...]:
     """Return the factor by which each of a class's ``ipc`` canvases is cut.
 
-    ipc: stored canvases of a class.
+    ipc: stored canvases per class.
     factor: largest factor; a canvas cut by f holds f² images.
     rule: 'single' and 'dct' cut all canvases by ``factor``. 'bound' cuts the first canvases by ``factor``, the next by
-        factor − 1 and so on, as many of each as in IDC's released code.
-    bound: decoded images of a class that 'bound' never exceeds.
+        factor − 1 and so on, as many of each as in IDC's released code: at most ``BOUND`` decoded images per class.
 
     Raise ValueError for an unknown rule.
 
@@ -34,7 +33,7 @@ def formation(ipc: int, factor: int, rule: str = "single", bound: int = BOUND) -
     for f in range(factor, 0, -1):
         remaining = ipc - len(factors)
         # Each remaining canvas yields at least one image; what the bound allows beyond that is spent on finer cuts.
-        room = bound - sum(g * g for g in factors) - remaining
+        room = BOUND - sum(g * g for g in factors) - remaining
         factors += [f] * (remaining if f == 1 else min(remaining, max(0, room // (f * f))))
     return tuple(factors)
 
@@ -67,7 +66,7 @@ def tile(images: Tensor, factor: int, shrink: str = "area", *, whole: bool = Fal
     images: (n·factor², C, H, W), the images of a canvas one after the other.
     factor: images along each side of a canvas.
     shrink: 'area' averages pixels; 'nearest' drops pixels, as DREAM's released code does.
-    whole: return canvases of the tiles' full size where ``factor`` does not divide the side, instead of their top-left
+    whole: return canvases of the tiles' full size if ``factor`` does not divide the side, instead of their top-left
         H×W pixels.
 
     Return (n, C, H, W), larger with ``whole``.

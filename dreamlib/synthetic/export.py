@@ -1,4 +1,4 @@
-"""Distilled sets written for other codes: the files of MTT and DC, pictures, and arrays."""
+"""Distilled sets exported for other projects: the files of MTT and DC, pictures, and arrays."""
 
 import io
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from dreamlib.data.whitening import ZCA
 from dreamlib.errors import unknown
 from dreamlib.synthetic.synthetic_set import DecodedDataset, SyntheticSet
 
-Files = dict[str, bytes]  # content by name in the folder; of a single file, by the name ''
+Files = dict[str, bytes]  # content by name in the folder; a single file has the name ''
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Exported:
     """What an export wrote.
 
     files: their paths.
-    read_back: arguments with which ``import_set`` reads them: what the layout does not say.
-    lost: what the layout does not keep, a phrase each.
+    read_back: arguments with which ``import_set`` reads them: what the layout does not specify.
+    lost: what the layout does not preserve, one phrase per item.
     """
 
     files: tuple[Path, ...]
@@ -34,15 +34,15 @@ class Exported:
 
 
 def export_set(synthetic: SyntheticSet, path: str | Path, format: str, *, zca: ZCA | None = None) -> Exported:
-    """Write the decoded images and labels of a set in a layout that other codes read.
+    """Write the decoded images and labels of a set in a layout that other projects read.
 
     path: a new folder for 'mtt' and 'png', a file for 'dc' and 'npz'.
-    format: 'mtt': images_best.pt, labels_best.pt (class numbers, or logits as DATM has them) and lr.pt, where a step
-        size was learned. 'dc': one file res_*.pt with one experiment. 'npz': images, labels and, where the set has
+    format: 'mtt': images_best.pt, labels_best.pt (class numbers, or logits as DATM has them) and lr.pt, if a step
+        size was learned. 'dc': one file res_*.pt with one experiment. 'npz': images, labels and, if the set has
         them, soft_labels, mean, std and classes. 'png': pictures in <class number>/.
-    zca: the whitening of the training images, which pictures of a whitened set need.
+    zca: the whitening of the training images, required for pictures of a whitened set.
 
-    Images are written as networks take them, normalised or whitened, because the other codes' evaluations do not
+    Images are written as networks take them, normalised or whitened, because other projects' evaluations do not
     normalise; pictures hold pixels. Before anything is written, raise ValueError for a set that the layout cannot hold,
     and FileExistsError for a folder that is not empty.
     """
@@ -53,7 +53,9 @@ def export_set(synthetic: SyntheticSet, path: str | Path, format: str, *, zca: Z
         raise FileExistsError(f"{path} is not an empty folder: give the path of a new one")
     files, read_back = WRITERS[format](synthetic, zca)
     read_back |= {"num_classes": synthetic.num_classes}
-    if format != "png":
+    if format == "png":
+        read_back |= {"data": synthetic.info["dataset"]} if "dataset" in synthetic.info else {}
+    else:
         read_back |= {"normalised": _normalised_by(synthetic)}
         read_back |= {"zca_epsilon": synthetic.zca_epsilon} if synthetic.whitening != "none" else {}
     rate = synthetic.extras.get("step_size")
@@ -66,9 +68,9 @@ def export_set(synthetic: SyntheticSet, path: str | Path, format: str, *, zca: Z
 
 
 def _network_images(synthetic: SyntheticSet) -> DecodedDataset:
-    """Return the decoded images in the units of networks; raise ValueError if the set does not say which."""
+    """Return the decoded images in the units of networks; raise ValueError if the set does not specify them."""
     if synthetic.bounded and "mean" not in synthetic.info:
-        raise ValueError("the set does not say by which mean and std its pixels are normalised: add them to its info")
+        raise ValueError("the set does not specify the mean and std of its normalisation: add them to its info")
     return DecodedDataset(synthetic)
 
 
@@ -148,18 +150,18 @@ def _pixels(synthetic: SyntheticSet, zca: ZCA | None) -> Tensor:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """Return a copy that other codes can read: on the CPU, float32 or int64, without gradient and storage it shares."""
+    """Return a copy that other projects can read: on the CPU, float32 or int64, without gradient or shared storage."""
     return tensor.detach().cpu().to(torch.float32 if tensor.is_floating_point() else torch.int64).clone()
 
 
 def _lost(synthetic: SyntheticSet, format: str, zca: ZCA | None) -> list[str]:
-    """Return what a layout does not keep."""
+    """Return what a layout does not preserve."""
     stored, decoded = len(synthetic.canvases), sum(synthetic.decoded_sizes)
     lost = []
     if decoded != stored or synthetic.frequencies is not None:
         lost.append(f"that {decoded} images are stored as {stored} canvases ({synthetic.stored_floats:,} floats)")
-    kept = {"mtt": {"step_size"}}.get(format, set())
-    if more := sorted(synthetic.extras.keys() - kept):
+    preserved = {"mtt": {"step_size"}}.get(format, set())
+    if more := sorted(synthetic.extras.keys() - preserved):
         lost.append(f"the learned numbers {', '.join(more)}")
     if format == "mtt" and synthetic.soft_labels is not None:
         others = int((synthetic.soft_labels.argmax(1) != synthetic.decode()[1]).sum())
@@ -167,7 +169,7 @@ def _lost(synthetic: SyntheticSet, format: str, zca: ZCA | None) -> list[str]:
     if format == "png":
         pixels = _pixels(synthetic, zca)
         outside = ((pixels < 0) | (pixels > 1)).float().mean().item()
-        lost.append(f"more than 8 bits a channel, and what lies outside [0, 1], {100 * outside:.1f} % of the numbers")
+        lost.append(f"more than 8 bits per channel, and what lies outside [0, 1], {100 * outside:.1f} % of the numbers")
         lost += ["the soft labels"] if synthetic.soft_labels is not None else []
     lost.append("the metadata, such as the method and the statistics" if format != "npz" else "the metadata")
     return lost

@@ -1,4 +1,4 @@
-"""Other people's distilled sets, opened as ``SyntheticSet``: nothing is guessed that a file does not say."""
+"""Distilled sets of other projects, opened as ``SyntheticSet``; missing information is never guessed."""
 
 import hashlib
 from pathlib import Path
@@ -13,10 +13,10 @@ from dreamlib import data as datasets
 from dreamlib.data.types import DatasetInfo, Statistics
 from dreamlib.errors import unknown
 from dreamlib.synthetic.checks import OVERSHOOT, are_probabilities
-from dreamlib.synthetic.foreign_files import MTT, PACKED, READERS, StoredSet, detected_format
+from dreamlib.synthetic.foreign_files import CANVAS_FORMATS, MTT_FORMATS, READERS, StoredSet, detected_format
 from dreamlib.synthetic.synthetic_set import SyntheticSet
 
-# They centre and scale each image first, and their epsilon is relative to the mean variance.
+# RFAD and KIP centre and scale each image first, and their epsilon is relative to the mean variance.
 OTHER_WHITENING = ("rfad", "kip")
 
 
@@ -34,25 +34,27 @@ def import_set(
     step_size: float | Literal["none"] | None = None,
     experiment: int | None = None,
 ) -> SyntheticSet | list[SyntheticSet]:
-    """Return a distilled set that another code wrote, with the values of its images unchanged; or one of this library.
+    """Return a distilled set written by another project, with the values of its images unchanged.
+
+    Files of this library are opened as they are.
 
     path: a file or a folder; docs/sets.md lists the layouts.
     format: 'dc' (also 'dsa', 'dm'), 'mtt' ('ftd', 'datm', 'fred'), 'idc' ('dream'), 'rfad' ('kip'), 'folder' or
-        'arrays'. By default it is detected where it is evident.
+        'arrays'. By default it is detected if unambiguous.
     data: registered name, or description, of the data set: its classes, shape and statistics.
-    normalised: what the stored images are: normalised by the statistics 'literature' or 'per_pixel' of ``data``, or by
+    normalised: how the stored images are normalised: by the statistics 'literature' or 'per_pixel' of ``data``, or by
         two sequences (mean, std); 'zca', whitened; 'none', pixels in [0, 1]. Needed unless images are 8-bit or the
         format is IDC's.
-    zca_epsilon: of the whitening, for normalised='zca'; MTT, FTD and DATM use 0.1.
-    num_classes: K, where neither ``data`` nor labels (N, K) say it.
-    labels: 'classes' (of (N, K), the largest), 'probabilities' or 'logits', whose softmax is taken. Needed for labels
+    zca_epsilon: epsilon of the whitening, for normalised='zca'; MTT, FTD and DATM use 0.1.
+    num_classes: K, if neither ``data`` nor labels (N, K) determine it.
+    labels: 'classes' (for (N, K), the largest), 'probabilities' or 'logits', whose softmax is taken. Needed for labels
         (N, K) that are neither one-hot, one-hot minus 1/K, nor probabilities; those of the format 'datm' are logits.
     factor, decode: how a stored image is cut into training images, as in ``SyntheticSet``. IDC's format needs a factor.
-    step_size: learned with the set, or 'none'; needed for MTT's format where the file lr.pt is missing.
-    experiment: number of one of a file's sets; by default all are returned, in a list if there are several.
+    step_size: learned with the set, or 'none'; needed for MTT's format if the file lr.pt is missing.
+    experiment: index of one of a file's sets; by default all are returned, in a list if there are several.
 
-    Raise FileNotFoundError for a missing file; ValueError for content that is not that of a set, for a file that could
-    be read only by running code in it, and, naming the argument, for what neither the file nor an argument says.
+    Raise FileNotFoundError for a missing file; ValueError for content that is not a set, for a file that could be read
+    only by running code in it, and for missing information, naming the argument.
     """
     path = Path(path)
     if not path.exists():
@@ -66,20 +68,20 @@ def import_set(
     stored = READERS[format](path)
     if experiment is not None and not 0 <= experiment < len(stored):
         raise ValueError(f"experiment = {experiment}, but {path} has sets 0..{len(stored) - 1}")
-    if format in PACKED and factor is None:
+    if format in CANVAS_FORMATS and factor is None:
         raise ValueError(
-            f"{path} does not say how many training images a stored image holds: give factor (f for f × f of them; 1 "
-            "for one)"
+            f"{path} does not specify how many training images a stored image holds: give factor (f for f × f of "
+            "them; 1 for one)"
         )
     source, sets = {"file": path.name, "format": format, "sha256": _sha256(path)}, []
     for index in range(len(stored)) if experiment is None else [experiment]:
         images = _images(stored[index].images, info, path)  # (N, C, H, W), floats or bytes
         hard, soft, classes = _labels(stored[index], format, info, num_classes, labels, path)
-        about = _units(images, format, info, normalised, zca_epsilon, path)
-        about |= _description(stored[index], info) | {"source": source | {"experiment": index}}
+        metadata = _units(images, format, info, normalised, zca_epsilon, path)
+        metadata |= _description(stored[index], info) | {"source": source | {"experiment": index}}
         images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
         extras = _extras(stored[index], format, step_size, path)
-        sets.append(SyntheticSet(images, hard, classes, factor or 1, decode, soft, extras, about))
+        sets.append(SyntheticSet(images, hard, classes, factor or 1, decode, soft, extras, metadata))
     return sets[0] if len(sets) == 1 else sets
 
 
@@ -103,9 +105,9 @@ def _sha256(path: Path) -> str:
 
 
 def _description(stored: StoredSet, info: DatasetInfo | None) -> dict[str, Any]:
-    """Return the metadata that is not about units."""
-    about = {"dataset": info.name, "classes": list(info.classes)} if info else {}
-    return about | ({"stored_accuracies": stored.accuracies} if stored.accuracies else {})
+    """Return the metadata other than the units."""
+    metadata = {"dataset": info.name, "classes": list(info.classes)} if info else {}
+    return metadata | ({"stored_accuracies": stored.accuracies} if stored.accuracies else {})
 
 
 def _images(images: Tensor, info: DatasetInfo | None, path: Path) -> Tensor:
@@ -133,11 +135,11 @@ def _units(
     zca_epsilon: float | None,
     path: Path,
 ) -> dict[str, Any]:
-    """Return the metadata that says in which units the images are."""
+    """Return the metadata that specifies the units of the images."""
     eight_bit = images.dtype == torch.uint8
-    if normalised is None and not eight_bit and format not in PACKED:
+    if normalised is None and not eight_bit and format not in CANVAS_FORMATS:
         raise ValueError(
-            f"{path} does not say how its images are normalised: give normalised='literature' or 'per_pixel' and "
+            f"{path} does not specify how its images are normalised: give normalised='literature' or 'per_pixel' and "
             "data, or (mean, std), or 'zca' and zca_epsilon, or 'none' for pixels in [0, 1]"
         )
     normalised = "none" if normalised is None else normalised
@@ -149,7 +151,7 @@ def _units(
         )
     if normalised == "zca" and format in OTHER_WHITENING:
         raise ValueError(
-            f"RFAD and KIP whiten by another rule than this library, so the set in {path} could not be compared with "
+            f"RFAD and KIP whiten differently from this library, so the set in {path} could not be compared with "
             "real images: undo the whitening with their code and give normalised='none'"
         )
     if zca_epsilon is not None and not zca_epsilon > 0:
@@ -159,7 +161,7 @@ def _units(
     if normalised == "none":
         if not eight_bit and not -OVERSHOOT <= low <= high <= 1 + OVERSHOOT:
             raise ValueError(
-                f"the images in {path} lie in [{low:.4g}, {high:.4g}], so they are no pixels in [0, 1]: give "
+                f"the images in {path} lie in [{low:.4g}, {high:.4g}], so they are not pixels in [0, 1]: give "
                 "normalised='literature' or 'per_pixel' and data, (mean, std), or 'zca' and zca_epsilon"
             )
         statistics = {"mean": list(info.mean), "std": list(info.std)} if info else {}
@@ -188,7 +190,7 @@ def _statistics(normalised: str | Statistics, format: str, info: DatasetInfo | N
     statistics = (info.mean, info.std)
     if normalised == "per_pixel":
         return info.pixel_statistics or statistics
-    return statistics if format in PACKED else info.dc_statistics or statistics
+    return statistics if format in CANVAS_FORMATS else info.dc_statistics or statistics
 
 
 def _labels(
@@ -205,7 +207,7 @@ def _labels(
     if len(known) > 1:
         raise ValueError(f"{path} has labels {tuple(values.shape)}, num_classes and data give K = {sorted(known)}")
     if not known:
-        raise ValueError(f"{path} does not say how many classes there are: give num_classes, or data")
+        raise ValueError(f"{path} does not specify the number of classes: give num_classes, or data")
     if values.ndim not in (1, 2) or len(values) != len(stored.images):
         raise ValueError(
             f"{path} must have labels (N,) or (N, K) for its {len(stored.images)} images; got {tuple(values.shape)}"
@@ -223,7 +225,7 @@ def _labels(
 
 
 def _label_kind(values: Tensor, path: Path) -> str:
-    """Return what labels (N, K) are, where it is evident."""
+    """Return the kind of labels (N, K); raise ValueError if it is ambiguous."""
     rounding = 1e-3 if values.dtype in (torch.float16, torch.bfloat16) else 1e-6
     one_hot = F.one_hot(values.argmax(1), values.shape[1]).double()
     for hard in (one_hot, one_hot - 1 / values.shape[1]):
@@ -238,7 +240,7 @@ def _label_kind(values: Tensor, path: Path) -> str:
 
 
 def _named(names: tuple[str, ...], info: DatasetInfo | None, path: Path) -> tuple[list[int], int]:
-    """Return the class numbers of folders, by the names of the data set, by number or in order; and K."""
+    """Return each folder's class number (by class name, number or order) and K."""
     if info and set(names) <= set(info.classes):
         return [info.classes.index(name) for name in names], info.num_classes
     if all(name.isdecimal() for name in names):
@@ -253,10 +255,10 @@ def _named(names: tuple[str, ...], info: DatasetInfo | None, path: Path) -> tupl
 
 
 def _extras(stored: StoredSet, format: str, step_size: float | str | None, path: Path) -> dict[str, Tensor]:
-    """Return the learned step size, by its name among a set's learned scalars."""
-    if step_size is None and format in MTT and stored.step_size is None:
+    """Return the learned step size, by its name in a set's extras."""
+    if step_size is None and format in MTT_FORMATS and stored.step_size is None:
         raise ValueError(
-            f"{path} has no file lr*.pt beside its images: give step_size, which was learned with them, or 'none'"
+            f"{path} has no file lr*.pt next to its images: give step_size, which was learned with them, or 'none'"
         )
     value = stored.step_size if step_size is None else step_size
     return {} if value in (None, "none") else {"step_size": torch.tensor(float(value))}

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from dreamlib.data.types import as_float
 
+TRANSFORM_BATCH = 4096  # images transformed at a time
+
 
 @cache
 def _basis(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -52,7 +54,7 @@ def mask_floats(height: int, width: int) -> int:
     return math.ceil(height * width / 32)
 
 
-def affordable(canvases: int, factor: int, shape: tuple[int, int, int]) -> int:
+def max_frequencies(canvases: int, factor: int, shape: tuple[int, int, int]) -> int:
     """Return how many frequencies fit into the storage of the canvases, after that of the mask.
 
     canvases: number of canvases of all classes.
@@ -61,7 +63,7 @@ def affordable(canvases: int, factor: int, shape: tuple[int, int, int]) -> int:
 
     Raise ValueError if no frequency fits.
 
-    >>> affordable(10, 2, (1, 28, 28)), affordable(500, 3, (3, 32, 32))
+    >>> max_frequencies(10, 2, (1, 28, 28)), max_frequencies(500, 3, (3, 32, 32))
     (195, 113)
     """
     channels, height, width = shape
@@ -71,15 +73,16 @@ def affordable(canvases: int, factor: int, shape: tuple[int, int, int]) -> int:
     return count
 
 
-def strongest(images: Tensor, count: int, batch: int = 4096) -> Tensor:
+def strongest_frequencies(images: Tensor, count: int) -> Tensor:
     """Return the ``count`` frequencies with the largest mean square over images (N, C, H, W), bytes or floating point.
 
-    Frequencies are given as ascending positions in H·W; ``batch`` images are transformed at a time.
+    Frequencies are given as ascending positions in H·W.
 
-    >>> strongest(torch.ones(1, 1, 4, 4), 1).tolist()
+    >>> strongest_frequencies(torch.ones(1, 1, 4, 4), 1).tolist()
     [0]
     """
-    energy = torch.stack([dct(as_float(part)).double().square().sum((0, 1)) for part in images.split(batch)]).sum(0)
+    parts = images.split(TRANSFORM_BATCH)
+    energy = torch.stack([dct(as_float(part)).double().square().sum((0, 1)) for part in parts]).sum(0)
     return energy.flatten().argsort(descending=True, stable=True)[:count].sort().values
 
 
@@ -88,7 +91,7 @@ def pack(images: Tensor, frequencies: Tensor, factor: int) -> Tensor:
 
     images: (n·factor², C, H, W).
     frequencies: (k,) positions in H·W.
-    factor: √ of the number of images in a canvas.
+    factor: a canvas stores factor² images.
 
     Return (n, C, H, W). The last H·W − factor²·k numbers of each channel are zero and do not count as storage.
     """

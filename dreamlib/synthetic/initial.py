@@ -1,4 +1,4 @@
-"""Initialisation of the canvases: the contract, and noise, random real images and k-means representatives."""
+"""Initialisation of the canvases: the interface, and noise, random real images and k-means representatives."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from dreamlib.data.types import DatasetInfo, LabeledImages
 from dreamlib.sampling.real_batches import Embed
 from dreamlib.settings import DistillParams
 from dreamlib.synthetic.decode import formation, tile
-from dreamlib.synthetic.frequency import affordable, pack, strongest
+from dreamlib.synthetic.frequency import max_frequencies, pack, strongest_frequencies
 from dreamlib.synthetic.synthetic_set import SyntheticSet
 
 INITS: Registry[type["Initialisation"]] = Registry("initialisation")
@@ -26,10 +26,10 @@ class StartState:
 
     data, info: the real training images in the units of the canvases, and their description.
     settings: the distillation's settings, of which ``factor``, ``decode`` and ``shrink`` describe the canvases.
-    ipc: canvases of each class.
+    ipc: canvases per class.
     seed: source of all random numbers, by ``generator(seed, "purpose", ...)``.
     pixels: the same images as pixels in [0, 1], as ``embedder`` takes them.
-    pool: random images of a class to choose from; 0 stands for all.
+    pool: number of random images per class to choose from; 0 for all.
     embedder: returns the feature map of the clustering, for which it may train a network.
     representatives: number of clusters → rows (K, number) that the clustering stage has chosen.
     """
@@ -57,12 +57,10 @@ class Initialisation(ABC):
     needs_images: ClassVar[bool] = False
     # Whether they are chosen among the pool of the clustering, which must then be large enough.
     uses_pool: ClassVar[bool] = False
-    # Whether the clustering stage chooses them.
-    uses_clusters: ClassVar[bool] = False
 
     @abstractmethod
     def start(self, state: StartState) -> SyntheticSet:
-        """Return the set that a run begins with."""
+        """Return the set that a run starts from."""
 
 
 class RealImages(Initialisation):
@@ -104,7 +102,6 @@ class Representatives(RealImages):
     """The real image nearest to each centre of k-means on features (DREAM)."""
 
     uses_pool = True
-    uses_clusters = True
 
     def rows(self, state: StartState) -> Tensor:
         """See ``RealImages.rows`` and ``dreamlib.sampling.representatives.cluster_class``."""
@@ -113,7 +110,7 @@ class Representatives(RealImages):
 
 @INITS.register("released")
 class ReleasedRepresentatives(Representatives):
-    """K-means as in DREAM's released code: images not normalised, the nearest of all images of the class."""
+    """K-means as in DREAM's released code: un-normalised images; the nearest image of the whole class."""
 
 
 def images_needed(ipc: int, factor: int, rule: str = "single") -> int:
@@ -128,7 +125,7 @@ def images_needed(ipc: int, factor: int, rule: str = "single") -> int:
 def check_budget(
     data: LabeledImages, info: DatasetInfo, ipc: int, factor: int, rule: str = "single", init: str = "random"
 ) -> None:
-    """Check that the real images can fill a set; noise fills any.
+    """Check that the real images can fill a set; noise needs none.
 
     data, info: training images and the description of their data set.
     ipc, factor, rule: see ``dreamlib.synthetic.decode.formation``.
@@ -188,8 +185,8 @@ def fill(data: LabeledImages, rows: Tensor, ipc: int, factor: int, rule: str, sh
 
 def _spectra(data: LabeledImages, images: Tensor, labels: Tensor, factor: int) -> SyntheticSet:
     """Return the set that stores images (K·ipc·factor², C, H, W) as coefficients; ``labels`` (K·ipc,) of canvases."""
-    count = affordable(len(labels), factor, tuple(images.shape[1:]))
-    frequencies = strongest(data.images, count)
+    count = max_frequencies(len(labels), factor, tuple(images.shape[1:]))
+    frequencies = strongest_frequencies(data.images, count)
     canvases = pack(images, frequencies, factor)
     return SyntheticSet(canvases, labels, data.num_classes, factor, "dct", frequencies=frequencies)
 

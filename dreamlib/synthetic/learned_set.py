@@ -51,9 +51,9 @@ def image_optimizer(
 ) -> torch.optim.Optimizer:
     """Return the optimiser of the canvases and, as a second group, of whatever else is learned.
 
-    The released code of IDC and DREAM steps one shared momentum buffer once a class, so that a class's gradient g keeps
-    moving it while the others take their turn: image_lr·g/(1 − momentum) in all. ``image_update: once_equivalent``
-    does the same in one plain step for all classes, to 2^-K.
+    The released code of IDC and DREAM updates a shared momentum buffer once per class, so a gradient g keeps moving its
+    canvases during the other classes' updates, by image_lr·g/(1 − momentum) in total. ``image_update: once_equivalent``
+    does the same in one plain step for all classes, up to momentum^K.
     """
     groups = [{"params": [canvases], "lr": image_lr}]
     if learned:
@@ -73,7 +73,7 @@ class LearnedSet:
     """A copy of the starting set whose canvases, and whatever else is learned, are leaves with an optimiser.
 
     start: the initial set, on the device of the run.
-    learned: starting values of what else is learned, by name; see ``dreamlib.matching.Objective.learned``.
+    learned: initial values of what else is learned, by name; see ``dreamlib.matching.Objective.learned``.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class LearnedSet:
         return self.info.bounded and self.synthetic.frequencies is None
 
     def set_learning_rates(self, iteration: int, total: int) -> None:
-        """Set the rates that ``scheduled_lr`` has for this iteration."""
+        """Set the rates that ``scheduled_lr`` gives for this iteration."""
         for group in self.optimizer.param_groups:
             group["lr"] = scheduled_lr(group["initial_lr"], self.settings.image_lr_schedule, iteration, total)
 
@@ -120,12 +120,12 @@ class LearnedSet:
         check_finite(iteration, canvases, extras, self.info.classes, self.lr, self.settings.learned_lr)
 
     def snapshot(self) -> Tensor:
-        """Return a copy of the canvases on the CPU, clamped where they hold pixels."""
+        """Return a copy of the canvases on the CPU, clamped if they hold pixels."""
         canvases = self.synthetic.canvases.detach()
         return (canvases.clamp(0, 1) if self.bounded else canvases.clone()).cpu()
 
     def detach(self) -> SyntheticSet:
-        """Return the set, whose tensors are no leaves any more."""
+        """Return the set with its tensors detached."""
         self.synthetic.canvases = self.synthetic.canvases.detach()
         self.synthetic.extras = {name: value.detach() for name, value in self.synthetic.extras.items()}
         return self.synthetic

@@ -29,8 +29,8 @@ FORMAT = "dreamlib-set-1"
 
 
 @dataclass(frozen=True)
-class _Known:
-    """What a set has read from its labels, which ``replace`` hands on while the set keeps these tensors."""
+class _LabelFacts:
+    """Facts derived from the labels; ``replace`` passes them on while the label tensors are unchanged."""
 
     labels: Tensor
     soft_labels: Tensor | None
@@ -39,7 +39,7 @@ class _Known:
 
 @dataclass
 class SyntheticSet:
-    """Stored canvases with labels: what a distillation changes and what a user takes away.
+    """Stored canvases with labels: what a distillation learns and a user trains on.
 
     canvases: (N, C, H, W). Pixels in [0, 1] if ``bounded``, else normalised or whitened pixels; under the rule 'dct',
         unbounded DCT coefficients (FreD).
@@ -48,15 +48,15 @@ class SyntheticSet:
     factor, rule: how a canvas is decoded; see ``dreamlib.synthetic.decode.formation``.
     soft_labels: (M, K) probabilities, one row per decoded image, those of a canvas one after the other; M = N·f² under
         the rules 'single' and 'dct'. None if the method learns none.
-    extras: learned scalars by name, such as a step size.
-    info: metadata, written to the file. Known keys say in which units canvases are: 'bounded'; 'mean' and 'std';
+    extras: learned tensors by name, such as a step size.
+    info: metadata, written to the file. Known keys give the units of the canvases: 'bounded'; 'mean' and 'std';
         'whitening' and 'zca_epsilon'; 'clamped', False for pixels that may lie a little outside [0, 1].
     frequencies: (k,) positions in H·W of the stored coefficients, for the rule 'dct' only.
 
-    A set is kept in the order of its classes: canvases that come in another order are sorted, each with its rows of
-    soft labels, and keep their order within a class. Raise ValueError, with the remedy, for shapes or values that do
-    not fit (see ``dreamlib.synthetic.checks``). ``dataclasses.replace`` does not read the values of new canvases, so
-    that a loop does not wait for a GPU; ``save``, ``open`` and ``evaluate`` do.
+    Canvases in another order are sorted by class, each with its rows of soft labels, and keep their order within a
+    class. Raise ValueError, with the remedy, for invalid shapes or values (see ``dreamlib.synthetic.checks``).
+    ``dataclasses.replace`` does not read the values of new canvases, so that a loop does not wait for a GPU; ``save``,
+    ``open`` and ``evaluate`` do.
 
     >>> made = SyntheticSet(torch.tensor([0.75, 0.25, 0.5]).view(3, 1, 1, 1), torch.tensor([2, 0, 2]), num_classes=3)
     >>> images, labels = made.decode()
@@ -73,21 +73,21 @@ class SyntheticSet:
     extras: dict[str, Tensor] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
     frequencies: Tensor | None = None
-    _known: "_Known | None" = field(default=None, repr=False, compare=False, kw_only=True)
+    _label_facts: "_LabelFacts | None" = field(default=None, repr=False, compare=False, kw_only=True)
 
     def __post_init__(self) -> None:
         check_shapes(self)
-        known = self._known
-        if known is None or known.labels is not self.labels or len(known.class_sizes) != self.num_classes:
+        facts = self._label_facts
+        if facts is None or facts.labels is not self.labels or len(facts.class_sizes) != self.num_classes:
             self.labels = self.labels.long()
-            self._known = _Known(self.labels, self.soft_labels, count_classes(self.labels, self.num_classes))
+            self._label_facts = _LabelFacts(self.labels, self.soft_labels, count_classes(self.labels, self.num_classes))
             self._check_soft_labels()
             self._sort_by_class()
             check_values(self)
         else:
             self._check_soft_labels()
-            if known.soft_labels is not self.soft_labels:
-                self._known = replace(known, soft_labels=self.soft_labels)
+            if facts.soft_labels is not self.soft_labels:
+                self._label_facts = replace(facts, soft_labels=self.soft_labels)
                 if self.soft_labels is not None:
                     check_probabilities(self.soft_labels)
 
@@ -96,7 +96,7 @@ class SyntheticSet:
             check_soft_shape(self.soft_labels, sum(self.decoded_sizes), self.num_classes)
 
     def _sort_by_class(self) -> None:
-        """Bring canvases, labels and rows of soft labels into the order of the classes, unless they are in it."""
+        """Sort canvases, labels and rows of soft labels by class, unless they are sorted."""
         order = self.labels.argsort(stable=True)
         if torch.equal(order, torch.arange(len(order), device=order.device)):
             return
@@ -107,12 +107,12 @@ class SyntheticSet:
             parts = soft_labels.split(counts.tolist())
             soft_labels = torch.cat([parts[row] for row in order.tolist()])
         self.canvases, self.labels, self.soft_labels = self.canvases[order], self.labels[order], soft_labels
-        self._known = _Known(self.labels, soft_labels, self.class_sizes)
+        self._label_facts = _LabelFacts(self.labels, soft_labels, self.class_sizes)
 
     @property
     def class_sizes(self) -> tuple[int, ...]:
         """Number of canvases of each class."""
-        return self._known.class_sizes
+        return self._label_facts.class_sizes
 
     @property
     def ipc(self) -> float:
@@ -122,7 +122,7 @@ class SyntheticSet:
 
     @property
     def whitening(self) -> str:
-        """'none' or 'zca': the whitening of the stored images, which real images used beside them need as well."""
+        """'none' or 'zca': the whitening of the stored images; real images used with them must be whitened alike."""
         return self.info.get("whitening", "none")
 
     @property
@@ -177,7 +177,7 @@ class SyntheticSet:
 
     @property
     def learned_floats(self) -> int:
-        """Number of learned scalars other than images and labels, such as step sizes."""
+        """Number of learned floats other than images and labels, such as step sizes."""
         return sum(t.numel() for t in self.extras.values())
 
     def rows_of_class(self, label: int) -> slice:
@@ -214,12 +214,12 @@ class SyntheticSet:
     def pictures(self) -> Tensor:
         """Return the canvases for display, (N, C, H, W); under the rule 'dct', the decoded images tiled.
 
-        Tiled pictures are larger than H×W where the factor does not divide the side.
+        Tiled pictures are larger than H×W if the factor does not divide the side.
         """
         return self.canvases if self.frequencies is None else tile(self.decode()[0].detach(), self.factor, whole=True)
 
     def metadata(self) -> dict[str, Any]:
-        """Return the metadata of the file: ``info`` and what follows from the tensors."""
+        """Return the metadata of the file: ``info`` and what is derived from the tensors."""
         return {
             **self.info,
             "format": FORMAT,
@@ -234,7 +234,7 @@ class SyntheticSet:
     def save(self, path: str | Path) -> str:
         """Write one safetensors file atomically and return its SHA-256; equal sets give equal bytes.
 
-        Raise ValueError, and write nothing, for values that do not fit (see ``dreamlib.synthetic.checks``).
+        Raise ValueError, and write nothing, for invalid values (see ``dreamlib.synthetic.checks``).
         """
         check_values(self)
         check_bounds(self)
@@ -290,7 +290,7 @@ class SyntheticSet:
             soft_labels=soft_labels,
             extras={name: t.to(device) for name, t in self.extras.items()},
             frequencies=None if self.frequencies is None else self.frequencies.to(device),
-            _known=_Known(labels, soft_labels, self.class_sizes),
+            _label_facts=_LabelFacts(labels, soft_labels, self.class_sizes),
         )
 
 
@@ -312,7 +312,9 @@ class DecodedDataset(Dataset[tuple[Tensor, Tensor]]):
             images = source.as_pixels(images)
         elif source.bounded:
             if "mean" not in source.info:
-                raise ValueError("the set has no normalisation statistics; pass normalise=False")
+                raise ValueError(
+                    "the set has no normalisation statistics: import it with data=NAME, or pass normalise=False"
+                )
             mean, std = (torch.tensor(source.info[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
             images = (images - mean) / std
         self.images = images
@@ -325,20 +327,22 @@ class DecodedDataset(Dataset[tuple[Tensor, Tensor]]):
         return self.images[row], self.labels[row]
 
 
-BEST = Path("results") / "best"  # holds the best set of each data set and ipc
+BEST_FOLDER = Path("results") / "best"  # holds the best set of each data set and ipc
 
 
 def best_path(dataset: str, ipc: int) -> Path:
     """Return the file of the best set of a data set at ``ipc`` stored images per class.
 
-    The nearest folder results/best at or above the working directory is searched or, if there is none, that of the
-    source tree this library is part of. Raise FileNotFoundError, which lists the sets, if the set is not there.
+    Search the nearest folder results/best at or above the working directory or, if there is none, that of this
+    library's source tree. Raise FileNotFoundError, listing the available sets, if the set is missing.
     """
-    folder = find_above(BEST) or Path(__file__).parents[2] / BEST
+    folder = find_above(BEST_FOLDER) or Path(__file__).parents[2] / BEST_FOLDER
     path = folder / f"{dataset}-ipc{ipc}.safetensors"
     if not path.is_file():
         available = ", ".join(sorted(p.stem for p in folder.glob("*.safetensors"))) or "none"
-        raise FileNotFoundError(f"no set {path.stem} in {BEST}; available: {available}. Load any other set by its path")
+        raise FileNotFoundError(
+            f"no set {path.stem} in {BEST_FOLDER}; available: {available}. Load any other set by its path"
+        )
     return path
 
 

@@ -33,15 +33,15 @@ ROTATE, ROTATE_DC = 15.0, 45.0  # largest angle in degrees, the second in mode '
 
 @dataclass(frozen=True)
 class AugmentationDraw:
-    """The random numbers of n transforms: n = 1 for a whole batch, or n = N, one for each image.
+    """The random numbers of n transforms: n = 1 for a whole batch, or n = N, one per image.
 
     count: n.
     size: (H, W) of the images.
     active: op → (n,) bool, whether the op is applied.
     values: op → (n, k) float32, the op's k parameters (see ``Augmentation``).
 
-    With tensors on the CPU, ``Augmentation.apply`` skips inactive images without waiting for a GPU. With tensors on a
-    GPU (see ``Augmentation.from_table``) it transforms all images and selects, because a CUDA graph cannot branch.
+    With tensors on the CPU, ``Augmentation.apply`` skips inactive images without synchronising. With tensors on a GPU
+    (see ``Augmentation.from_table``) it transforms all images and selects, because a CUDA graph cannot branch.
     """
 
     count: int
@@ -72,11 +72,11 @@ class Augmentation:
     ops: names from ``OPS``.
     mode: how ops are combined.
         'idc': apply color and cutout always, flip with probability 1/2, and exactly one of crop, scale and rotate.
-        'dsa': apply exactly one of all ops.
-        'idc_per_image': as 'idc', with crop, scale or rotate chosen for each image.
-        'dc': as 'dsa', with the op chosen for each image (DC's evaluation on MNIST).
-        In 'idc' and 'dsa' the op is chosen once for a batch and its strength for each image, as in the released code of
-        IDC, DREAM, DSA, DM and MTT.
+        'dsa': apply exactly one of the ops; a chosen flip mirrors with probability 1/2.
+        'idc_per_image': as 'idc', with crop, scale or rotate chosen per image.
+        'dc': as 'dsa', with the op chosen per image (DC's evaluation on MNIST).
+        In 'idc' and 'dsa' the op is chosen once per batch and its strength per image, as in the released code of IDC,
+        DREAM, DSA, DM and MTT.
 
     Raise UnknownNameError for an unknown op or mode, ValueError for a repeated op.
 
@@ -102,7 +102,7 @@ class Augmentation:
 
     @classmethod
     def parse(cls, text: str, mode: str = "idc") -> "Augmentation":
-        """Return the augmentation spelled as in the literature: ops joined by underscores, '' or 'none' for no op.
+        """Return the augmentation written as in the literature: ops joined by underscores, '' or 'none' for no op.
 
         >>> Augmentation.parse("color_crop").ops, Augmentation.parse("none").ops
         (('color', 'crop'), ())
@@ -111,7 +111,7 @@ class Augmentation:
 
     def draw(self, count: int, image_shape: tuple[int, int, int], rng: torch.Generator) -> AugmentationDraw:
         """Return ``count`` independent transforms of (C, H, W) images; ``rng`` is a CPU generator."""
-        return self.of_uniform(self.uniform(count, rng), image_shape)
+        return self.from_uniform(self.uniform(count, rng), image_shape)
 
     def uniform(self, count: int, rng: torch.Generator) -> Tensor:
         """Return the random numbers of ``count`` transforms, (count, 11) in [0, 1)."""
@@ -121,7 +121,7 @@ class Augmentation:
             numbers[:, 10] = numbers[0, 10]  # one op for the whole batch
         return numbers
 
-    def of_uniform(self, u: Tensor, image_shape: tuple[int, int, int]) -> AugmentationDraw:
+    def from_uniform(self, u: Tensor, image_shape: tuple[int, int, int]) -> AugmentationDraw:
         """Return the transforms of (C, H, W) images that the numbers ``u`` (n, 11) of ``uniform`` determine."""
         _, height, width = image_shape
         values = {op: _OPS[op][0](u, height, width, self.mode).float() for op in self.ops}
@@ -143,7 +143,7 @@ class Augmentation:
         return AugmentationDraw(len(table), size, active, values)
 
     def _choose(self, u: Tensor) -> dict[str, Tensor]:
-        """Return op → (n,) bool, whether it is applied, from columns 9 (flip) and 10 (the one op among several)."""
+        """Return op → (n,) bool, whether it is applied, from columns 9 (flip) and 10 (the op among several)."""
         exclusive = self.ops if self.mode in ("dsa", "dc") else tuple(op for op in self.ops if op in GEOMETRIC)
         chosen = (u[:, 10] * len(exclusive)).long()
         active = {op: torch.ones(len(u), dtype=torch.bool) for op in self.ops}
@@ -166,14 +166,16 @@ class Augmentation:
             )
         for op in OPS:
             if op in draw.values:
-                images = _on_rows(images, draw.active[op], draw.values[op], _OPS[op][1])
+                images = _transform_active(images, draw.active[op], draw.values[op], _OPS[op][1])
         return images
 
 
-def _on_rows(x: Tensor, active: Tensor, values: Tensor, transform: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def _transform_active(
+    x: Tensor, active: Tensor, values: Tensor, transform: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
     """Transform the active images only; ``values`` of shape (1, k) apply to the whole batch."""
     if active.device.type != "cpu":
-        return _everywhere(x, active, values, transform)
+        return _transform_all_and_select(x, active, values, transform)
     rows = torch.nonzero(active).flatten()  # on the CPU, so without waiting for the device
     if len(rows) == 0:
         return x
@@ -183,7 +185,9 @@ def _on_rows(x: Tensor, active: Tensor, values: Tensor, transform: Callable[[Ten
     return x.index_copy(0, device_rows, transform(x[device_rows], values[rows]))
 
 
-def _everywhere(x: Tensor, active: Tensor, values: Tensor, transform: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def _transform_all_and_select(
+    x: Tensor, active: Tensor, values: Tensor, transform: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
     """Transform all images and select the active ones: the same result without a branch."""
     return torch.where(active.view(-1, 1, 1, 1), transform(x, values), x)
 

@@ -41,7 +41,7 @@ def in_batches(function: Callable[[Tensor], Tensor], images: Tensor, info: Datas
 
 def predict(network: nn.Module, images: Tensor, info: DatasetInfo, kernels: CompiledNetwork) -> Tensor:
     """Return logits (N, K) of images (N, C, H, W), in evaluation mode."""
-    weights, logits = weights_of(network), kernels.replayed("logits")
+    weights, logits = weights_of(network), kernels.graphed("logits")
     return in_batches(lambda x: logits(weights, x), images, info, kernels.compute)
 
 
@@ -51,13 +51,13 @@ def embed(
     """Return features (N, D): the flattened output of the network's last block, in evaluation mode.
 
     With ``spatial_mean``, average each feature map: (N, channels), for a ConvNet-3 at 32 pixels a sixteenth of the
-    numbers. Raise ValueError then for a network without ``feature_channels``.
+    features. Then raise ValueError for a network without ``feature_channels``.
     """
-    weights, features = weights_of(network), kernels.replayed("features")
+    weights, features = weights_of(network), kernels.graphed("features")
     if not spatial_mean:
         return in_batches(lambda x: features(weights, x), images, info, kernels.compute)
     channels = feature_channels(network)
-    return in_batches(lambda x: pooled_over_space(features(weights, x), channels), images, info, kernels.compute)
+    return in_batches(lambda x: averaged_over_space(features(weights, x), channels), images, info, kernels.compute)
 
 
 def feature_channels(network: nn.Module) -> int:
@@ -66,15 +66,15 @@ def feature_channels(network: nn.Module) -> int:
     if channels is None:
         raise ValueError(
             f"cluster_features 'spatial_mean' averages feature maps, and the features of {type(network).__name__} are "
-            "no maps; use convnet, or cluster_features: current"
+            "not maps; use convnet, or cluster_features: current"
         )
     return channels
 
 
-def pooled_over_space(features: Tensor, channels: int) -> Tensor:
+def averaged_over_space(features: Tensor, channels: int) -> Tensor:
     """Return the mean of each feature map: (N, channels·h·w) → (N, channels); half precision is averaged in float32.
 
-    >>> pooled_over_space(torch.tensor([[1.0, 3.0, 10.0, 20.0]]), channels=2).tolist()
+    >>> averaged_over_space(torch.tensor([[1.0, 3.0, 10.0, 20.0]]), channels=2).tolist()
     [[2.0, 15.0]]
     """
     wide = features.float() if features.dtype in (torch.bfloat16, torch.float16) else features
@@ -82,7 +82,7 @@ def pooled_over_space(features: Tensor, channels: int) -> Tensor:
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Return the fraction of rows whose largest logit is at the label.
+    """Return the fraction of rows whose largest logit is that of the label.
 
     >>> accuracy(torch.tensor([[0., 1.], [1., 0.], [0., 1.]]), torch.tensor([1, 0, 0]))
     0.6666666666666666

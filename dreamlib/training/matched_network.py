@@ -20,7 +20,7 @@ from dreamlib.training.trainer import Trainer, TrainSettings
 
 
 def network_settings(settings: DistillParams, info: DatasetInfo) -> TrainSettings:
-    """Return the settings by which the matched networks are trained."""
+    """Return the training settings of the matched networks."""
     augmentation = augmentation_for(info, settings.network_augmentation, settings.augmentation_mode)
     return TrainSettings(
         settings.network_batch,
@@ -55,7 +55,7 @@ class MatchedNetwork:
         self._order = EndlessPass(len(data), settings.network_batch, seed, "network-order")
 
     def renew(self, outer: int) -> None:
-        """Take the fresh network of an outer iteration."""
+        """Build the network of an outer iteration."""
         self.model = self._build("network", outer)
         settings = network_settings(self.settings, self.info)
         self.trainer = Trainer(self.model, self.info, settings, self.strategy.kernels)
@@ -74,7 +74,7 @@ class MatchedNetwork:
         self._train_on_real(order, 0, steps, generator(self.seed, "pretrain", iteration))
 
     def train(self, iteration: int, decode: Callable[[], tuple[Tensor, Tensor]]) -> None:
-        """Take the ``network_steps`` steps that follow an inner iteration, on the images that ``train_on`` names.
+        """Take the ``network_steps`` steps that follow an inner iteration, on the images that ``train_on`` selects.
 
         ``decode`` returns the distilled images and their labels.
         """
@@ -92,7 +92,7 @@ class MatchedNetwork:
         self.trainer.train(self.data.images, self.data.labels, lambda: order.at(next(places)), steps, rng)
 
     def features(self, images: Tensor, normalised: bool = True) -> Tensor:
-        """Return the features (n, D) in which real images are clustered, by ``cluster_features``.
+        """Return the features (n, D) in which real images are clustered (``cluster_features``).
 
         images: (n, C, H, W), in [0, 1].
         normalised: whether the network sees normalised images.

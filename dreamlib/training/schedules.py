@@ -5,10 +5,10 @@ from collections.abc import Callable
 Schedule = Callable[[float, int, int], float]
 
 
-def decayed_lr(lr: float, epoch: int, epochs: int) -> float:
+def idc_steps_lr(lr: float, epoch: int, epochs: int) -> float:
     """Return IDC's rate: × 0.2 from epoch 2·epochs // 3 on, × 0.2 again from epoch 5·epochs // 6 on.
 
-    >>> [round(decayed_lr(0.01, e, 1000), 6) for e in (0, 665, 666, 832, 833)]
+    >>> [round(idc_steps_lr(0.01, e, 1000), 6) for e in (0, 665, 666, 832, 833)]
     [0.01, 0.01, 0.002, 0.002, 0.0004]
     """
     return lr * 0.2 ** sum(epoch >= milestone for milestone in (2 * epochs // 3, 5 * epochs // 6))
@@ -31,4 +31,4 @@ def constant_lr(lr: float, epoch: int, epochs: int) -> float:
     return lr
 
 
-SCHEDULES: dict[str, Schedule] = {"idc_steps": decayed_lr, "tenth": tenth_lr}
+SCHEDULES: dict[str, Schedule] = {"idc_steps": idc_steps_lr, "tenth": tenth_lr}

@@ -1,4 +1,4 @@
-"""SGD on labelled images, step by step or recorded as a CUDA graph; the same for real and for decoded images."""
+"""SGD on labelled images, step by step or captured as a CUDA graph; the same for real and for decoded images."""
 
 import json
 from collections.abc import Callable
@@ -18,14 +18,14 @@ from dreamlib.networks import build
 from dreamlib.sampling.real_batches import EndlessPass
 from dreamlib.training.augment import Augmentation, augmentation_for
 from dreamlib.training.cutmix import box_mask, cutmix, draw_cutmix
-from dreamlib.training.schedules import Schedule, decayed_lr, tenth_lr
+from dreamlib.training.schedules import Schedule, idc_steps_lr, tenth_lr
 
-STEPS_RECORDED = 8  # training steps in one CUDA graph, at most
+STEPS_RECORDED = 8  # maximum number of training steps per CUDA graph
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """SGD and what is done to each batch.
+    """Settings of SGD and of batches.
 
     batch: images in a batch.
     lr: initial learning rate; it stays constant unless a schedule changes it.
@@ -47,9 +47,9 @@ def _shared_kernels(name: str, options: str, info: DatasetInfo, compute: Compute
 
 
 def compiled_network(network: tuple[str, dict[str, Any]], info: DatasetInfo, compute: Compute) -> CompiledNetwork:
-    """Return the compiled functions of an architecture, given as (name, options); cached for the whole process.
+    """Return the compiled functions of an architecture, given as (name, options).
 
-    torch.compile falls back to eager execution for code that it has compiled too often.
+    Cached because torch.compile falls back to eager execution after too many compilations.
     """
     return _shared_kernels(network[0], json.dumps(network[1], sort_keys=True), info, compute)
 
@@ -73,12 +73,12 @@ class Trainer:
         )  # fmt: skip
         self._parameters = dict(network.named_parameters())
 
-    def enter(self, epoch: int, epochs: int, schedule: Schedule, clean_share: float = 0.0) -> None:
-        """Set the learning rate and the augmentation of an epoch; call it before the epoch's first step.
+    def start_epoch(self, epoch: int, epochs: int, schedule: Schedule, clean_share: float = 0.0) -> None:
+        """Set the learning rate and the augmentation of an epoch, before its first step.
 
         epoch, epochs: number of the epoch, from 0, and of all epochs.
         schedule: see ``dreamlib.training.schedules``.
-        clean_share: fraction of the epochs, the last ones, without CutMix and with mirroring as only augmentation.
+        clean_share: final fraction of the epochs, without CutMix and with mirroring as the only augmentation.
         """
         if epoch >= epochs - round(epochs * clean_share):
             augmentation = self.settings.augmentation
@@ -86,7 +86,7 @@ class Trainer:
             self.settings = replace(self.settings, augmentation=mirrored, cutmix=0.0)
         rate = schedule(self.settings.lr, epoch, epochs)
         if schedule is tenth_lr and epoch and rate != schedule(self.settings.lr, epoch - 1, epochs):
-            self.optimizer.state.clear()  # DC's code makes a new optimiser when it lowers the rate: momentum is zero
+            self.optimizer.state.clear()  # DC's code creates a new optimiser when it lowers the rate: momentum is zero
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
@@ -97,11 +97,11 @@ class Trainer:
 
         images: (N, C, H, W) in [0, 1], or bytes.
         labels: (N,) class numbers or (N, K) probabilities.
-        draw_rows: returns the rows of the next batch. It is called just before the step's own random numbers are drawn
-            and may use the same generator.
+        draw_rows: returns the rows of the next batch. It is called just before the step's random numbers are drawn and
+            may use the same generator.
         rng: generator of the augmentation and of CutMix.
         """
-        if not self.kernels.replays:
+        if not self.kernels.uses_cuda_graphs:
             for _ in range(steps):
                 rows = draw_rows().to(labels.device, non_blocking=True)
                 self.step(images[rows], labels[rows], rng)
@@ -122,7 +122,7 @@ class Trainer:
         rng: generator of the augmentation and of CutMix.
         """
         images = as_float(images)
-        if self.kernels.replays:
+        if self.kernels.uses_cuda_graphs:
             draw = self._draw(len(images), images, rng)
             return self._recorded_steps(images.unsqueeze(0), labels.unsqueeze(0), [draw])[0]
         with torch.no_grad():
@@ -153,7 +153,7 @@ class Trainer:
         return numbers, partner, torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0] if mix is None else [*mix.box, mix.lam])
 
     def _recorded_steps(self, images: Tensor, labels: Tensor, draws: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-        """Take S steps by a CUDA graph, which all networks of an architecture share; return the losses (S,).
+        """Take S steps by a CUDA graph, shared by all networks of an architecture; return the losses (S,).
 
         images: (S, N, C, H, W).
         labels: (S, N) or (S, N, K).
@@ -163,7 +163,7 @@ class Trainer:
         parameters, slots = self._parameters, self.optimizer.state
         numbers, *mixes = (torch.stack(part) for part in zip(*draws, strict=True))
         # For all steps at once: these are many small operations, and the CPU has to prepare the next iteration.
-        table = settings.augmentation.of_uniform(numbers.flatten(0, 1), tuple(images.shape[2:])).table()
+        table = settings.augmentation.from_uniform(numbers.flatten(0, 1), tuple(images.shape[2:])).table()
         with torch.no_grad():
             for parameter in parameters.values():
                 if slots[parameter].get("momentum_buffer") is None:
@@ -182,7 +182,7 @@ class Trainer:
         return losses.clone()
 
     def _steps(self) -> Callable[..., tuple[Weights, Weights, Tensor]]:
-        """Return the recorded function: (weights, momenta, rate, images, labels, *draws) → (weights, momenta, losses).
+        """Return the captured function: (weights, momenta, rate, images, labels, *draws) → (weights, momenta, losses).
 
         It contains no branch on a tensor's value, as a CUDA graph requires.
         """
@@ -232,7 +232,7 @@ def fit(
     *,
     epochs: int,
     seed: int,
-    schedule: Schedule = decayed_lr,
+    schedule: Schedule = idc_steps_lr,
     clean_share: float = 0.0,
     on_epoch: Callable[[], object] | None = None,
 ) -> float:
@@ -243,12 +243,12 @@ def fit(
     info, settings, kernels: see ``Trainer``.
     epochs: passes over the images.
     seed: source of all random numbers.
-    schedule, clean_share: see ``Trainer.enter``.
+    schedule, clean_share: see ``Trainer.start_epoch``.
     on_epoch: called after each epoch.
     """
     trainer, mean = Trainer(network, info, settings, kernels), float("nan")
     for epoch in range(epochs):
-        trainer.enter(epoch, epochs, schedule, clean_share)
+        trainer.start_epoch(epoch, epochs, schedule, clean_share)
         rng = generator(seed, "fit", epoch)
         order = torch.randperm(len(labels), generator=rng).to(labels.device, non_blocking=True)
         losses = [trainer.step(images[rows], labels[rows], rng) for rows in order.split(settings.batch)]

@@ -1,4 +1,4 @@
-"""The parameters of the pipeline; ``read_params`` is where every command begins."""
+"""The parameters of the pipeline; every command first calls ``read_params``."""
 
 from pipeline.params.models import Budget, DataParams, Params
 from pipeline.params.read import find_root, read_claims, read_params, read_studies

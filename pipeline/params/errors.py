@@ -1,4 +1,4 @@
-"""Errors that say where a wrong value stands: file and keys."""
+"""Errors that locate a wrong value by file and keys."""
 
 import reprlib
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -9,26 +9,27 @@ from pydantic import ValidationError
 
 from dreamlib.errors import ParameterError, UnknownNameError, unknown
 
-Keys = tuple[str | int, ...]  # those that lead to a value
-_REMEDIES = {  # pydantic's kind of a problem → what to say in place of its message
-    "list_type": "a list belongs here, each item on a line of its own after `- `",
-    "dict_type": "keys and values belong here",
-    "model_type": "keys and values belong here",
-    "too_short": "at least 1 entry belongs here",
+KeyPath = tuple[str | int, ...]  # the keys that lead to a value
+_MESSAGES = {  # pydantic's kind of error → a message that replaces pydantic's
+    "list_type": "expected a list, one item per line after `- `",
+    "dict_type": "expected a mapping, such as `{key: value}`",
+    "model_type": "expected a mapping, such as `{key: value}`",
+    "string_pattern_mismatch": "expected auto, cpu, cuda or a GPU such as cuda:1",  # of compute.device
+    "too_short": "expected at least one entry",
 }
 
 
 class SettingError(ParameterError):
-    """Values that cannot be used: for each the keys that lead to it, none for a combination, and what is wrong."""
+    """Invalid values: ``problems`` holds (keys, message) pairs; keys are empty for a combination."""
 
-    def __init__(self, *problems: tuple[Keys, str]) -> None:
+    def __init__(self, *problems: tuple[KeyPath, str]) -> None:
         super().__init__("; ".join(f"{_dotted(keys)}: {text}" if keys else text for keys, text in problems))
         self.problems = problems
 
 
 @contextmanager
-def at(*keys: str | int, where: str = "") -> Iterator[None]:
-    """Add to a ValueError the keys that lead to the value, or the settings that it is about."""
+def at_keys(*keys: str | int, where: str = "") -> Iterator[None]:
+    """Add to a ValueError the keys that lead to the value, or ``where``, the settings that it is about."""
     try:
         yield
     except SettingError:
@@ -38,13 +39,13 @@ def at(*keys: str | int, where: str = "") -> Iterator[None]:
 
 
 @contextmanager
-def located(files: Mapping[str, Any], moved: Mapping[Keys, Keys] | None = None) -> Iterator[None]:
-    """Add to a SettingError where each value is read from: the last file that has most of its keys.
+def located(files: Mapping[str, Any], moved: Mapping[KeyPath, KeyPath] | None = None) -> Iterator[None]:
+    """Add to a SettingError the file of each value: the last file that contains the longest prefix of its keys.
 
     It becomes an UnknownNameError for the name of a component, else a ParameterError.
 
-    files: file, and keys to the tree of sections within it, as they are shown → the tree.
-    moved: keys of a section → those it has in its file.
+    files: displayed prefix (file and section keys) → tree of sections.
+    moved: keys of a section → its keys in the file.
     """
     try:
         yield
@@ -59,12 +60,12 @@ def located(files: Mapping[str, Any], moved: Mapping[Keys, Keys] | None = None) 
         raise kind("; ".join(lines)) from None
 
 
-def _dotted(keys: Keys) -> str:
+def _dotted(keys: KeyPath) -> str:
     return ".".join(map(str, keys))
 
 
-def _depth(tree: Any, keys: Keys) -> int:
-    """Return how many of the keys lead somewhere in a tree."""
+def _depth(tree: Any, keys: KeyPath) -> int:
+    """Return how many of the keys exist in a tree."""
     for depth, key in enumerate(keys):
         try:
             tree = tree[key]
@@ -73,41 +74,41 @@ def _depth(tree: Any, keys: Keys) -> int:
     return len(keys)
 
 
-def mapping(value: Any, keys: Keys) -> Mapping[Any, Any]:
-    """Return ``value`` if it holds keys and values; raise SettingError otherwise."""
+def mapping(value: Any, keys: KeyPath) -> Mapping[Any, Any]:
+    """Return ``value`` if it is a mapping; raise SettingError otherwise."""
     if not isinstance(value, Mapping):
-        raise SettingError((keys, f"keys and values belong here, got {reprlib.repr(value)}"))
+        raise SettingError((keys, f"{_MESSAGES['dict_type']}, got {reprlib.repr(value)}"))
     return value
 
 
-def check_keys(values: Any, known: Collection[str], keys: Keys, kind: str = "key") -> None:
-    """Raise SettingError for a key of ``values`` that is not among ``known``, naming the nearest that is."""
+def check_keys(values: Any, known: Collection[str], keys: KeyPath, kind: str = "key", owner: str = "") -> None:
+    """Raise SettingError for a key of ``values`` that is not among ``known``; suggest the nearest known key."""
     for key in mapping(values, keys):
         if key not in known:
-            raise SettingError(((*keys, key), str(unknown(kind, key, sorted(known) or ["(it takes none)"]))))
+            raise SettingError(((*keys, key), str(unknown(kind, key, sorted(known) or ["(it takes none)"], owner))))
 
 
 def validated(
-    model: type[Any], values: Any, origin: Callable[[Keys], Keys] = lambda keys: keys, where: str = ""
+    model: type[Any], values: Any, file_keys: Callable[[KeyPath], KeyPath] = lambda keys: keys, where: str = ""
 ) -> Any:
     """Return ``values`` as a ``model``; raise SettingError for everything that is wrong.
 
-    origin: returns where a value stands whose keys in the model are given.
-    where: names the values in a message on several of them.
+    file_keys: maps keys in the model to keys in the file.
+    where: prefix of messages about combinations.
     """
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise SettingError(*(_explain(problem, origin, where) for problem in error.errors())) from None
+        raise SettingError(*(_explain(problem, file_keys, where) for problem in error.errors())) from None
 
 
-def _explain(problem: Any, origin: Callable[[Keys], Keys], where: str) -> tuple[Keys, str]:
+def _explain(problem: Any, file_keys: Callable[[KeyPath], KeyPath], where: str) -> tuple[KeyPath, str]:
     keys = tuple(part for part in problem["loc"] if part != "[key]")
     cause, text = problem.get("ctx", {}).get("error"), problem["msg"].removeprefix("Value error, ")
     if isinstance(cause, UnknownNameError):
-        return origin((*keys, str(cause.name))), text
+        return file_keys((*keys, str(cause.name))), text
     if not keys:
         return (), f"{where}: {text}" if where else text  # the message names the values
     value = reprlib.repr(problem["input"])
-    text = _REMEDIES.get(problem["type"], text)
-    return origin(keys), text if problem["type"] == "missing" else f"{text}, got {value}"
+    text = _MESSAGES.get(problem["type"], text)
+    return file_keys(keys), text if problem["type"] == "missing" else f"{text}, got {value}"

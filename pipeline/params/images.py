@@ -1,4 +1,4 @@
-"""Whether a data set has enough images for all settings of the matrix, and what would make them fit."""
+"""Whether a data set has enough images for all settings of the matrix, and which changes would make them suffice."""
 
 from itertools import takewhile
 
@@ -9,11 +9,11 @@ from dreamlib.errors import ParameterError, listed
 from dreamlib.synthetic.initial import INITS, images_needed
 from pipeline.params.models import Params
 
-LISTED = 6  # settings named in a message, at most
+MAX_LISTED = 6  # maximum number of settings named in a message
 
 
 def check_images(params: Params, info: DatasetInfo, counts: Tensor) -> None:
-    """Refuse parameters that need more images than the smallest class has, all settings in one ParameterError.
+    """Raise one ParameterError for all settings that need more images than the smallest class has.
 
     counts: (K,) training images of each class, before ``validation_per_class`` of them are held out.
     """
@@ -24,15 +24,16 @@ def check_images(params: Params, info: DatasetInfo, counts: Tensor) -> None:
     if short:
         raise ParameterError(
             f"params.yaml: class '{info.classes[smallest]}' of {params.dataset} has {count} training images, less "
-            f"{held_out} for validation (validation_per_class): too few for {len(short)} of {len(needed)} settings "
-            f"({listed(short, LISTED)}): {' or '.join(_remedies(params, count))}, or add images"
+            f"{held_out} for validation (budgets.{params.budget}.validation_per_class): too few for {len(short)} of "
+            f"{len(needed)} settings ({listed(short, MAX_LISTED)}): {' or '.join(_remedies(params, count))}, or add "
+            "images"
         )
 
 
 def _needed(params: Params, ipc: int) -> dict[str, int]:
-    """Return how many images of a class each method needs at ``ipc``, at least one to train on.
+    """Return how many images per class each method needs at ``ipc``, at least one to train on.
 
-    Below the smallest ipc that is listed, where parameters may have no value, the factor is that ipc's.
+    Below the smallest listed ipc, parameters may be undefined, so that ipc's factor is used.
     """
     distillations = {method: params.distillation(method, max(ipc, min(params.ipc))) for method in params.methods}
     return {
@@ -42,7 +43,7 @@ def _needed(params: Params, ipc: int) -> dict[str, int]:
 
 
 def _remedies(params: Params, count: int) -> list[str]:
-    """Return the changes by which ``count`` images a class become enough for every setting."""
+    """Return the changes that make ``count`` images per class suffice for every setting."""
     most = {ipc: max(_needed(params, ipc).values()) for ipc in range(1, max(params.ipc) + 1)}
 
     def largest_ipc(images: int) -> int:

@@ -1,4 +1,4 @@
-"""params.yaml as records, and what a method, an ipc and a budget come to."""
+"""params.yaml as records, and the settings that result for a method, ipc and budget."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,23 +18,25 @@ from dreamlib.settings import (
     NetworkParams,
     Strict,
 )
-from pipeline.params.errors import Keys, SettingError, mapping
-from pipeline.params.layers import Layer, at_ipc, borrowed, build, merged, not_above, origin
+from pipeline.params.errors import KeyPath, SettingError, mapping
+from pipeline.params.layers import Layer, applicable_factor, at_ipc, build, inherited_ipcs, merge, origin
 
-# The sections of a budget. A method has the keys of `distillation` without that name, and two sections.
+# The sections of a budget. A method's entry holds the keys of `distillation` directly, and two sections.
 SECTIONS = {
     "clustering": ClusteringParams,
     "distillation": DistillParams,
     "evaluation": EvaluationParams,
     "experts": ExpertParams,
 }
-OF_A_METHOD = ("clustering", "evaluation")
+METHOD_SECTIONS = ("clustering", "evaluation")
 OVERRIDES = ("by_factor", "by_dataset")
 
 
 def _name(value: Any) -> Any:
     if not isinstance(value, str) or not re.fullmatch("[A-Za-z][A-Za-z0-9_-]*", value):
-        raise ValueError("files and stages carry the name: rename it to letters, digits, _ and -, a letter first")
+        raise ValueError(
+            "the name is used in files and stages: begin with a letter and use letters, digits, _ and - only"
+        )
     return value
 
 
@@ -49,17 +51,17 @@ OnceEach = (Field(min_length=1), AfterValidator(_once))
 
 
 class DataParams(Strict):
-    """Where the data lies, and a data set's own options. How many images are held out is a budget's to say."""
+    """The folder of the data, and a data set's own options. The budget sets how many images are held out."""
 
     directory: str = "data"
     options: dict[str, Any] = Field(default_factory=dict)
 
 
 class BudgetSections(Strict):
-    """What a budget, or its block for a data set, may set.
+    """The sections of a budget, or of its block for a data set.
 
-    ``validation_per_class`` training images of each class are held out, on which settings are chosen; 0 trains on all
-    images and draws no curves.
+    ``validation_per_class`` training images of each class are held out for choosing settings; 0 trains on all images
+    and draws no curves.
     """
 
     validation_per_class: Natural | None = None
@@ -72,7 +74,7 @@ class BudgetSections(Strict):
 class DatasetSections(BudgetSections):
     """A budget's overrides for a data set.
 
-    ``by_factor`` holds sections for a factor and those above it, up to the next entry.
+    ``by_factor`` holds sections by factor; an entry applies to its factor and larger ones, up to the next entry.
     """
 
     by_factor: dict[int, BudgetSections] = Field(default_factory=dict)
@@ -81,8 +83,8 @@ class DatasetSections(BudgetSections):
 class Budget(BudgetSections):
     """A named budget: how much work each stage does, on which network, and overrides for single data sets.
 
-    ``network`` is matched, and evaluates where the evaluation names no others. Inner loops are
-    compiled where both this ``compile`` and ``compute.compile`` are true.
+    ``network`` is matched, and is the evaluation network unless others are listed. Inner loops are compiled if both
+    this ``compile`` and ``compute.compile`` are true.
     """
 
     compile: bool = True
@@ -91,7 +93,10 @@ class Budget(BudgetSections):
 
 
 class Params(Strict):
-    """All of params.yaml. Numbers of the DVC matrix are strict: what DVC calls 10.0 or true is not 10 or 1."""
+    """params.yaml merged with methods.yaml.
+
+    Numbers of the DVC matrix are strict: DVC names runs after the value as written, such as 10.0 or true.
+    """
 
     dataset: str
     ipc: Annotated[list[Annotated[int, Field(ge=1, strict=True)]], *OnceEach]
@@ -104,18 +109,18 @@ class Params(Strict):
     budgets: dict[Name, Budget]
 
     def distillation(self, method: str, ipc: int) -> DistillParams:
-        """Return what ``method`` does at ``ipc`` under the chosen budget.
+        """Return the distillation settings of ``method`` at ``ipc`` under the chosen budget.
 
         Later layers win: the budget's ``distillation``, the budget's block for the data set, the method's own keys, the
         method's block named after the budget. Within a block, entries under ``by_factor`` and ``by_dataset`` follow its
-        own keys. A value given as a mapping from ipc to value means: the entry of the largest ipc not above this one.
+        own keys. For a mapping from ipc to value, the entry of the largest ipc not above ``ipc`` is used.
         """
         where, layers = f"method {method}, budget {self.budget}", self._layers
         settings = build(DistillParams, layers("distillation", method, self.value("factor", ipc, method)), ipc, where)
         return settings if settings.init != "released" else settings.model_copy(update={"shrink": "nearest"})
 
     def evaluation(self, method: str, ipc: int) -> EvaluationParams:
-        """Return the protocol that ``method`` is evaluated by at ``ipc``; layers as in ``distillation``."""
+        """Return the protocol under which ``method`` is evaluated at ``ipc``; layers as in ``distillation``."""
         where, layers = f"evaluation of {method}, budget {self.budget}", self._layers
         return build(EvaluationParams, layers("evaluation", method, self.value("factor", ipc, method)), ipc, where)
 
@@ -124,23 +129,23 @@ class Params(Strict):
         layers = [(keys, {key: values[key]}) for keys, values in self._layers("distillation", method) if key in values]
         return getattr(build(DistillParams, layers, ipc, f"budget {self.budget}"), key)
 
-    def borrowed(self, section: str, method: str, ipc: int) -> dict[str, int]:
-        """Return which settings of 'distillation' or 'evaluation' have no entry for ``ipc`` → the ipc of the one used.
+    def inherited_ipcs(self, section: str, method: str, ipc: int) -> dict[str, int]:
+        """Return the settings of 'distillation' or 'evaluation' that a lower ipc's entry defines → that ipc.
 
-        Settings with one value for every ipc are not among them.
+        Settings with one value for every ipc are not included.
         """
-        return borrowed(merged(self._layers(section, method, self.value("factor", ipc, method))), ipc)
+        return inherited_ipcs(merge(self._layers(section, method, self.value("factor", ipc, method))), ipc)
 
     def clustering(self, method: str | None = None) -> ClusteringParams:
-        """Return how the clustering stage works, for all methods or for one that sets ``clustering`` of its own."""
+        """Return the clustering settings shared by all methods, or those of a method that may override them."""
         where = f"clustering of {method}, budget {self.budget}"
         settings = build(ClusteringParams, self._layers("clustering", method), None, where)
         layers = self._layers("distillation", method) if method else []
-        init = at_ipc(merged(layers).get("init"), None, origin(layers, "init"))
+        init = at_ipc(merge(layers).get("init"), None, origin(layers, "init"))
         return RELEASED_CLUSTERING if init == "released" else settings
 
     def experts(self) -> ExpertParams:
-        """Return the expert trajectories under the chosen budget."""
+        """Return the settings of the expert trajectories under the chosen budget."""
         return build(ExpertParams, self._layers("experts"), None, f"experts, budget {self.budget}")
 
     @property
@@ -161,7 +166,7 @@ class Params(Strict):
         return (budget.validation_per_class or 0) if special is None else special
 
     def with_network(self, network: NetworkParams) -> "Params":
-        """Return the same parameters with another network under the chosen budget."""
+        """Return the parameters with another network under the chosen budget."""
         budget = self._budget.model_copy(update={"network": network})
         return self.model_copy(update={"budgets": {**self.budgets, self.budget: budget}})
 
@@ -170,7 +175,7 @@ class Params(Strict):
         return self._of(self.budgets, "budget", self.budget)
 
     def _layers(self, section: str, method: str | None = None, factor: int | None = None) -> list[Layer]:
-        """The layers of one section, those that win last."""
+        """Return the layers of one section; later ones win."""
         budget = self._budget.model_dump(exclude_unset=True)
         sections = list(self._sections(budget, ("budgets", self.budget), factor))
         if method:
@@ -178,33 +183,33 @@ class Params(Strict):
         return [layer for kind, layer in sections if kind == section]
 
     def every_section(self) -> Iterator[tuple[str, Layer]]:
-        """Yield the kind and the layer of each section of budgets and methods, in force or not."""
+        """Yield the kind and the layer of each section of budgets and methods, whether used or not."""
         for name, budget in self.budgets.items():
             yield from self._sections(budget.model_dump(exclude_unset=True), ("budgets", name), all_blocks=True)
         for name, block in self.method.items():
             yield from self._sections(block, ("method", name), all_blocks=True)
 
     def _sections(
-        self, block: Any, keys: Keys, factor: int | None = None, all_blocks: bool = False
+        self, block: Any, keys: KeyPath, factor: int | None = None, all_blocks: bool = False
     ) -> Iterator[tuple[str, Layer]]:
-        """A block's sections, each after those it overrides: those in force at ``factor``, or every one."""
+        """Yield a block's sections, each after those it overrides: the active ones at ``factor``, or all."""
         block = mapping(block, keys)
         by_factor, by_dataset = (mapping(block.get(key, {}), (*keys, key)) for key in OVERRIDES)
         if not all(isinstance(key, int) for key in by_factor):
-            raise SettingError(((*keys, "by_factor"), f"factors are whole numbers, got {list(by_factor)}"))
+            raise SettingError(((*keys, "by_factor"), f"factors are integers, got {list(by_factor)}"))
         by_budget = {name: block[name] for name in self.budgets if name in block}
         kinds: Sequence[str] = tuple(SECTIONS)
         if keys[0] == "method":
-            kinds, others = OF_A_METHOD, {*OF_A_METHOD, *OVERRIDES, *by_budget}
+            kinds, others = METHOD_SECTIONS, {*METHOD_SECTIONS, *OVERRIDES, *by_budget}
             yield "distillation", (keys, {key: value for key, value in block.items() if key not in others})
         for kind in kinds:
             yield kind, ((*keys, kind), mapping(block.get(kind, {}), (*keys, kind)))
-        for above, table, in_force in (
-            ((*keys, "by_factor"), by_factor, not_above(by_factor, factor)),
+        for above, table, active in (
+            ((*keys, "by_factor"), by_factor, applicable_factor(by_factor, factor)),
             ((*keys, "by_dataset"), by_dataset, [self.dataset]),
             (keys, by_budget, [self.budget]),
         ):
-            for name in table if all_blocks else {*table} & {*in_force}:
+            for name in table if all_blocks else {*table} & {*active}:
                 yield from self._sections(table[name] or {}, (*above, name), factor, all_blocks)
 
     @staticmethod

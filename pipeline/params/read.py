@@ -10,7 +10,7 @@ from dreamlib._engine.files import find_above
 from dreamlib.errors import ParameterError, unknown
 from dreamlib.settings import DistillParams, NetworkParams
 from pipeline.params.errors import SettingError, check_keys, located, validated
-from pipeline.params.models import OF_A_METHOD, OVERRIDES, SECTIONS, Params
+from pipeline.params.models import METHOD_SECTIONS, OVERRIDES, SECTIONS, Params
 from pipeline.params.studies import ClaimsParams, StudiesFile
 
 METHODS = "methods.yaml"
@@ -20,7 +20,7 @@ STUDIES = "studies/params.yaml"
 def find_root(start: str | Path | None = None) -> Path:
     """Return the project's root: the nearest folder with a methods.yaml, at or above the current directory.
 
-    The place of this file does not count, since `dvc exp run --queue` runs in a copy of the project. Raise
+    The location of this file is irrelevant, since `dvc exp run --queue` runs in a copy of the project. Raise
     FileNotFoundError outside a project.
     """
     methods = find_above(METHODS, start)
@@ -30,23 +30,25 @@ def find_root(start: str | Path | None = None) -> Path:
 
 
 def read_params(
-    root: str | Path | None = None, study: str | None = None, more: Callable[[Params], None] = lambda params: None
+    root: str | Path | None = None,
+    study: str | None = None,
+    extra_check: Callable[[Params], None] = lambda params: None,
 ) -> Params:
-    """Return the project's parameters, validated: methods.yaml, params.yaml over it, and over both a ``study``.
+    """Return the project's validated parameters: methods.yaml, overridden by params.yaml and then by ``study``.
 
-    A study is a section of studies/params.yaml. Its sections join those of params.yaml key by key, its other values
-    replace them, and its network is that of its budget; options of another data set are left out. ``more`` is a further
-    check. Raise ParameterError with one line that names file, keys, value and remedy.
+    A study is a section of studies/params.yaml. Its sections are merged with those of params.yaml key by key, its other
+    values replace them, and its network replaces the budget's; options of another data set are left out.
+    ``extra_check`` is a further check. Raise ParameterError with one line that names file, keys, value and remedy.
     """
     root = Path(root or find_root())
     methods, params_yaml = read_yaml(root / METHODS), read_yaml(root / "params.yaml")
-    files, values, moved = {f"{METHODS}: ": methods, "params.yaml: ": params_yaml}, _joined(methods, params_yaml), {}
+    files, values, moved = {f"{METHODS}: ": methods, "params.yaml: ": params_yaml}, _merged(methods, params_yaml), {}
     if study:
         studies = read_studies(root).studies
         if study not in studies:
             raise ParameterError(str(unknown("study", study, sorted(studies))))
         files[f"{STUDIES}: studies.{study}."] = studies[study]
-        values = _joined(_outside(values, studies[study]), studies[study])
+        values = _merged(_params_for_study(values, studies[study]), studies[study])
         if "network" in studies[study]:
             network, moved = values.pop("network"), {("budgets", values.get("budget"), "network"): ("network",)}
     with located(files, moved):
@@ -55,12 +57,12 @@ def read_params(
             params = params.with_network(validated(NetworkParams, network, lambda keys: ("network", *keys)))
         _check_keys(params)
         _check_values(params)
-        more(params)
+        extra_check(params)
     return params
 
 
 def read_studies(root: Path) -> StudiesFile:
-    """Return studies/params.yaml, of whose studies only the names are validated; raise as ``read_params`` does."""
+    """Return studies/params.yaml, validating only the names of its studies; raise as ``read_params`` does."""
     tree = read_yaml(root / STUDIES)
     with located({f"{STUDIES}: ": tree}):
         return validated(StudiesFile, tree)
@@ -74,22 +76,22 @@ def read_claims(root: str | Path | None = None) -> ClaimsParams:
     return claims
 
 
-def _outside(values: dict[str, Any], study: Mapping[str, Any]) -> dict[str, Any]:
-    """What of params.yaml holds in a study too: not the options of another data set."""
-    kept = dict(values)
-    if study.get("dataset", values.get("dataset")) != values.get("dataset") and isinstance(kept.get("data"), dict):
-        kept["data"] = {key: value for key, value in kept["data"].items() if key != "options"}
-    return kept
+def _params_for_study(values: dict[str, Any], study: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of params.yaml that apply to a study too: all but the options of another data set."""
+    values = dict(values)
+    if study.get("dataset", values.get("dataset")) != values.get("dataset") and isinstance(values.get("data"), dict):
+        values["data"] = {key: value for key, value in values["data"].items() if key != "options"}
+    return values
 
 
-def _joined(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Two trees of sections as one; where both have a value, the one above."""
-    both = {k: _joined(below[k], v) for k, v in above.items() if isinstance(v, dict) and isinstance(below.get(k), dict)}
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return two trees of sections merged; if both have a value, that of ``above``."""
+    both = {k: _merged(below[k], v) for k, v in above.items() if isinstance(v, dict) and isinstance(below.get(k), dict)}
     return {**below, **above, **both}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return a YAML file of sections; raise ParameterError when it is missing or is not one."""
+    """Return a YAML file of sections; raise ParameterError if it is missing or holds anything else."""
     try:
         values = YAML(typ="safe", pure=True).load(path)
     except FileNotFoundError:
@@ -104,8 +106,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _check_keys(params: Params) -> None:
-    """Refuse keys that mean nothing, in force or not; raise SettingError with the nearest that does."""
-    of_methods = {*DistillParams.model_fields, *OF_A_METHOD, *OVERRIDES}
+    """Reject unknown keys, whether used or not; raise SettingError that suggests the nearest known key."""
+    of_methods = {*DistillParams.model_fields, *METHOD_SECTIONS, *OVERRIDES}
     for name in {*params.method, *of_methods} & {*params.budgets}:
         kind = "a method" if name in params.method else "a key of methods"
         raise SettingError((("budgets", name), f"'{name}' names both {kind} and a budget; rename one"))
@@ -115,7 +117,7 @@ def _check_keys(params: Params) -> None:
 
 
 def _check_values(params: Params) -> None:
-    """Resolve every setting the pipeline would run, so that a mistake shows before any stage starts."""
+    """Resolve every setting the pipeline would run, so that errors appear before any stage starts."""
     for ipc in params.ipc:
         for method in params.methods:
             params.distillation(method, ipc)

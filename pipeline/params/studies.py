@@ -9,9 +9,12 @@ from pipeline.params.models import Name
 
 
 class BatchesParams(Strict):
-    """How kinds of batches are compared: after how many training steps, among how many images a class, how often drawn.
+    """Settings of the comparison of batches.
 
-    ``pool`` images of each class stand for the class; ``shown`` is the class whose batches are pictured.
+    points: training steps of the network after which batches are compared.
+    pool: images that represent each class.
+    draws: batches of each randomly drawn kind.
+    shown: class whose batches are shown.
     """
 
     points: Annotated[list[Natural], Field(min_length=1)]
@@ -21,7 +24,12 @@ class BatchesParams(Strict):
 
 
 class CostParams(Strict):
-    """How training on the full data is followed: after how many steps of ``batch`` images, by how many networks."""
+    """Settings of training on the full data, for its cost.
+
+    points: training steps after which accuracy is measured.
+    batch: images per step.
+    repeats: number of networks.
+    """
 
     points: Annotated[list[Positive], Field(min_length=1)]
     batch: Positive = 64
@@ -29,14 +37,14 @@ class CostParams(Strict):
 
 
 class ClaimsParams(Strict):
-    """The section ``claims`` of studies/params.yaml: what the study of claims measures besides its runs."""
+    """The section ``claims`` of studies/params.yaml: measurements of the study of claims in addition to its runs."""
 
     batches: BatchesParams
     cost: CostParams
 
 
 class StudiesFile(Strict):
-    """All of studies/params.yaml; a study's sections are validated with those of params.yaml that they join."""
+    """All of studies/params.yaml; a study's sections are validated once merged with those of params.yaml."""
 
     studies: Annotated[dict[Name, dict[str, Any]], Field(min_length=1)]
     claims: ClaimsParams | None = None

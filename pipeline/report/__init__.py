@@ -1,1 +1,1 @@
-"""Tables, figures, records and provenance for the reports."""
+"""Tables, figures and records for the reports."""

@@ -28,53 +28,56 @@ from pipeline.report.record import cost_table
 from pipeline.report.tables import code_span, markdown, percent
 
 
-def settings_table(settings: BaseModel, borrowed: Mapping[str, int] | None = None) -> pd.DataFrame:
-    """Return the values of a settings model, one row each; those of ``borrowed`` name the ipc whose entry they are."""
-    return pd.DataFrame({"value": _values(settings, borrowed or {})}).rename_axis("setting")
+def settings_table(settings: BaseModel, inherited_ipcs: Mapping[str, int] | None = None) -> pd.DataFrame:
+    """Return the values of a settings model, one row each; values from a lower ipc's entry are marked with that ipc."""
+    return pd.DataFrame({"value": _values(settings, inherited_ipcs or {})}).rename_axis("setting")
 
 
 def method_settings(params: Params, method: str, ipc: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the settings that make a method and those that it shares with the budget, as two tables.
+    """Return the settings that define a method and those that it shares with the budget, as two tables.
 
-    The first holds what the method sets and what differs from the budget's default, with that default beside it. A
-    value that the parameters have for a lower ipc, and not for this one, names that ipc.
+    The first has the settings of the method's entry and those that differ from the budget's default, next to that
+    default. Values from a lower ipc's entry are marked with that ipc.
     """
     entry = params.method[method]
     named = {*entry, *(entry.get(params.budget) or {})}
     without = params.model_copy(update={"method": {method: {}}})
     values, defaults = (
-        _values(p.distillation(method, ipc), p.borrowed("distillation", method, ipc)) for p in (params, without)
+        _values(p.distillation(method, ipc), p.inherited_ipcs("distillation", method, ipc)) for p in (params, without)
     )
     table = pd.DataFrame({method: values, "budget's default": defaults}).rename_axis("setting")
     of_method = table.index.isin(named) | (table[method] != table["budget's default"])
     return table[of_method], table[~of_method][[method]]
 
 
-def _values(settings: BaseModel, borrowed: Mapping[str, int]) -> dict[str, str]:
-    """Return the values as text; those of ``borrowed``, key or options.key → ipc, marked as the entry of that ipc."""
+def _values(settings: BaseModel, inherited_ipcs: Mapping[str, int]) -> dict[str, str]:
+    """Return the values as text; values from a lower ipc's entry are marked with that ipc.
+
+    inherited_ipcs: key, or options.key → ipc.
+    """
 
     def text(key: str, value: Any) -> str:
         if isinstance(value, dict):
             return ", ".join(f"{k}: {text(f'{key}.{k}', v)}" for k, v in value.items())
-        return f"{value} (entry of ipc {borrowed[key]})" if key in borrowed else str(value)
+        return f"{value} (entry of ipc {inherited_ipcs[key]})" if key in inherited_ipcs else str(value)
 
     return {key: text(key, value) for key, value in settings.model_dump().items()}
 
 
 def folded(table: pd.DataFrame, summary: str) -> str:
-    """Return a table as HTML that shows only its summary until it is opened."""
+    """Return a table as HTML that shows only its summary until opened."""
     return f"<details><summary>{summary}</summary>{table.to_html()}</details>"
 
 
 def distillation_answer(setting: Setting, result: DistillResult) -> str:
-    """Return what a distillation made of its images, in two sentences of Markdown."""
+    """Summarise a distillation in two sentences of Markdown."""
     synthetic = result.synthetic
     stored = (
         f"**{setting.name}: {synthetic.stored_floats:,} stored numbers decode into {len(synthetic.decode()[1])} "
         f"training images** ({synthetic.ipc} stored per class, factor {synthetic.factor}). "
     )
     if not result.history:
-        return stored + "This is a baseline: its real images stay as they are."
+        return stored + "This is a baseline: its real images are unchanged."
     losses = loss_table(result)["loss"]
     count = max(1, len(losses) // 10)
     return stored + (
@@ -84,7 +87,7 @@ def distillation_answer(setting: Setting, result: DistillResult) -> str:
 
 
 def evaluation_answer(setting: Setting, evaluation: Evaluation, synthetic: SyntheticSet, dataset: str) -> str:
-    """Return the accuracy of a set in two sentences of Markdown, with its spread where several networks show one."""
+    """Return the accuracy of a set in two sentences of Markdown, with its spread over networks if there are several."""
     count, stored = len(evaluation.accuracies), f"The set stores {synthetic.stored_floats:,} numbers."
     epochs = f"after the last of {evaluation.epochs} epochs"
     if count == 1:
@@ -97,7 +100,7 @@ def evaluation_answer(setting: Setting, evaluation: Evaluation, synthetic: Synth
 
 
 def coverage_by_class(coverage: pd.DataFrame) -> pd.DataFrame:
-    """Return the coverage of the first classes, one row each, as it is shown.
+    """Return the coverage of the first classes as formatted text, one row each.
 
     coverage: columns class, batch, clusters_hit, nearest_distance
     """
@@ -113,20 +116,19 @@ def coverage_by_class(coverage: pd.DataFrame) -> pd.DataFrame:
 
 
 def loss_table(result: DistillResult) -> pd.DataFrame:
-    """Return the matching loss per inner iteration: iteration, loss, and the name of the only line."""
+    """Return the matching loss per inner iteration, as columns iteration, loss and line (the legend label)."""
     return pd.DataFrame(result.history, columns=["iteration", "loss"]).assign(line="matching loss")
 
 
 def small_class_note(project: Project, settings: DistillParams) -> str:
-    """Return a warning where a class has fewer images than ``real_batch``; empty where none has."""
+    """Return a warning if a class has fewer images than ``real_batch``; else an empty string."""
     counts = project.split("train").labels.bincount()
     fewest, smallest = int(counts.min()), project.info.classes[int(counts.argmin())]
     if fewest >= settings.real_batch or not settings.outer_iterations * settings.inner_iterations:
         return ""
     return (
         f"**Note:** `real_batch` is {settings.real_batch}, but class {code_span(smallest)} has {fewest} training "
-        "images: its batch is all of them in every iteration, whatever the sampler. A smaller `real_batch` leaves it a "
-        "choice."
+        "images: every batch contains all of them, whichever sampler is used; lower `real_batch` to let it choose."
     )
 
 
@@ -135,7 +137,7 @@ def two_dimensions(clusters: ClassClusters, batch: int, seed: int) -> tuple[np.n
 
     Marked are the representatives and as many random rows, at most ``batch``.
     """
-    from sklearn.decomposition import PCA  # here, because one notebook alone pays for the import
+    from sklearn.decomposition import PCA  # here, because only one notebook needs the slow import
 
     features = clusters.features.cpu()
     solver = "covariance_eigh" if features.shape[1] < 256 else "randomized"
@@ -154,20 +156,20 @@ def random_images(images: Tensor, rows: Tensor, count: int, seed: int) -> Tensor
 
 
 def study_costs(record: dict[str, Any]) -> str:
-    """Return a sentence on the time and memory that a study took, from its record."""
+    """Return a sentence with the time and memory that a study took, from its record."""
     if not record:
-        return "The cost of this run is not on record."
+        return "The cost of this run was not recorded."
     table = cost_table(record)
     kinds = table.assign(kind=table.stage.str.split("-").str[0]).groupby("kind", sort=False)["seconds"].sum()
     listed = ", ".join(f"{kind} {seconds:,.0f} s" for kind, seconds in kinds.items())
     return (
-        f"The study took {listed}: {kinds.sum() / 60:.0f} minutes in all, without the start of its processes, on "
-        f"{table.device.iloc[0]}. Its largest memory was {table['peak memory (MiB)'].max():,.0f} MiB."
+        f"The study took {listed}: {kinds.sum() / 60:.0f} minutes in all, excluding process start-up, on "
+        f"{table.device.iloc[0]}. Its peak memory was {table['peak memory (MiB)'].max():,.0f} MiB."
     )
 
 
 def data_version(project: Project) -> str:
-    """Return what fixes the version of the data: a .dvc file, the MD5s of published files, or dvc.lock alone."""
+    """Return what pins the version of the data: a .dvc file, the MD5s of published files, or only dvc.lock."""
     p, root = project.params, project.root
     place = root / p.data.directory / p.dataset
     for file in sorted(file for folder in (root, place.parent) for file in folder.glob("*.dvc") if file.is_file()):
@@ -177,14 +179,14 @@ def data_version(project: Project) -> str:
     dataset = create(p.dataset, p.data.options)
     if isinstance(dataset, PublishedDataset):
         return f"published files with known MD5s, from {dataset.sources()[0].title}"
-    return f"not pinned: dvc.lock records {p.data.directory}/{p.dataset} as the stage found it"
+    return f"not pinned: dvc.lock records {p.data.directory}/{p.dataset} as the stage read it"
 
 
 def provenance(project: Project, stage: str, info: dict[str, Any] | None = None) -> str:
-    """Return what the numbers of a notebook come from, as a Markdown table: stage, data, parameters, device, versions.
+    """Return the provenance of a notebook's numbers as a Markdown table: stage, data, parameters, device, versions.
 
-    It holds no time, commit or hash of code, so that the committed text changes only with a result: dvc.lock has the
-    hash of the code, results/record.json the times.
+    It has no time, commit or hash of code, so that the committed text changes only with a result: dvc.lock has the hash
+    of the code, results/record.json the timings.
     """
     p, shared = project.used_params, origin(project)
     study = f" and the study `{project.study}`" if project.study else ""
@@ -199,7 +201,7 @@ def provenance(project: Project, stage: str, info: dict[str, Any] | None = None)
 
 
 def origin(project: Project) -> dict[str, str]:
-    """Return the data, device and versions that numbers come from, as rows of a table."""
+    """Return the data, device and versions behind the numbers, as rows of a table."""
     return {
         "data": f"{project.params.dataset}, hash `{project.data_hash[:16]}`, {data_version(project)}",
         "device": ", ".join(f"{k} {v}" for k, v in project.compute.describe().items() if k != "python"),

@@ -1,4 +1,4 @@
-"""Judge the claims that studies/claims.yaml lists, each by its kind of evidence."""
+"""Judge the claims in studies/claims.yaml, each by its kind of evidence."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from inspect import signature
@@ -8,18 +8,18 @@ from typing import Any
 import pandas as pd
 
 from dreamlib.errors import unknown
-from pipeline.params.errors import Keys, SettingError, check_keys, located, mapping
+from pipeline.params.errors import KeyPath, SettingError, check_keys, located, mapping
 from pipeline.params.read import read_yaml
 from pipeline.report.results import Claims
 from pipeline.report.statistics import (
     by_seed,
+    combined_verdict,
     curve_by_seed,
+    in_points,
     judge,
     judge_share,
     operations_saved,
-    points,
     share_of_iterations,
-    together,
 )
 from pipeline.report.tables import with_spread
 
@@ -29,19 +29,19 @@ PARTS = {  # kind of evidence → the keys that each of its parts needs, and tho
     "paired_gain": (("method", "over", "ipc"), ("name", "network", "view")),
     "batch_measure": (("name", "measure", "of", "than", "expected"), ()),
 }
-Judged = tuple[str, str]  # what was measured, in words, and the verdict
+MeasuredVerdict = tuple[str, str]  # what was measured, as text, and the verdict
 
 
 def read_claim_list(root: Path) -> list[dict[str, Any]]:
     """Return the claims of studies/claims.yaml: id, claim, source, margin, evidence (its kind and arguments).
 
-    Raise ParameterError for a key that means nothing or is missing, and for a kind of evidence that does not exist.
+    Raise ParameterError for an unknown or missing key, and for an unknown kind of evidence.
     """
     tree = read_yaml(root / CLAIMS_FILE)
     with located({f"{CLAIMS_FILE.as_posix()}: ": tree}):
         _check_keys(tree, (), ("claims",))
         for claim in tree["claims"]:
-            keys: Keys = ("claims", str(mapping(claim, ("claims",)).get("id")))
+            keys: KeyPath = ("claims", str(mapping(claim, ("claims",)).get("id")))
             _check_keys(claim, keys, ("id", "claim", "source", "margin", "evidence"))
             keys = (*keys, "evidence")
             evidence = mapping(claim["evidence"], keys)
@@ -56,7 +56,7 @@ def read_claim_list(root: Path) -> list[dict[str, Any]]:
     return tree["claims"]
 
 
-def _check_keys(section: Any, keys: Keys, needed: Iterable[str], optional: Iterable[str] = ()) -> None:
+def _check_keys(section: Any, keys: KeyPath, needed: Iterable[str], optional: Iterable[str] = ()) -> None:
     check_keys(section, {*needed, *optional}, keys)
     for key in needed:
         if key not in section:
@@ -64,31 +64,31 @@ def _check_keys(section: Any, keys: Keys, needed: Iterable[str], optional: Itera
 
 
 def verdicts(claims: Claims) -> pd.DataFrame:
-    """Return every claim with what was measured and its verdict."""
+    """Return every claim (index) with its kind of evidence, what was measured and its verdict."""
     rows = []
     for claim in read_claim_list(claims.root):
         arguments = dict(claim["evidence"])
         kind = arguments.pop("kind")
-        rows.append((claim["claim"], *KINDS[kind](claims, claim["margin"], **arguments)))
-    return pd.DataFrame(rows, columns=["claim", "measured", "verdict"]).set_index("claim")
+        rows.append((claim["claim"], kind, *KINDS[kind](claims, claim["margin"], **arguments)))
+    return pd.DataFrame(rows, columns=["claim", "kind", "measured", "verdict"]).set_index("claim")
 
 
 def paired_gain(
     claims: Claims, margin: float, study: str, parts: Sequence[Mapping[str, Any]], note: str = ""
-) -> Judged:
+) -> MeasuredVerdict:
     """Judge whether ``method`` has a higher test accuracy than ``over``, seed by seed, in every part."""
     measured, judgements = [], []
     for part in parts:
         method, over = part["method"], part["over"]
-        table = by_seed(claims.of(study), part["ipc"], part.get("network"), part.get("view", "protocol"))
+        table = by_seed(claims.of_study(study), part["ipc"], part.get("network"), part.get("view", "protocol"))
         gains = list(table[method] - table[over])
-        measured.append(f"{part.get('name', f'{method} over {over}')}: {points(gains)}")
+        measured.append(f"{part.get('name', f'{method} over {over}')}: {in_points(gains)}")
         judgements.append(judge(gains, margin))
-    return "; ".join(measured) + (f" ({note})" if note else ""), together(judgements)
+    return "; ".join(measured) + (f" ({note})" if note else ""), combined_verdict(judgements)
 
 
-def batch_measure(claims: Claims, margin: float, parts: Sequence[Mapping[str, str]]) -> Judged:
-    """Judge whether a measure of one kind of real batch is smaller, or larger, than that of another, seed by seed."""
+def batch_measure(claims: Claims, margin: float, parts: Sequence[Mapping[str, str]]) -> MeasuredVerdict:
+    """Judge whether a measure of one kind of real batch is smaller, or larger, than that of another in every seed."""
     tables, measured, judgements = batches_by_seed(claims), [], []
     for part in parts:
         table, kinds = tables[part["measure"]], (part["of"], part["than"])
@@ -96,7 +96,7 @@ def batch_measure(claims: Claims, margin: float, parts: Sequence[Mapping[str, st
         measured.append(f"{part['name']}: {', '.join(means)}")
         sign = {"larger": 1, "smaller": -1}[part["expected"]]
         judgements.append(judge(list(sign * (table[kinds[0]] - table[kinds[1]])), margin))
-    return "; ".join(measured), together(judgements)
+    return "; ".join(measured), combined_verdict(judgements)
 
 
 def batches_by_seed(claims: Claims) -> dict[str, pd.DataFrame]:
@@ -107,29 +107,29 @@ def batches_by_seed(claims: Claims) -> dict[str, pd.DataFrame]:
 
 def first_reaches(
     claims: Claims, margin: float, study: str, method: str, target: str, target_name: str, ipc: Sequence[int]
-) -> Judged:
+) -> MeasuredVerdict:
     """Judge whether ``method`` reaches the final validation accuracy of ``target`` in fewer iterations."""
     measured, judgements = [], []
     for one_ipc in ipc:
-        slow, fast = (curve_by_seed(claims.of(study), name, one_ipc) for name in (target, method))
+        slow, fast = (curve_by_seed(claims.of_study(study), name, one_ipc) for name in (target, method))
         share = share_of_iterations(slow, fast)
         first, low, high = ("more than all" if s == float("inf") else f"{100 * s:.0f} %" for s in share)
         iterations = f"{first} of {target_name}'s {slow.columns.max()} iterations"
         interval = f"95 % interval: {low} to {high}" if len(slow) > 1 else "n = 1"
         measured.append(f"ipc {one_ipc}: {iterations} ({interval})")
         judgements.append(judge_share(*share, margin))
-    return "; ".join(measured), together(judgements)
+    return "; ".join(measured), combined_verdict(judgements)
 
 
-def size_ratio(claims: Claims, margin: float, ipc: Sequence[int]) -> Judged:
+def size_ratio(claims: Claims, margin: float, ipc: Sequence[int]) -> MeasuredVerdict:
     """Judge whether a distilled set takes fewer bytes than all training images."""
     stored = claims.costs.groupby("ipc")["stored_bytes"].first()
     ratios = {one_ipc: stored[0] / stored[one_ipc] for one_ipc in ipc}
     measured = "; ".join(f"ipc {one_ipc}: {ratio:,.0f} times fewer bytes" for one_ipc, ratio in ratios.items())
-    return measured, together([judge([ratio - 1], margin) for ratio in ratios.values()])
+    return measured, combined_verdict([judge([ratio - 1], margin) for ratio in ratios.values()])
 
 
-def operations(claims: Claims, margin: float, ipc: Sequence[int]) -> Judged:
+def operations(claims: Claims, margin: float, ipc: Sequence[int]) -> MeasuredVerdict:
     """Judge whether training on a set takes fewer operations than on all images to the same accuracy."""
     measured, judgements = [], []
     for one_ipc in ipc:
@@ -138,7 +138,7 @@ def operations(claims: Claims, margin: float, ipc: Sequence[int]) -> Judged:
         spread = f"{low:+.0f} to {high:+.0f}" if len(saved) > 1 else "n = 1"
         measured.append(f"ipc {one_ipc}: {mean:+.0f} % ({spread})")
         judgements.append(judge(saved, margin))
-    return f"operations saved: {'; '.join(measured)}", together(judgements)
+    return f"operations saved: {'; '.join(measured)}", combined_verdict(judgements)
 
 
 KINDS = {

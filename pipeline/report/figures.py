@@ -1,6 +1,6 @@
-"""Figures of the report, from a table or from images; no arithmetic worth a test.
+"""Figures of the report, drawn from tables or images.
 
-However many classes, rows or large images there are, a figure shows as many as fit, and its title says how many.
+Of many classes, rows or large images, a figure shows as many as fit, and its title gives their number.
 """
 
 import io
@@ -33,14 +33,14 @@ COLORS = {
 }
 _SPARE = ("#009E73", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
 _DPI = 110
-_COLUMNS = 16  # images in a row, at most
-_HEIGHT = 14.0  # inches that rows of images take, at most
-_SHEET, _ENLARGED_SHEET = 1500, 3000  # sides of a contact sheet's PNG at most, in the canvases' pixels and in its own
+_COLUMNS = 16  # maximum number of images in a row
+_HEIGHT = 14.0  # maximum height of all rows of images, inches
+_SHEET, _ENLARGED_SHEET = 1500, 3000  # maximum side of a contact sheet, in canvas pixels and in PNG pixels
 
 
 def style() -> None:
     """Set the style that all figures and tables of the report share."""
-    pd.set_option("display.html.use_mathjax", False)  # a dollar in a name is a dollar
+    pd.set_option("display.html.use_mathjax", False)  # leave dollar signs as they are
     mpl.rcParams.update(
         {
             "figure.dpi": _DPI,
@@ -57,7 +57,7 @@ def style() -> None:
 
 
 def finished(figure: Figure) -> Figure:
-    """Close the figure for pyplot and return it: a notebook then shows it once, where it is displayed."""
+    """Close the figure in pyplot and return it, so that a notebook shows it only where it is displayed."""
     plt.close(figure)
     return figure
 
@@ -68,7 +68,7 @@ def color(method: str) -> str:
 
 
 def whiskers(std: pd.Series) -> pd.Series | None:
-    """Return the half-widths of error bars, or None where all are missing: a legend then shows no error bar either."""
+    """Return the half-widths of error bars, or None if all are missing: the legend then shows no error bar either."""
     return None if std.isna().all() else std
 
 
@@ -96,7 +96,7 @@ def _draw(sheet: np.ndarray, title: str, width: float) -> tuple[Figure, plt.Axes
 
 
 def _reduced(images: Tensor, size: float) -> Tensor:
-    """Return images (n, C, H, W) as floats, with no more pixels than are drawn where one is ``size`` inches wide."""
+    """Return images (n, C, H, W) as floats, downscaled to what is drawn at ``size`` inches."""
     images, side = as_float(images), max(1, round(size * _DPI))
     if max(images.shape[-2:]) <= side or not len(images):
         return images
@@ -104,7 +104,7 @@ def _reduced(images: Tensor, size: float) -> Tensor:
 
 
 def _rows(labels: Sequence[str], images: Sequence[Tensor], title: str, columns: int, size: float) -> Figure:
-    """Draw a row for each label, of images (n, C, H, W); short rows and small images are filled up with white."""
+    """Draw a row of images (n, C, H, W) per label; short rows and small images are padded with white."""
     size = min(size, _HEIGHT / len(images))
     images = [_reduced(row[:columns], size) for row in images]
     side = max(max(row.shape[-2:]) for row in images)
@@ -116,7 +116,7 @@ def _rows(labels: Sequence[str], images: Sequence[Tensor], title: str, columns: 
     axis.set_yticks([(row + 0.5) * pitch - 1 for row in range(len(images))], list(map(literal, labels)), fontsize=9)
     axis.tick_params(length=0)
     widest = max(label.get_window_extent().width for label in axis.get_yticklabels()) / figure.dpi
-    figure.set_figwidth(figure.get_figwidth() + max(0, widest - 1.25))  # wide labels take no room from the images
+    figure.set_figwidth(figure.get_figwidth() + max(0, widest - 1.25))  # keep the images' size next to wide labels
     return finished(figure)
 
 
@@ -125,10 +125,10 @@ def _titled(title: str, shown: str) -> str:
 
 
 def image_rows(groups: Mapping[str, Tensor], title: str = "", columns: int = _COLUMNS, size: float = 0.62) -> Figure:
-    """Draw a labelled row of images for each group, at most ``columns`` of them and never more than 16.
+    """Draw a labelled row of images per group, with at most ``columns`` images and never more than 16.
 
     groups: name → images (n, C, H, W)
-    size: width of an image, inches; less where there are many rows
+    size: width of an image, inches; less if there are many rows
     """
     longest = max(len(images) for images in groups.values())
     columns = min(columns, _COLUMNS, longest)
@@ -137,25 +137,26 @@ def image_rows(groups: Mapping[str, Tensor], title: str = "", columns: int = _CO
 
 
 def class_sheet(images: Iterable[Tensor], classes: Sequence[str], title: str = "", per_row: int = 10) -> Figure:
-    """Draw a labelled row of images for each class, its first ``per_row``; where each has one, all side by side.
+    """Draw a labelled row of the first ``per_row`` images per class; if each class has one image, all side by side.
 
-    images: for each class (n, C, H, W); those of classes that are not shown are not asked for
+    images: (n, C, H, W) per class; the iterable is read no further than the classes shown
     """
     labels = class_labels(classes[:CLASSES_SHOWN])
     shown = [row for _, row in zip(labels, images, strict=False)]
     title = _titled(title, counted(len(labels), len(classes), "classes"))
-    if all(len(row) == 1 for row in shown):  # a single column would waste the page
+    if all(len(row) == 1 for row in shown):
         return captioned(torch.cat(shown), labels, title)
     return _rows(labels, shown, title, min(per_row, max(map(len, shown))), 0.62)
 
 
-def contact_sheet(canvases: Tensor, classes: Sequence[str], title: str = "", per_row: int = 10) -> Figure:
+def contact_sheet(canvases: Tensor, classes: Sequence[str], title: str = "") -> Figure:
     """Draw the stored canvases of a set (K·ipc, C, H, W) as ``class_sheet`` does."""
-    return class_sheet(canvases.split(len(canvases) // len(classes)), classes, title, per_row)
+    return class_sheet(canvases.split(len(canvases) // len(classes)), classes, title)
 
 
-def captioned(images: Tensor, names: Sequence[str], title: str = "", columns: int = 5, size: float = 1.4) -> Figure:
+def captioned(images: Tensor, names: Sequence[str], title: str = "") -> Figure:
     """Draw a grid of images (n, C, H, W), each with its name below."""
+    columns, size = 5, 1.4  # inches
     images = _reduced(images, size)
     h, w = images.shape[-2:]
     label = max(6, h // 4)  # pixels left free below each image for its name
@@ -171,9 +172,9 @@ def captioned(images: Tensor, names: Sequence[str], title: str = "", columns: in
 def write_contact_sheet(canvases: Tensor, num_classes: int, path: Path, scale: int = 4) -> None:
     """Write canvases (K·ipc, C, H, W) as one PNG, a row per class (at ipc 1 rows of ten classes).
 
-    At most the first 40 classes are shown, and at most 1,500 of the canvases' pixels each way.
+    At most 40 classes and 1,500 canvas pixels on a side are shown.
 
-    scale: width of a canvas's pixel in the PNG, pixels; less where the PNG would have more than 3,000 each way
+    scale: PNG pixels per canvas pixel; reduced if the PNG would exceed 3,000 pixels on a side
     """
     ipc, (h, w) = len(canvases) // num_classes, canvases.shape[-2:]
     rows, columns = (max(1, _SHEET // (side + 1)) for side in (h, w))
@@ -189,9 +190,9 @@ def write_contact_sheet(canvases: Tensor, num_classes: int, path: Path, scale: i
 
 
 def enlarged(canvases: Tensor, columns: int, scale: int) -> Image.Image:
-    """Return canvases (n, C, H, W) in rows of ``columns``, framed in white, each of their pixels ``scale`` wide.
+    """Return canvases (n, C, H, W) in rows of ``columns`` with a white frame, enlarged ``scale`` times.
 
-    It is less wide where the picture would have more than 3,000 pixels each way.
+    ``scale`` is reduced if the picture would exceed 3,000 pixels on a side.
     """
     grid = np.pad(_grid(list(canvases), columns, gap=1), ((1, 1), (1, 1), (0, 0)), constant_values=1)
     picture = Image.fromarray((grid * 255).round().astype(np.uint8))
@@ -200,15 +201,16 @@ def enlarged(canvases: Tensor, columns: int, scale: int) -> Image.Image:
 
 
 def scatter(points: np.ndarray, marks: Mapping[str, np.ndarray], clusters: np.ndarray, title: str) -> Figure:
-    """Draw points coloured by cluster, a panel for each way to mark some of them.
+    """Draw points coloured by cluster, with a panel for each entry of ``marks``.
 
     points: (n, 2)
-    marks: title of a panel → rows of ``points`` that it marks
+    marks: title of a panel → rows of ``points`` marked in it
     clusters: (n,), the cluster of each point
     """
     figure, axes = plt.subplots(1, len(marks), figsize=(5.2 * len(marks), 4.4), sharex=True, sharey=True, squeeze=False)
     for axis, (name, rows) in zip(axes.flat, marks.items(), strict=True):
-        axis.scatter(*points.T, c=clusters, cmap="tab20", s=4, alpha=0.35, linewidths=0)
+        size = min(30, max(4, 6000 / len(points)))  # few points are drawn larger
+        axis.scatter(*points.T, c=clusters, cmap="tab20", s=size, alpha=0.5, linewidths=0)
         axis.scatter(*points[rows].T, c="black", marker="x", s=36, linewidths=1.6)
         axis.set(title=literal(name), xlabel="first principal component", ylabel="second principal component")
     figure.suptitle(literal(title))
@@ -227,9 +229,9 @@ def lines(
     percent: bool = False,
     logx: bool = False,
 ) -> Figure:
-    """Draw column ``y`` against column ``x``, a line for each value of column ``by``.
+    """Draw column ``y`` against column ``x``, one line per value of column ``by``.
 
-    spread: the column of half-widths of the error bars
+    spread: column with the half-widths of the error bars
     percent: whether ``y`` is a fraction to be drawn in percent
     """
     figure, axis = plt.subplots(figsize=(6.4, 4.0))
@@ -247,9 +249,9 @@ def lines(
 
 
 def bars(table: pd.DataFrame, title: str = "", by: str = "ipc") -> Figure:
-    """Draw test accuracy (%) with its standard deviation, the methods side by side, a group for each ``by``.
+    """Draw test accuracy (%) with its standard deviation, the methods side by side, in one group per ``by``.
 
-    A bar has no whisker where the standard deviation is missing.
+    A bar has no whisker if the standard deviation is missing.
     """
     methods, groups = list(dict.fromkeys(table.method)), list(dict.fromkeys(table[by]))
     figure, axis = plt.subplots(figsize=(1.8 + 0.6 * len(methods) * len(groups), 4.0))
@@ -265,7 +267,7 @@ def bars(table: pd.DataFrame, title: str = "", by: str = "ipc") -> Figure:
     axis.set_xticks(range(len(groups)), [literal(f"{by} {group}") for group in groups])
     axis.set(ylabel="test accuracy (%)", title=literal(title))
     axis.set_ylim(0, 105)
-    entry = 0.5 + 0.09 * max(map(len, methods))  # inches of a method in the legend
+    entry = 0.5 + 0.09 * max(map(len, methods))  # width of a method in the legend, inches
     columns = min(len(methods), max(1, int(figure.get_figwidth() / entry)))
     names = list(map(literal, methods))
     axis.legend(handles, names, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, -0.08))
@@ -273,10 +275,11 @@ def bars(table: pd.DataFrame, title: str = "", by: str = "ipc") -> Figure:
 
 
 def ranking(views: pd.DataFrame, title: str = "") -> Figure:
-    """Draw the test accuracy (%) of every method, best on top: a bar for the mean, a dot for each seed.
+    """Draw the test accuracy (%) of every method, best on top: a bar for the mean, a dot per seed.
 
-    views: a row for each trained network, with method, seed, view, network, label_kind, accuracy; the colour of a bar
-        tells hard labels from soft ones
+    The colour of a bar distinguishes hard from soft labels.
+
+    views: one row per trained network, with method, seed, view, network, label_kind, accuracy
     """
     rows = views[(views.view == "protocol") & (views.network == views.network.iloc[0])]
     means = rows.groupby(["method", "label_kind"])["accuracy"].mean().sort_values()
@@ -297,7 +300,7 @@ def ranking(views: pd.DataFrame, title: str = "") -> Figure:
 
 
 def storage(table: pd.DataFrame, title: str = "") -> Figure:
-    """Draw accuracy (%) against stored floats, a line for each method."""
+    """Draw accuracy (%) against stored floats, one line per method."""
     ordered = table.sort_values("stored_floats")
     return lines(
         ordered, "stored_floats", "accuracy", "method", "stored floats (log scale)", "test accuracy (%)", title,

@@ -16,7 +16,7 @@ _KINDS = {
 
 
 def measures_by_step(table: pd.DataFrame, labels: dict[str, str]) -> Figure:
-    """Draw a panel for each measure with a line for each kind of batch; bars are standard deviations over seeds.
+    """Draw a panel per measure with a line per kind of batch; bars are standard deviations over seeds.
 
     A panel whose values span more than a factor of 10 has a log scale.
 
@@ -38,9 +38,9 @@ def measures_by_step(table: pd.DataFrame, labels: dict[str, str]) -> Figure:
 
 
 def picks(picture: pd.DataFrame, title: str = "") -> Figure:
-    """Draw a class's images on two principal components, a panel for each kind of batch with its images marked.
+    """Draw a class's images on two principal components, in a panel per kind of batch with its images marked.
 
-    picture: columns x, y, and for each kind of batch one of 0 and 1
+    picture: columns x, y, and a 0/1 column per kind of batch
     """
     figure, axes = plt.subplots(1, len(_KINDS), figsize=(3.1 * len(_KINDS), 3.3), sharex=True, sharey=True)
     for axis, (kind, kind_color) in zip(axes.flat, _KINDS.items(), strict=True):
@@ -54,11 +54,11 @@ def picks(picture: pd.DataFrame, title: str = "") -> Figure:
 
 
 def accuracy_along(table: pd.DataFrame, x: str, xlabel: str) -> Figure:
-    """Draw validation accuracy (%) during distillation, a panel for each ipc and a line for each method.
+    """Draw validation accuracy (%) during distillation, with a panel per ipc and a line per method.
 
     Bars are standard deviations over seeds.
 
-    table: columns ipc, method, accuracy, std, and the one that ``x`` names
+    table: columns ipc, method, accuracy, std, and the column ``x``
     """
     groups = list(table.groupby("ipc", sort=False))
     figure, axes = plt.subplots(1, len(groups), figsize=(5.0 * len(groups), 3.6), squeeze=False)
@@ -75,7 +75,7 @@ def accuracy_along(table: pd.DataFrame, x: str, xlabel: str) -> Figure:
 
 
 def paired_gains(gains: pd.DataFrame, xlabel: str) -> Figure:
-    """Draw a row for each variant: a bar for the mean gain (percentage points), a dot for each seed.
+    """Draw a row per variant: a bar for the mean gain (percentage points), a dot per seed.
 
     gains: (variants, seeds), fractions
     """
@@ -90,7 +90,7 @@ def paired_gains(gains: pd.DataFrame, xlabel: str) -> Figure:
 
 
 def against_operations(table: pd.DataFrame) -> Figure:
-    """Draw validation accuracy (%) against operations of training: a line for the full data, a point for each set.
+    """Draw validation accuracy (%) against operations of training: a line for the full data, a point per set.
 
     table: columns data, operations, accuracy, std
     """

@@ -1,8 +1,8 @@
-"""What the judgement of a set shows: two robust scores, tables and sentences, all from one long table of accuracies.
+"""Report of a judged set: two robust scores, tables and sentences, all from one long table of accuracies.
 
-The table has a row for each trained network: method, seed (of the experiment or draw), network, matched, view,
-protocol, epochs, accuracy. The methods are ``THIS`` set, ``RANDOM`` real images, ``KMEANS`` medoids and, where there is
-one, the set ``KEPT`` as the best of its storage. The summary is results/judged/<name>/judgement.json.
+The table has one row per trained network: method, seed (of the experiment or draw), network, matched, view, protocol,
+epochs, accuracy. The methods are ``THIS`` set, ``RANDOM`` real images, ``KMEANS`` medoids and, if there is one,
+``BEST_SET``, the best set of the same storage. The summary is results/judged/<name>/judgement.json.
 """
 
 import math
@@ -20,8 +20,8 @@ from pipeline.report.cells import origin
 from pipeline.report.statistics import spread
 from pipeline.report.tables import markdown, percent
 
-THIS, RANDOM, KMEANS, KEPT = "this set", "random", "kmeans", "our best set"
-FEWEST_NETWORKS = 5  # of each architecture that a judgement rests on
+THIS, RANDOM, KMEANS, BEST_SET = "this set", "random", "kmeans", "our best set"
+MIN_NETWORKS = 5  # minimum number per architecture for a full judgement
 ABSENT = "–"
 # Test accuracy of the ConvNet-3 on all training images (Zhao et al., ICLR 2021), for hard label recovery.
 WHOLE_DATA = {"fashion_mnist": 0.935, "cifar10": 0.848}
@@ -36,40 +36,42 @@ def normalised(value: float) -> float:
     return (math.exp(value) - math.exp(-1)) / (math.e - math.exp(-1))
 
 
-def label_robust_score(improvement: float, recovery: float, weight: float = 0.5) -> float:
+def label_robust_score(improvement: float, recovery: float) -> float:
     """Return DD-Ranking's label-robust score of IOR and HLR (Li et al., arXiv 2505.13300), from 0 to 1.
 
-    improvement: IOR, the set's accuracy minus that of random real images, both by the set's own protocol.
+    It is S(α) with α = (IOR − HLR) / 2, see ``normalised``.
+
+    improvement: IOR, the set's accuracy minus that of random real images, both under the set's own protocol.
     recovery: HLR, the accuracy on all real images minus the set's with hard labels; smaller is better.
-    weight: w of α = w·IOR − (1 − w)·HLR.
 
     >>> round(label_robust_score(0.2, 0.4), 4)  # α = −0.1
     0.2285
     """
-    return normalised(weight * improvement - (1 - weight) * recovery)
+    return normalised((improvement - recovery) / 2)
 
 
-def augmentation_robust_score(with_augmentation: float, without: float, weight: float = 0.5) -> float:
+def augmentation_robust_score(with_augmentation: float, without: float) -> float:
     """Return DD-Ranking's augmentation-robust score (Li et al., arXiv 2505.13300), from 0 to 1.
 
+    It is S(β) with β the mean of both leads, see ``normalised``.
+
     with_augmentation, without: the set's accuracy minus that of random real images, with and without augmentation.
-    weight: γ of β = γ·with + (1 − γ)·without.
 
     >>> round(augmentation_robust_score(0.3, 0.1), 4)  # β = 0.2
     0.3631
     """
-    return normalised(weight * with_augmentation + (1 - weight) * without)
+    return normalised((with_augmentation + without) / 2)
 
 
 def mean_accuracy(rows: pd.DataFrame, method: str, view: str) -> float:
-    """Return the mean accuracy of the matched network; nan where it was not measured."""
+    """Return the mean accuracy of the matched network; nan if it was not measured."""
     return float(rows.accuracy[rows.matched & (rows.method == method) & (rows.view == view)].mean())
 
 
 def scores(rows: pd.DataFrame, dataset: str) -> dict[str, float]:
-    """Return ior, hlr, lrs and ars as fractions; nan where an accuracy behind one is missing.
+    """Return ior, hlr, lrs and ars as fractions; nan if a required accuracy is missing.
 
-    dataset: name, which chooses the accuracy on all real images (``WHOLE_DATA``).
+    dataset: its name, for the accuracy on all real images (``WHOLE_DATA``).
     """
     lead = {view: mean_accuracy(rows, THIS, view) - mean_accuracy(rows, RANDOM, view) for view in ("protocol", "plain")}
     recovery = WHOLE_DATA.get(dataset, math.nan) - mean_accuracy(rows, THIS, "hard_labels")
@@ -82,14 +84,14 @@ def scores(rows: pd.DataFrame, dataset: str) -> dict[str, float]:
 
 
 def _labels(summary: Mapping[str, Any]) -> dict[str, str]:
-    """Return view → the name of its protocol in tables; the set's own is left out where it is IDC's."""
+    """Return view → the name of its protocol in tables; the set's own is omitted if it is IDC's."""
     epochs, protocol = summary["epochs"], summary["protocol"]
     names = {"protocol": f"own ({protocol}), {epochs['protocol']} epochs", "idc": f"idc, {epochs['idc']} epochs"}
     return names if summary["own_is_not_idc"] else {"idc": names["idc"]}
 
 
 def accuracies(rows: pd.DataFrame, summary: Mapping[str, Any], by: str = "method") -> pd.DataFrame:
-    """Return accuracy and std of the matched network for each ``by`` and protocol, as columns of a long table."""
+    """Return accuracy and std of the matched network per ``by`` and protocol, as columns of a long table."""
     names = _labels(summary)
     chosen = rows[rows.matched & rows.view.isin(names)]
     table = spread(chosen, [by, "view"]).reset_index()
@@ -122,7 +124,7 @@ def experiment_table(rows: pd.DataFrame, summary: Mapping[str, Any]) -> pd.DataF
 
 
 def view_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return test accuracy (%) with and without augmentation and with hard labels, beside random real images."""
+    """Return test accuracy (%) with and without augmentation and with hard labels, compared with random real images."""
     meanings = {
         "protocol": "own protocol",
         "plain": "without augmentation and CutMix",
@@ -130,14 +132,14 @@ def view_table(rows: pd.DataFrame) -> pd.DataFrame:
     }
     table, shown = spread(rows[rows.matched], ["method", "view"]), {}
     for view, meaning in meanings.items():
-        of = {m: percent(*table.loc[(m, view)]) if (m, view) in table.index else ABSENT for m in (THIS, RANDOM)}
+        cells = {m: percent(*table.loc[(m, view)]) if (m, view) in table.index else ABSENT for m in (THIS, RANDOM)}
         lead = 100 * (mean_accuracy(rows, THIS, view) - mean_accuracy(rows, RANDOM, view))
-        shown[meaning] = of | {"lead (points)": ABSENT if math.isnan(lead) else f"{lead:+.1f}"}
+        shown[meaning] = cells | {"lead (points)": ABSENT if math.isnan(lead) else f"{lead:+.1f}"}
     return pd.DataFrame(shown).T.rename_axis("view")
 
 
 def network_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return test accuracy (%) by the own protocol, networks (rows) × the set and random real images."""
+    """Return test accuracy (%) under the set's own protocol, networks (rows) × the set and random real images."""
     rows = rows[(rows.view == "protocol") & rows.method.isin((THIS, RANDOM))]
     table = spread(rows, ["network", "method"])
     shown = table.assign(shown=[percent(*pair) for pair in table.values])["shown"].unstack()
@@ -159,17 +161,17 @@ def score_table(summary: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def protocol_note(protocol: EvaluationParams, settings: TrainSettings) -> str:
-    """Return how a network trains under the own protocol, in a sentence of Markdown."""
+    """Describe training under the set's own protocol in a sentence of Markdown."""
     if protocol.replay:
-        return "The own protocol replays the training that the set was unrolled through."
+        return "The set's own protocol replays the training that the set was unrolled through."
     return (
-        f"The own protocol is `{protocol.protocol}`: {protocol.epochs} epochs in batches of {settings.batch}, learning "
+        f"Its own protocol is `{protocol.protocol}`: {protocol.epochs} epochs in batches of {settings.batch}, learning "
         f"rate {settings.lr:.4g}, augmentation `{protocol.augmentation}`, CutMix {settings.cutmix:g}."
     )
 
 
 def makers_note(summary: Mapping[str, Any]) -> str:
-    """Return what the set's makers stored in the file as its accuracy, in a sentence; nothing if they did not."""
+    """Return the accuracy that the set's authors stored in the file, in a sentence; empty if they stored none."""
     listed = [
         f"{_stated(accuracy, ' %')} ({network}, {accuracy['networks']} network{'s' * (accuracy['networks'] > 1)})"
         for network, accuracy in summary["makers"].items()
@@ -181,24 +183,24 @@ def _stated(accuracy: Mapping[str, float], unit: str = "") -> str:
     return percent(accuracy["mean"], accuracy["std"] if accuracy["networks"] > 1 else math.nan, unit)
 
 
-def kept_note(summary: Mapping[str, Any]) -> str:
-    """Return a sentence where no best set stands beside the judged one; else nothing."""
-    return "" if KEPT in summary["sets"] else "results/best keeps no other set of the same storage for this data set."
+def best_set_note(summary: Mapping[str, Any]) -> str:
+    """Return a sentence if there is no best set to compare with; else an empty string."""
+    return "" if BEST_SET in summary["sets"] else "results/best has no other set of the same storage for this data set."
 
 
 def trial(summary: Mapping[str, Any]) -> str:
-    """Return a warning where networks or epochs are fewer than a judgement needs; empty for a full one."""
+    """Return a warning for a trial, with too few networks or epochs for a judgement; empty for a full one."""
     reasons = []
     if summary["epochs"] != summary["protocol_epochs"]:
         full = summary["protocol_epochs"]
-        reasons.append(f"**not the protocols' epochs** ({full['protocol']} by its own, {full['idc']} by IDC's)")
-    if (networks := summary["networks"]) < FEWEST_NETWORKS:
-        reasons.append(f"{networks} network{'s' * (networks > 1)} in place of {FEWEST_NETWORKS} or more")
+        reasons.append(f"**not the protocols' epochs** ({full['protocol']} under its own, {full['idc']} under IDC's)")
+    if (networks := summary["networks"]) < MIN_NETWORKS:
+        reasons.append(f"{networks} network{'s' * (networks > 1)} in place of {MIN_NETWORKS} or more")
     return f"**A trial**: {' and '.join(reasons)}. " if reasons else ""
 
 
 def answer(rows: pd.DataFrame, summary: Mapping[str, Any]) -> str:
-    """Return how good the set is, in a sentence of Markdown for each protocol, after a warning if it was only tried."""
+    """Return the accuracy of the set in a sentence of Markdown per protocol, after a warning for a trial."""
     epochs, networks, experiments = summary["epochs"], summary["networks"], summary["experiments"]
     names = {
         "protocol": f"its own protocol ({summary['protocol']}, {epochs['protocol']} epochs)",
@@ -210,7 +212,9 @@ def answer(rows: pd.DataFrame, summary: Mapping[str, Any]) -> str:
         others = ", ".join(f"{method} {text}" for method, text in shown.items() if method != THIS)
         result = f"{shown[THIS]}{' test accuracy on ' + summary['dataset'] if not sentences else ''}"
         subject = "It" if sentences else summary["name"]
-        sentences.append(f"**{subject} reaches {result} by {names[view]}**{', beside ' + others if others else ''}.")
+        sentences.append(
+            f"**{subject} reaches {result} under {names[view]}**{', compared with ' + others if others else ''}."
+        )
     over = f"mean ± standard deviation over {networks} network{'s' * (networks > 1)}"
     over += f" on each of {experiments} experiments" if experiments > 1 else ""
     if networks * experiments == 1:
@@ -218,12 +222,12 @@ def answer(rows: pd.DataFrame, summary: Mapping[str, Any]) -> str:
     stored = summary["sets"][THIS]
     return (
         f"{trial(summary)}{' '.join(sentences)} The set stores {stored['stored_floats']:,} floats ({stored['labels']} "
-        f"labels), those beside it about as many; {over}, after the last epoch."
+        f"labels), the baselines about as many; {over}, after the last epoch."
     )
 
 
 def judged_sets(root: Path) -> str:
-    """Return a table of all sets of results/judged, a row for each, beside what their makers stored in the file."""
+    """Return a table with a row per set of results/judged, and the accuracy that its authors stored in the file."""
     lines = []
     for path in sorted((root / "results" / "judged").glob("*/judgement.json")):
         summary, rows = read_json(path), pd.read_csv(path.with_name("accuracies.csv"))
@@ -242,7 +246,7 @@ def judged_sets(root: Path) -> str:
 
 
 def provenance(project: Project, summary: Mapping[str, Any]) -> str:
-    """Return what the numbers come from, as a Markdown table: the file, data, device and versions."""
+    """Return the provenance of the numbers as a Markdown table: the file, data, device and versions."""
     source = summary["source"]
     foreign = f", file of layout {source['format']} with SHA-256 `{source['sha256'][:16]}`" if source else ""
     rows = {

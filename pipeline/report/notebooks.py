@@ -16,7 +16,7 @@ METADATA = {
 
 
 def reset_cells(notebook: nbformat.NotebookNode) -> None:
-    """Remove random ids and all metadata but the tags from every cell, in place."""
+    """Remove random ids and all metadata except tags from every cell, in place."""
     for index, cell in enumerate(notebook.cells):
         tags = cell.metadata.get("tags")
         cell.metadata = {"tags": tags} if tags else {}
@@ -34,7 +34,7 @@ def cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def clean_text(path: Path) -> str:
-    """Return the text that a notebook's file has once it is clean."""
+    """Return the text of a notebook's file after cleaning."""
     return nbformat.writes(cleaned(nbformat.read(path, as_version=4))) + "\n"
 
 

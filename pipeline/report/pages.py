@@ -1,4 +1,4 @@
-"""The report as HTML: a page for every executed notebook, without its code, and a front page that sums them up."""
+"""The report as HTML: a page per executed notebook, without its code, and a front page that summarises them."""
 
 import base64
 import html
@@ -40,7 +40,7 @@ class Page:
     title: the notebook's first heading
     body: HTML
     answer: the first Markdown output, which by convention answers the title
-    picture: the first PNG output, which by convention shows that answer; empty where there is none
+    picture: the first PNG output, which by convention shows that answer; empty if there is none
     """
 
     path: Path
@@ -52,12 +52,12 @@ class Page:
 
     @property
     def name(self) -> str:
-        """What links call this page: its setting, or its title where the notebook runs once."""
+        """Link text: the setting, or the title if the notebook runs once."""
         return self.path.stem if self.path.parent.name else self.title
 
     @property
     def picture_path(self) -> Path:
-        """Where the picture lies, relative to the front page."""
+        """Path of the picture, relative to the front page."""
         return self.path.with_suffix(".png")
 
     @property
@@ -76,7 +76,7 @@ def title_of(notebook: nbformat.NotebookNode) -> str:
 
 
 def first_output(notebook: nbformat.NotebookNode, kind: str) -> str:
-    """Return the notebook's first output of a MIME type; empty where there is none."""
+    """Return the notebook's first output of a MIME type; empty if there is none."""
     outputs = (output for cell in notebook.cells for output in cell.get("outputs", []))
     return next((output["data"][kind] for output in outputs if kind in output.get("data", {})), "")
 
@@ -89,7 +89,7 @@ def with_mathml(text: str) -> str:
     """
     from latex2mathml.converter import convert
 
-    parts = re.split(r"(`[^`]*`)", text)  # a dollar inside code is a dollar
+    parts = re.split(r"(`[^`]*`)", text)  # leave dollar signs in code as they are
     for index in range(0, len(parts), 2):
         part = re.sub(r"\$\$(.+?)\$\$", lambda m: convert(m[1], display="block"), parts[index], flags=re.DOTALL)
         parts[index] = re.sub(r"\$([^$\n]+)\$", lambda m: convert(m[1]), part)
@@ -100,7 +100,7 @@ def render(path: Path, reports: Path, listed: Sequence[str]) -> Page:
     """Return the page of one executed notebook.
 
     path: the notebook, below ``reports``
-    listed: names of the settings in params.yaml; the pages of other settings are set apart
+    listed: names of the settings in params.yaml; pages of other settings get their own section
     """
     from nbconvert import HTMLExporter
 
@@ -131,7 +131,7 @@ def render(path: Path, reports: Path, listed: Sequence[str]) -> Page:
 def write_report(root: Path) -> Path:
     """Write reports/html: every executed notebook as a page and a front page; return the front page's path.
 
-    Only reports/ and results/ are read. Raise FileNotFoundError where no notebook has been executed.
+    Only reports/ and results/ are read. Raise FileNotFoundError if no notebook has been executed.
     """
     reports, out, params = root / "reports", root / "reports" / "html", read_params(root)
     paths = sorted(p for p in reports.rglob("*.ipynb") if not p.name.startswith(".") and out not in p.parents)
@@ -184,7 +184,7 @@ def _page(page: Page, before: Page | None, after: Page | None) -> str:
 
 
 def _front_page(pages: Sequence[Page], root: Path, params: Params) -> str:
-    """Return the front page; a section whose results do not exist is left out."""
+    """Return the front page; sections without results are omitted."""
     by_path = {page.path.as_posix(): page for page in pages}
     sections = {
         "The result": _result(by_path, root),
@@ -223,7 +223,7 @@ def _result(by_path: Mapping[str, Page], root: Path) -> str:
 
 
 def _images(by_path: Mapping[str, Page], root: Path, params: Params) -> str:
-    """Return, for each ipc, the picture of the distillation that reached the highest accuracy."""
+    """Return, per ipc, the picture of the distillation with the highest accuracy."""
     path = root / "results" / "summary.csv"
     if not path.is_file():
         return ""
@@ -241,7 +241,7 @@ def _claims(by_path: Mapping[str, Page], root: Path) -> str:
 
 
 def _all_pages(pages: Sequence[Page]) -> str:
-    """Return the links to all pages, under a heading for each section."""
+    """Return the links to all pages, under a heading per section."""
     parts = []
     for section in dict.fromkeys(page.section for page in pages):
         cards = "".join(_card(page) for page in pages if page.section == section)

@@ -1,4 +1,4 @@
-"""What a run cost, and whether it came out like the committed one: ``python -m pipeline.report.record ACTION``."""
+"""Timings of a run, and its comparison with the committed results: ``python -m pipeline.report.record ACTION``."""
 
 import argparse
 import json
@@ -21,15 +21,15 @@ from pipeline.timings import RUNS
 RECORD = Path("results") / "record.json"
 RESULTS = {"clustering": "clusters", "distillation": "*/distillation", "evaluation": "*/evaluation"}  # of a study
 COMMANDS = {"make repro": "", "make methods": "methods", "make claims": "claims", "make best": "best"}  # → study
-TESTS = Path("results") / "tests.json"  # what `make test` took
+TESTS = Path("results") / "tests.json"  # timings of `make test`
 TEST_REPORT = Path(".dream") / "tests.xml"  # pytest's own report of the last `make test` (--junitxml)
 
 
 def collect(root: Path, study: str = "", joining: Sequence[str] = ()) -> dict[str, Any]:
-    """Return what this machine's last run of every stage took, by stage instance, of the default pipeline or a study.
+    """Return the timings of this machine's last run of every stage instance of the default pipeline or a study.
 
-    A study's record includes the studies named after it and those in ``joining``: that of claims has the entries of
-    claims_curves under "claims_curves/<stage instance>".
+    A study's record includes the studies whose names begin with its name, and those in ``joining``: that of claims has
+    the entries of claims_curves under "claims_curves/<stage instance>".
     """
     entries = {path.stem: read_json(path) for path in sorted((root / RUNS / study).glob("*.json"))}
     for pattern in [*([f"{study}_*"] if study else []), *joining]:
@@ -54,13 +54,13 @@ def cost_table(record: dict[str, Any]) -> pd.DataFrame:
 
 
 def record_table(root: Path, dataset: str) -> pd.DataFrame:
-    """Return the entries of the committed record for a data set as a table; empty where there are none."""
+    """Return the entries of the committed record for a data set as a table; empty if there are none."""
     record = read_record(root / RECORD.parent)
     return cost_table({name: entry for name, entry in record.items() if entry["dataset"] == dataset})
 
 
 def times_table(root: Path, commands: Sequence[str] | None = None) -> str:
-    """Return the time each command took where the committed records were made, as a Markdown table.
+    """Return the time each command took on the machines of the committed records, as a Markdown table.
 
     commands: those to list, all by default; a command without a record has no row
     """
@@ -85,7 +85,7 @@ def _machine(entry: dict[str, Any]) -> str:
 
 
 def write_tests_record(root: Path) -> None:
-    """Write results/tests.json from pytest's report of the last `make test`, where there is one."""
+    """Write results/tests.json from pytest's report of the last `make test`, if there is one."""
     if not (root / TEST_REPORT).is_file():
         return
     suites = list(ElementTree.parse(root / TEST_REPORT).getroot().iter("testsuite"))
@@ -100,17 +100,17 @@ def write_tests_record(root: Path) -> None:
 
 
 def committed(root: Path, path: str) -> bytes | None:
-    """Return a file as the last commit has it, or None."""
+    """Return a file's content in the last commit, or None."""
     shown = subprocess.run(["git", "show", f"HEAD:{path}"], cwd=root, capture_output=True, check=False)
     return shown.stdout if shown.returncode == 0 else None
 
 
 def compare(root: Path) -> tuple[pd.DataFrame, bool]:
-    """Compare the set and accuracy of every setting of params.yaml with the last commit's; also whether all are within.
+    """Compare the set and accuracy of every setting of params.yaml with the last commit's, and whether all agree.
 
-    An accuracy is within the spread when it differs from the committed mean by no more than three standard deviations
-    of the two together, or two percentage points if that is more: two networks estimate a spread poorly, and another
-    processor or number format trains other networks.
+    An accuracy agrees if it differs from the committed mean by at most three combined standard deviations, or two
+    percentage points if that is more: two networks estimate a spread poorly, and other processors or number formats
+    give different networks.
     """
     rows = []
     for setting in Project(root, read_params(root)).settings:
@@ -132,7 +132,7 @@ def compare(root: Path) -> tuple[pd.DataFrame, bool]:
 
 
 def _has_result(root: Path, name: str) -> bool:
-    """Whether the output of a study's stage instance, "study/stage-setting", is among the results."""
+    """Return whether the output of a study's stage instance, "study/stage-setting", is among the results."""
     study, _, instance = name.partition("/")
     stage, _, setting = instance.partition("-")
     return stage in RESULTS and any((root / "results" / study).glob(f"{RESULTS[stage]}/{setting}.json"))
@@ -142,10 +142,10 @@ def _write(root: Path, studies: Sequence[str]) -> int:
     study, *joining = studies or [""]
     entries = collect(root, study, joining)
     if not entries:
-        print(f"error: no run is noted in {RUNS / study}; run the stages first", file=sys.stderr)
+        print(f"error: no run is recorded in {RUNS / study}; run the stages first", file=sys.stderr)
         return 1
     path = RECORD.parent / study / RECORD.name
-    # Studies that were not run on this machine keep their entries, and so do the other seeds of those that were.
+    # Keep the entries of studies not run on this machine, and those of seeds not run here whose results exist.
     here = {name.partition("/")[0] for name in entries if "/" in name}
     before = read_record((root / path).parent) if here else {}
     for name, entry in before.items():
@@ -161,19 +161,17 @@ def _write(root: Path, studies: Sequence[str]) -> int:
 def _compare(root: Path) -> int:
     table, all_within = compare(root)
     shown = table.assign(**{c: (100 * table[c].astype(float)).round(1) for c in ("accuracy", "recorded")})
-    print("\nThis run beside the committed record (accuracies in percent):\n")
+    print("\nThis run compared with the committed record (accuracies in percent):\n")
     print(shown.to_string(index=False))
     costs = cost_table(collect(root))
     if len(costs):
-        print(
-            f"\nStages took {costs['seconds'].sum():.0f} s; largest memory {costs['peak memory (MiB)'].max():.0f} MiB."
-        )
+        print(f"\nStages took {costs['seconds'].sum():.0f} s; peak memory {costs['peak memory (MiB)'].max():.0f} MiB.")
     print("Read the report: reports/04_figures.ipynb, or run `make report` and open reports/html/index.html")
     return 0 if all_within else 1
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit status: 1 when an accuracy lies outside the recorded spread."""
+    """Run the command line; return the exit status: 1 if an accuracy is outside the recorded spread."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.report.record", description=(__doc__ or "").splitlines()[0]
     )
@@ -183,7 +181,7 @@ def main(arguments: list[str] | None = None) -> int:
         nargs="+",
         default=[],
         metavar="STUDY",
-        help="write: the record of this study instead of the default pipeline's; further studies join its record",
+        help="write: the record of this study instead of the default pipeline's; further studies are added to it",
     )
     args = parser.parse_args(arguments)
     return _write(find_root(), args.study) if args.action == "write" else _compare(find_root())

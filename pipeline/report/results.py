@@ -11,13 +11,13 @@ import pandas as pd
 
 from dreamlib._engine.files import read_json
 from dreamlib.settings import EvaluationParams
-from dreamlib.synthetic.synthetic_set import BEST
+from dreamlib.synthetic.synthetic_set import BEST_FOLDER
 from pipeline.params import find_root, read_params
 from pipeline.project import Project, Setting
 
 CLAIMS_FOLDER = Path("results") / "claims"
 CLAIM_STUDIES = ("claims_curves", "claims_ablation", "claims_factor", "claims_training", "levers", "methods")
-MEASURED_STUDY = "claims_curves"  # the study whose data, network and seeds the other measurements of the claims use
+MEASURED_STUDY = "claims_curves"  # study that provides data, network and seeds for other measurements of the claims
 
 
 def read_results(project: Project, record: Mapping[str, Any] | None = None) -> pd.DataFrame:
@@ -27,11 +27,11 @@ def read_results(project: Project, record: Mapping[str, Any] | None = None) -> p
     (``split`` is "validation"). Columns:
 
     - study, method, ipc, seed: the setting; ``study`` is empty for the default pipeline
-    - network, matched: the evaluation network, and whether it is the one whose accuracy stands for the set
+    - network, matched: the evaluation network, and whether its accuracy is the one reported for the set
     - view, protocol, epochs: how the network was trained
     - iteration: inner iterations of distillation
     - accuracy: fraction
-    - seconds: seconds of distillation until ``iteration`` where ``record`` has them, else missing
+    - seconds: seconds of distillation until ``iteration`` if ``record`` has them, else missing
     - factor, label_kind, stored_floats, training_images: the set
 
     Leftover files of settings that the parameters do not list are ignored. Raise FileNotFoundError for a missing file.
@@ -69,20 +69,20 @@ def _setting_rows(project: Project, setting: Setting, record: Mapping[str, Any])
 
 
 def final_results(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows that stand for their sets: test accuracy of the matched network under the protocol."""
+    """Return the rows reported for the sets: test accuracy of the matched network under the protocol."""
     return rows[(rows.split == "test") & rows.matched & (rows.view == "protocol")]
 
 
 def best_results(root: Path, dataset: str) -> pd.DataFrame:
     """Return results/best/<dataset>-ipc<ipc>.json as rows of the long table, in order of ipc.
 
-    The view is "protocol", the set's own evaluation, or "idc", IDC's protocol with its defaults. ``seed`` counts the
+    The view is "protocol", the set's own evaluation, or "idc", IDC's protocol with its defaults. ``seed`` numbers the
     sets. Two more columns describe a best set: ``decode`` and ``augmentation_mode``.
     """
     columns = ["study", "method", "ipc", "seed", "view", "protocol", "epochs", "accuracy", "iteration", "factor"]
     columns += ["label_kind", "stored_floats", "decode", "augmentation_mode"]
     rows = []
-    for path in (root / BEST).glob(f"{dataset}-ipc*.json"):
+    for path in (root / BEST_FOLDER).glob(f"{dataset}-ipc*.json"):
         best = read_json(path)
         shared = best | {"study": "best", "ipc": int(path.stem.rpartition("-ipc")[2]), "iteration": best["iterations"]}
         views = {"protocol": best}
@@ -98,7 +98,7 @@ def best_results(root: Path, dataset: str) -> pd.DataFrame:
 def published_results(root: Path, dataset: str) -> pd.DataFrame:
     """Return the published accuracies of a data set: method, ipc, accuracy and std (fractions), factor, source.
 
-    ``verified`` is whether the figure was checked against its source, not taken from another paper.
+    ``verified`` tells whether the number was checked against its source, not taken from another paper.
     """
     published = pd.read_csv(root / "notebooks" / "published.csv", true_values=["yes"], false_values=["no"])
     fractions = {"accuracy": published.accuracy / 100, "std": published["std"] / 100}
@@ -106,21 +106,21 @@ def published_results(root: Path, dataset: str) -> pd.DataFrame:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """Return the committed timings of a study, ``folder``/record.json; empty where none are kept."""
+    """Return the committed timings of a study, ``folder``/record.json; empty if there are none."""
     path = folder / "record.json"
     return read_json(path) if path.is_file() else {}
 
 
 @dataclass(frozen=True)
 class Claims:
-    """The committed results that the claims are judged by; ``record`` holds what their runs took."""
+    """The committed results by which the claims are judged; ``record`` has the timings of their runs."""
 
     root: Path
     record: Mapping[str, Any]
 
     @classmethod
     def open(cls, root: Path | None = None) -> "Claims":
-        """Return those of the project at ``root``, by default the one around the current directory."""
+        """Return the results of the project at ``root``, by default the one around the current directory."""
         root = root or find_root()
         return cls(root, read_record(root / CLAIMS_FOLDER))
 
@@ -138,7 +138,7 @@ class Claims:
         """The results of all studies of the claims, as one long table (see ``read_results``)."""
         return pd.concat([read_results(self.project(study), self.record) for study in CLAIM_STUDIES], ignore_index=True)
 
-    def of(self, study: str) -> pd.DataFrame:
+    def of_study(self, study: str) -> pd.DataFrame:
         """Return the results of one study."""
         return self.results[self.results.study == study]
 
@@ -151,7 +151,7 @@ class Claims:
 
     @cached_property
     def costs(self) -> pd.DataFrame:
-        """results/claims/cost.csv with the seconds and joules of each training, missing where the record has none.
+        """results/claims/cost.csv with the seconds and joules of each training, missing if not recorded.
 
         A row is one network (``repeat``) after ``step`` training steps on one set, or on all images (``ipc`` 0).
         """

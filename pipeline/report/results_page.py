@@ -1,4 +1,4 @@
-"""The generated parts of docs/results.md, and what the README shows of them."""
+"""The generated parts of docs/results.md, and those shown in the README."""
 
 from pathlib import Path
 
@@ -11,18 +11,18 @@ from pipeline.report import figures
 from pipeline.report.labels import CLASSES_SHOWN
 from pipeline.report.tables import markdown, percent
 
-SHOWN = "dream-ipc1-seed0"  # the set whose start and end the README shows
+SHOWN = "dream-ipc1-seed0"  # the set that the README shows before and after distillation
 PICTURE = Path("docs") / "before_after.png"
 VERDICTS = ("holds", "holds partly", "not seen at this budget")  # order of the README's lists
 
 
 def default_run(root: Path) -> str:
-    """Return the summary table that the stage `figures` wrote."""
+    """Return the summary table written by the stage `figures`."""
     return (root / "results" / "summary.md").read_text(encoding="utf-8")
 
 
 def result_rows(root: Path) -> str:
-    """Return the README's columns of the summary."""
+    """Return the summary with the README's columns."""
     table = pd.read_csv(root / "results" / "summary.csv")
     columns = ("ipc", "method", "test accuracy (%)", "training images", "stored floats", "iterations")
     rows = [
@@ -32,11 +32,11 @@ def result_rows(root: Path) -> str:
     return markdown(columns, rows)
 
 
-def ordered(rows: pd.DataFrame) -> str:
-    """Return, for each ipc, the order of the methods by mean accuracy and in how many seeds it is strictly the same.
+def method_order(rows: pd.DataFrame) -> str:
+    """Return, per ipc, the order of the methods by mean accuracy, and in how many seeds it holds strictly.
 
     >>> rows = {"ipc": 1, "method": ["a", "b"] * 2, "seed": [0, 0, 1, 1], "accuracy": [0.3, 0.5, 0.4, 0.4]}
-    >>> ordered(pd.DataFrame(rows))
+    >>> method_order(pd.DataFrame(rows))
     'ipc 1: b > a, in 1 of 2 seeds.'
     """
     sentences = []
@@ -49,12 +49,12 @@ def ordered(rows: pd.DataFrame) -> str:
 
 
 def claims(root: Path) -> str:
-    """Return every claim with its measurement and verdict, as the study of claims wrote them."""
+    """Return every claim with its measurement and verdict, as written by the study of claims."""
     return (root / "results" / "claims" / "verdicts.md").read_text(encoding="utf-8")
 
 
 def claim_lists(root: Path) -> str:
-    """Return the claims by verdict, a list for each verdict; read from results/claims/verdicts.md."""
+    """Return a list of claims per verdict, read from results/claims/verdicts.md."""
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in claims(root).splitlines() if line[:1] == "|"]
     lists: dict[str, list[str]] = {verdict: [] for verdict in VERDICTS}
     for claim, *_measured, verdict in rows[2:]:  # below the head and its rule
@@ -67,12 +67,12 @@ def claim_lists(root: Path) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def before_and_after(root: Path, scale: int = 3) -> Image.Image:
-    """Return the canvases of ``SHOWN`` at the first snapshot above those at the last, a column for each class to 40.
+def before_and_after(root: Path) -> Image.Image:
+    """Return the canvases of ``SHOWN`` at the first snapshot above those at the last, one column per class, at most 40.
 
-    scale: pixels of the picture for each pixel of a canvas, each way
+    Each canvas pixel is enlarged to 3×3 pixels.
     """
     snapshots = load_file(root / "results" / "snapshots" / f"{SHOWN}.safetensors")
     first, *_, last = sorted(snapshots, key=int)
     canvases = torch.cat([snapshots[step][:CLASSES_SHOWN] for step in (first, last)])
-    return figures.enlarged(canvases, len(canvases) // 2, scale)
+    return figures.enlarged(canvases, len(canvases) // 2, scale=3)

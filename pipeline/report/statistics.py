@@ -1,4 +1,4 @@
-"""Statistics of few seeds: mean and spread, paired gains, curves that cross, a bootstrap, the cost of training."""
+"""Statistics of few seeds: mean and spread, paired gains, iterations to an accuracy, a bootstrap, cost of training."""
 
 import itertools
 import math
@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 HOLDS, PARTLY, NOT = "holds", "holds partly", "not seen at this budget"
+LEVEL = 0.95  # of bootstrap intervals
 
 
 def spread(rows: pd.DataFrame, keys: str | list[str], value: str = "accuracy") -> pd.DataFrame:
@@ -34,10 +35,10 @@ def by_seed(rows: pd.DataFrame, ipc: int, network: str | None = None, view: str 
 
 
 def curves(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return validation accuracy along the iterations: ipc, method, iteration, accuracy, std over seeds, seconds.
+    """Return validation accuracy by iteration: ipc, method, iteration, accuracy, std over seeds, seconds.
 
     ``std`` is missing for a single seed. ``seconds`` of distillation are the median over seeds, because the first run
-    of a shape also pays for its compilation.
+    of a shape includes its compilation.
     """
     groups = rows[rows.split == "validation"].groupby(["ipc", "method", "iteration"], sort=False)
     table = groups.agg(accuracy=("accuracy", "mean"), std=("accuracy", "std"), seconds=("seconds", "median"))
@@ -51,11 +52,11 @@ def curve_by_seed(rows: pd.DataFrame, method: str, ipc: int) -> pd.DataFrame:
 
 
 def judge(gains: Sequence[float], margin: float = 0.0) -> str:
-    """Return the verdict on "better by more than ``margin``" from one gain a seed.
+    """Return the verdict on "better by more than ``margin``" from one gain per seed.
 
-    It holds when every seed gains more; partly when one does not, but the mean gain exceeds the margin by more than its
-    standard error over seeds. Without a true difference three seeds all gain once in eight times: a verdict from three
-    seeds is no more than that.
+    It holds if every seed gains more; partly if one does not, but the mean gain exceeds the margin by more than its
+    standard error over seeds. Without a true difference, all three seeds gain with probability 1/8, so verdicts from
+    three seeds are weak.
 
     >>> judge([0.01, 0.02, 0.01]), judge([0.04, -0.01, 0.02]), judge([0.03, -0.02, 0.01])
     ('holds', 'holds partly', 'not seen at this budget')
@@ -66,10 +67,10 @@ def judge(gains: Sequence[float], margin: float = 0.0) -> str:
     return PARTLY if statistics.fmean(gains) - margin > error else NOT
 
 
-def together(verdicts: Sequence[str]) -> str:
-    """Return one verdict of several parts: it holds when all hold, and does not when none holds even partly.
+def combined_verdict(verdicts: Sequence[str]) -> str:
+    """Return the verdict on a claim of several parts: it holds if all hold, and does not if none holds even partly.
 
-    >>> together(["holds", "holds"]), together(["holds", "not seen at this budget"])
+    >>> combined_verdict(["holds", "holds"]), combined_verdict(["holds", "not seen at this budget"])
     ('holds', 'holds partly')
     """
     if all(verdict == HOLDS for verdict in verdicts):
@@ -77,10 +78,10 @@ def together(verdicts: Sequence[str]) -> str:
     return NOT if all(verdict == NOT for verdict in verdicts) else PARTLY
 
 
-def points(gains: Sequence[float]) -> str:
-    """Return gains (fractions) in points: mean and range over seeds.
+def in_points(gains: Sequence[float]) -> str:
+    """Return gains (fractions) in percentage points: mean and range over seeds.
 
-    >>> points([0.01, 0.03]), points([0.01])
+    >>> in_points([0.01, 0.03]), in_points([0.01])
     ('+2.0 points (+1.0 to +3.0)', '+1.0 points (n = 1)')
     """
     mean = sum(gains) / len(gains)
@@ -89,7 +90,9 @@ def points(gains: Sequence[float]) -> str:
 
 
 def first_reaching(curve: Mapping[float, float], target: float) -> float:
-    """Return where a curve (position → value), linear between its points, first reaches ``target``; inf if never.
+    """Return the position at which a curve (position → value) first reaches ``target``; inf if never.
+
+    The curve is linear between its points.
 
     >>> first_reaching({0: 0.5, 10: 0.7, 20: 0.8}, 0.75), first_reaching({0: 0.5, 10: 0.7}, 0.4)
     (15.0, 0.0)
@@ -103,20 +106,20 @@ def first_reaching(curve: Mapping[float, float], target: float) -> float:
     return math.inf
 
 
-def bootstrap(statistic: Callable[[Sequence[int]], float], count: int, level: float = 0.95) -> tuple[float, float]:
-    """Return the percentile interval of a statistic of ``count`` seeds, over all count^count resamples.
+def bootstrap(statistic: Callable[[Sequence[int]], float], count: int) -> tuple[float, float]:
+    """Return the 95 % percentile interval of a statistic of ``count`` seeds, over all count^count resamples.
 
-    The resamples are listed, not drawn, so that the interval repeats exactly; infinite values are allowed.
+    The resamples are enumerated, not drawn, so that the interval is reproducible; infinite values are allowed.
     ``statistic`` takes the indices of the resampled seeds. Raise ValueError for more than six seeds, which have too
-    many resamples to list.
+    many resamples to enumerate.
 
     >>> bootstrap(lambda drawn: [1.0, 2.0, 3.0][drawn[0]], 3)
     (1.0, 3.0)
     """
     if not 1 <= count <= 6:
-        raise ValueError(f"a bootstrap over {count} seeds cannot be listed; give 1 to 6")
+        raise ValueError(f"a bootstrap over {count} seeds cannot be enumerated; give 1 to 6")
     values = [statistic(drawn) for drawn in itertools.product(range(count), repeat=count)]
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="inverted_cdf")
     return float(low), float(high)
 
 
@@ -124,11 +127,11 @@ def share_of_iterations(slow: pd.DataFrame, fast: pd.DataFrame) -> tuple[float, 
     """Return the share of ``slow``'s iterations after which ``fast`` reaches its final accuracy, and a 95 % interval.
 
     Both are accuracies, seeds (rows) × iterations (columns). Means over seeds are compared; the interval resamples the
-    seeds of both together. The share is 0 where ``fast`` starts that high and inf where it never gets there.
+    seeds of both jointly. The share is 0 if ``fast`` starts at that accuracy, and inf if it never reaches it.
 
     >>> slow = pd.DataFrame([[0.4, 0.6], [0.4, 0.6]], columns=[0, 80])
     >>> fast = pd.DataFrame([[0.5, 0.7], [0.5, 0.7]], columns=[0, 80])
-    >>> share_of_iterations(slow, fast)  # 0.6 is half way from 0.5 to 0.7
+    >>> share_of_iterations(slow, fast)  # 0.6 is halfway from 0.5 to 0.7
     (0.5, 0.5, 0.5)
     """
     if len(slow) != len(fast):
@@ -144,7 +147,7 @@ def share_of_iterations(slow: pd.DataFrame, fast: pd.DataFrame) -> tuple[float, 
 
 
 def judge_share(share: float, low: float, high: float, margin: float = 0.0) -> str:
-    """Return the verdict on "in fewer iterations, by more than ``margin``": it holds when the whole interval does.
+    """Return the verdict on "in fewer iterations, by more than ``margin``": it holds if the whole interval is below.
 
     >>> judge_share(0.3, 0.1, 0.8), judge_share(0.9, 0.4, 1.2), judge_share(1.2, 0.9, float("inf"))
     ('holds', 'holds partly', 'not seen at this budget')
@@ -154,18 +157,21 @@ def judge_share(share: float, low: float, high: float, margin: float = 0.0) -> s
     return PARTLY if share < 1 - margin else NOT
 
 
-def real_training(costs: pd.DataFrame, accuracy: float, repeat: int, chance: float, spent: str = "operations") -> float:
-    """Return what one network spends on all training images until ``accuracy``; inf if it never gets there.
+def real_training(
+    costs: pd.DataFrame, accuracy: float, repeat: int, chance: float, cost_column: str = "operations"
+) -> float:
+    """Return the operations or seconds one network needs on all training images to reach ``accuracy``; inf if never.
 
-    ``costs`` is the table of ``Claims.costs``, ``spent`` its column operations or seconds. Training starts
-    at ``chance``.
+    costs: see ``Claims.costs``.
+    chance: accuracy before training.
+    cost_column: "operations" or "seconds".
     """
     rows = costs[(costs.ipc == 0) & (costs.repeat == repeat)]
-    return first_reaching({0.0: chance} | dict(zip(rows[spent], rows.accuracy, strict=True)), accuracy)
+    return first_reaching({0.0: chance} | dict(zip(rows[cost_column], rows.accuracy, strict=True)), accuracy)
 
 
 def operations_saved(costs: pd.DataFrame, ipc: int, chance: float) -> list[float]:
-    """Return 1 − operations on the set / on all images to the same accuracy, for each network; below 0: none saved."""
+    """Return 1 − operations on the set / on all images to the same accuracy, per network; negative if none saved."""
     saved = []
     for row in costs[costs.ipc == ipc].itertuples():
         needed = real_training(costs, row.accuracy, row.repeat, chance)
@@ -174,7 +180,7 @@ def operations_saved(costs: pd.DataFrame, ipc: int, chance: float) -> list[float
 
 
 def break_even(making: float, with_set: float, without: float) -> float:
-    """Return after how many trainings the cost of ``making`` a set is saved; inf when a training saves nothing.
+    """Return the number of trainings that save the cost of ``making`` a set; inf if a training saves nothing.
 
     >>> break_even(100.0, 2.0, 12.0), break_even(100.0, 2.0, 1.0)
     (10.0, inf)

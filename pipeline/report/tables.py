@@ -1,4 +1,4 @@
-"""Markdown tables, numbers with their spread, and the place of generated text on a page."""
+"""Markdown tables, numbers with their spread, and generated blocks of a page."""
 
 import math
 import re
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 
 def markdown(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    """Return a Markdown table that ends in a line break; cells as ``str`` gives them.
+    """Return a Markdown table that ends in a line break; cells are converted by ``str``.
 
     >>> print(markdown(["ipc", "accuracy"], [(1, "75.8")]), end="")
     | ipc | accuracy |
@@ -20,7 +20,7 @@ def markdown(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 
 def code_span(text: str) -> str:
-    """Return text as Markdown code, which shows every character as it is.
+    """Return text as Markdown code, which shows every character literally.
 
     >>> code_span("$x_1$"), code_span("a`b")
     ('`$x_1$`', '``a`b``')
@@ -31,11 +31,11 @@ def code_span(text: str) -> str:
 
 
 def with_spread(mean: float, std: float, digits: int, unit: str = "", sign: str = "") -> str:
-    """Return a mean with its standard deviation; where that is missing, with the number of values instead.
+    """Return a mean with its standard deviation or, if that is missing, the number of values.
 
-    digits: after the decimal point
-    unit: follows the number
-    sign: "+" for numbers that always have one
+    digits: digits after the decimal point
+    unit: suffix of the number
+    sign: "+" to always show the sign
 
     >>> with_spread(0.21, 0.01, 3), with_spread(0.21, math.nan, 3)
     ('0.210 ± 0.010', '0.210 (n = 1)')
@@ -45,7 +45,7 @@ def with_spread(mean: float, std: float, digits: int, unit: str = "", sign: str 
 
 
 def percent(mean: float, std: float, unit: str = "") -> str:
-    """Return a mean and a standard deviation, fractions, in percent; see ``with_spread``.
+    """Return a mean and a standard deviation (fractions) in percent; see ``with_spread``.
 
     >>> percent(0.7512, 0.0104), percent(0.7512, math.nan, " %")
     ('75.1 ± 1.0', '75.1 % (n = 1)')
@@ -53,16 +53,16 @@ def percent(mean: float, std: float, unit: str = "") -> str:
     return with_spread(100 * mean, 100 * std, 1, unit)
 
 
-def between(text: str, name: str, content: Callable[[], str]) -> str:
-    """Return ``text`` with what stands between the markers of block ``name`` replaced by ``content()``.
+def replace_block(text: str, name: str, content: Callable[[], str]) -> str:
+    """Replace the text between the markers of block ``name`` by ``content()``.
 
-    Raises ValueError where a marker is missing or repeated, before the content is computed.
+    Raise ValueError if a marker is missing or repeated, before the content is computed.
 
-    >>> between("a <!-- begin x --> old <!-- end x --> z", "x", lambda: "new")
+    >>> replace_block("a <!-- begin x --> old <!-- end x --> z", "x", lambda: "new")
     'a <!-- begin x -->\\nnew<!-- end x --> z'
     """
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
     if text.count(begin) != 1 or text.count(end) != 1:
-        raise ValueError(f"the markers '{begin}' and '{end}' must stand on the page once each")
+        raise ValueError(f"the markers '{begin}' and '{end}' must each occur exactly once on the page")
     before, rest = text.split(begin)
     return f"{before}{begin}\n{content()}{end}{rest.split(end)[1]}"

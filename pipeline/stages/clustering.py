@@ -1,4 +1,4 @@
-"""The clustering stage: every class's representatives, and how well they cover it."""
+"""The clustering stage: the representatives of every class, and how well they cover it."""
 
 import time
 from collections.abc import Sequence
@@ -20,18 +20,18 @@ from pipeline.project import Project, Setting
 
 
 def cluster_counts(params: Params, ipc: int, fewest: int) -> list[int]:
-    """Return the numbers of clusters a class that the stage makes at ``ipc``: for factor 1 and for the budget's factor.
+    """Return the numbers of clusters per class that the stage makes at ``ipc``: for factor 1 and the budget's factor.
 
-    They depend on no method, so that no change of the methods runs the stage again. They are no more than the
-    ``fewest`` images a class, or the pool of them.
+    They do not depend on a method, so changing methods does not rerun the stage. They are at most ``fewest``, the
+    images of the smallest class, or the pool.
     """
-    most = min(fewest, params.clustering().pool or fewest)
-    return sorted({min(ipc * factor**2, most) for factor in (1, params.value("factor", ipc))})
+    limit = min(fewest, params.clustering().pool or fewest)
+    return sorted({min(ipc * factor**2, limit) for factor in (1, params.value("factor", ipc))})
 
 
 @dataclass(frozen=True)
 class ClusteringResult:
-    """Per cluster count, every class's clustering; and how well batches of the matching step's size cover a class."""
+    """The clusterings of every class by cluster count, and how well batches of a matching step's size cover a class."""
 
     data: LabeledImages
     clusters: dict[int, list[ClassClusters]]
@@ -41,7 +41,7 @@ class ClusteringResult:
 def clusters_of(
     project: Project, counts: Sequence[int], seed: int, clustering: ClusteringParams
 ) -> dict[int, list[ClassClusters]]:
-    """Return every class's clustering of the training images into each number of clusters."""
+    """Return the clusterings of the training images of every class into each number of clusters."""
     data, embedder = project.split("train").to(project.compute.device), project.embedder(seed, clustering)
     return {
         count: [
@@ -57,10 +57,10 @@ def clusters_of(
 def run_clustering(project: Project, ipc: int, seed: int) -> ClusteringResult:
     """Cluster every class of the training images; compare representative with random batches.
 
-    Writes results/clusters/ipc<ipc>-seed<seed>.safetensors (the representatives' rows, (K, count) for each count) and
-    the coverage table beside it as .csv, its means as .json.
+    Write results/clusters/ipc<ipc>-seed<seed>.safetensors (the representatives' rows, (K, count) for each count), and
+    next to it the coverage table as .csv and its means as .json.
     """
-    project.require(None, ipc, seed)
+    project.require_listed(None, ipc, seed)
     project.require_writable(clusters_path(project, ipc, seed))
     began, data = time.perf_counter(), project.split("train").to(project.compute.device)
     counts = cluster_counts(project.params, ipc, int(data.labels.bincount().min()))
@@ -72,7 +72,7 @@ def run_clustering(project: Project, ipc: int, seed: int) -> ClusteringResult:
     write_atomically(path, save(rows))
     write_atomically(path.with_suffix(".csv"), table.to_csv(index=False).encode())
     write_json(path.with_suffix(".json"), coverage_means(table))
-    project.note(f"clustering-ipc{ipc}-seed{seed}", {"total": time.perf_counter() - began})
+    project.record_timings(f"clustering-ipc{ipc}-seed{seed}", {"total": time.perf_counter() - began})
     return ClusteringResult(data, clusters, table)
 
 
@@ -93,24 +93,23 @@ def coverage_means(table: pd.DataFrame) -> dict[str, dict[str, float]]:
 
 
 def clusters_path(project: Project, ipc: int, seed: int) -> Path:
-    """Where the clustering stage leaves the representatives."""
+    """Return the path where the clustering stage stores the representatives."""
     return project.results / "clusters" / f"ipc{ipc}-seed{seed}.safetensors"
 
 
 def representatives_of(clusters: list[ClassClusters]) -> Tensor:
-    """Return the rows (K, count) that stand for the clusters of every class."""
+    """Return the rows (K, count) of the representatives of every class."""
     return torch.stack([c.representatives.cpu() for c in clusters])
 
 
 def representatives(project: Project, setting: Setting, count: int) -> Tensor:
     """Return the rows (K, count) that a method starts from: the clustering stage's, which methods share.
 
-    A method that clusters in its own way, or into another number of clusters, has them found here. Raise
-    FileNotFoundError naming the stage when it has not run.
+    If settings or count differ, they are computed here. Raise FileNotFoundError if the stage has not run.
     """
     path, clustering = clusters_path(project, setting.ipc, setting.seed), project.params.clustering(setting.method)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; make it with `dvc repro clustering`")
+        raise FileNotFoundError(f"{path} is missing: run the stage that makes it (dvc.yaml or studies/dvc.yaml)")
     shared = load_file(path) if clustering == project.params.clustering() else {}
     if f"rows_{count}" in shared:
         return shared[f"rows_{count}"]

@@ -1,4 +1,4 @@
-"""The distillation stage: one setting from its starting canvases to its file."""
+"""The distillation stage: one setting from its initial canvases to its file."""
 
 from typing import Any
 
@@ -18,15 +18,14 @@ from dreamlib.networks import build
 from dreamlib.settings import DistillParams, digest
 from dreamlib.synthetic.initial import INITS, StartState, check_budget
 from dreamlib.synthetic.synthetic_set import SyntheticSet
-from pipeline.project import Project, Setting
-from pipeline.report.provenance import code_hash
+from pipeline.project import Project, Setting, code_hash
 from pipeline.stages.clustering import representatives
 
 
 def starting_set(
     project: Project, setting: Setting, distillation: DistillParams, data: LabeledImages, info: DatasetInfo
 ) -> SyntheticSet:
-    """Return the canvases before distillation, by the method's ``init``.
+    """Return the canvases before distillation, initialised by the method's ``init``.
 
     ``data`` and ``info`` are the training images in the units of the canvases.
     """
@@ -47,23 +46,23 @@ def starting_set(
 
 
 def parameter_hash(project: Project, setting: Setting) -> str:
-    """A hash of every parameter that shapes a distilled set, but for those of the experts it may follow."""
+    """Return a hash of every parameter that affects a distilled set, except those of experts."""
     p = project.used_params
     distillation = p.distillation(setting.method, setting.ipc).model_dump(exclude={"checkpoint_every_s"})
-    compute = p.compute.model_dump(exclude={"workers"})  # how many share the work does not shape the set
+    compute = p.compute.model_dump(exclude={"workers"})  # the number of workers does not affect the set
     held_out, clustering = p.validation_per_class, p.clustering(setting.method)
     return digest(p.dataset, setting.name, distillation, clustering, p.network, p.data, held_out, compute)
 
 
 def _experts(project: Project, distillation: DistillParams, info: DatasetInfo) -> Any:
-    """Return the parameters of the experts that a run follows, or None; raise ExpertError unless all are there."""
+    """Return the parameters of the experts that a run follows, or None; raise ExpertError if any is missing."""
     name, options = project.network
     network = build(name, info, torch.Generator(), options)
     experts = make_objective(distillation.objective, distillation.options).open_experts(network, info)
     if experts is None:
         return None
     params = project.params.experts()
-    experts.check_whole(params.count, params.epochs)
+    experts.check_complete(params.count, params.epochs)
     return params
 
 
@@ -71,15 +70,15 @@ def run_distillation(project: Project, setting: Setting) -> DistillResult:
     """Distil one setting, resuming where a killed run stopped, and write its set, snapshots, history and metrics.
 
     results/sets/<name>.safetensors is the set; results/distillation/<name>.{json,csv} its metrics and loss history;
-    results/snapshots/<name>.safetensors the canvases along the way. With ``compute.workers`` above 1 the classes are
-    shared among that many processes; the first of them writes.
+    results/snapshots/<name>.safetensors the canvases during distillation. With ``compute.workers`` above 1 the classes
+    are shared among that many processes; the first of them writes.
     """
-    project.require(setting.method, setting.ipc, setting.seed)
+    project.require_listed(setting.method, setting.ipc, setting.seed)
     project.require_writable(*(project.file(kind, setting, "") for kind in ("sets", "snapshots", "distillation")))
-    if project.delegated("distillation", setting):
+    if project.run_in_workers("distillation", setting):
         return read_result(project, setting)
     distillation = project.params.distillation(setting.method, setting.ipc)
-    data, info = project.seen(project.split("train"), distillation)
+    data, info = project.images_for_method(project.split("train"), distillation)
     experts = _experts(project, distillation, info)
     start = starting_set(project, setting, distillation, data, info)
     hashes = {"parameter_hash": parameter_hash(project, setting), "data_hash": project.data_hash}
@@ -94,14 +93,14 @@ def run_distillation(project: Project, setting: Setting) -> DistillResult:
     result.synthetic.info |= describe(project, setting, distillation) | hashes
     _write_distillation(project, setting, result)
     checkpoint.delete()
-    project.note(f"distillation-{setting.name}", result.seconds, snapshots_s=result.clock)
+    project.record_timings(f"distillation-{setting.name}", result.seconds, snapshots_s=result.clock)
     return result
 
 
 def describe(project: Project, setting: Setting, distillation: DistillParams) -> dict[str, Any]:
-    """What a set's file says of where it comes from, besides its hashes, and in which units its canvases are."""
+    """Return a set's provenance and units, without hashes."""
     image = project.split("train").subset(torch.arange(1))
-    _, info = project.seen(image, distillation.model_copy(update={"bounded": True}))
+    _, info = project.images_for_method(image, distillation.model_copy(update={"bounded": True}))
     units = {"whitening": info.whitening} if info.whitening != "none" else {}
     return units | {
         "bounded": distillation.bounded,
@@ -135,26 +134,26 @@ def _write_distillation(project: Project, setting: Setting, result: DistillResul
 
 
 def read_result(project: Project, setting: Setting) -> DistillResult:
-    """A distillation read back from its files; the times are those of the last one of that name on this machine."""
+    """Return a distillation read from its files; timings are those of this machine's last run of that name."""
     history = pd.read_csv(project.file("distillation", setting, ".csv"))
     rows = list(zip(history["iteration"].tolist(), history["loss"].tolist(), strict=True))
-    seconds = project.noted(f"distillation-{setting.name}")
+    seconds = project.timings(f"distillation-{setting.name}")
     return DistillResult(read_set(project, setting), rows, read_snapshots(project, setting), seconds)
 
 
 def read_snapshots(project: Project, setting: Setting) -> dict[int, Tensor]:
-    """Iteration → canvases, as the distillation stage kept them."""
+    """Return iteration → canvases, as stored by the distillation stage."""
     path = project.file("snapshots", setting, ".safetensors")
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; make it with `dvc repro distillation`")
+        raise FileNotFoundError(f"{path} is missing: run the stage that makes it (dvc.yaml or studies/dvc.yaml)")
     return {int(key): canvases for key, canvases in sorted(load_file(path).items())}
 
 
 def read_set(project: Project, setting: Setting) -> SyntheticSet:
-    """The distilled set of one setting."""
+    """Return the distilled set of one setting."""
     return SyntheticSet.open(project.file("sets", setting, ".safetensors"))
 
 
 def read_pictures(project: Project, setting: Setting) -> Tensor:
-    """The stored canvases of one setting as pictures (K·ipc, C, H, W) in [0, 1]."""
+    """Return the stored canvases of one setting as pictures (K·ipc, C, H, W) in [0, 1]."""
     return project.pictures(read_set(project, setting))

@@ -15,13 +15,12 @@ from dreamlib.data.types import DatasetInfo, LabeledImages
 from dreamlib.evaluation import Evaluation, PartialResults, apply_view, curve, evaluate, test_split
 from dreamlib.settings import EvaluationParams, NetworkParams, digest
 from dreamlib.synthetic.synthetic_set import SyntheticSet
-from pipeline.project import Project, Setting
-from pipeline.report.provenance import code_hash
+from pipeline.project import Project, Setting, code_hash
 from pipeline.stages.distillation import read_set, read_snapshots
 
 
 def evaluated_networks(project: Project, protocol: EvaluationParams) -> list[NetworkParams]:
-    """Return the networks a set is evaluated on: ``evaluation.networks``, else the matched one."""
+    """Return the networks on which a set is evaluated: ``evaluation.networks``, else the matched one."""
     return list(protocol.networks) or [project.params.network]
 
 
@@ -30,16 +29,16 @@ def run_evaluation(
 ) -> tuple[Evaluation, pd.DataFrame]:
     """Evaluate one set on the test images, and its snapshots on the validation images.
 
-    The first of ``networks`` (by default those of params.yaml) stands for the set; the results of the others and of the
-    protocol's views are listed with it. Write results/evaluation/<name>.json (metrics) and results/curves/<name>.csv
-    (iteration, accuracy, std, networks). A whitened set is evaluated on images whitened alike. With
-    ``compute.workers`` above 1 that many processes share the networks to train.
+    The accuracy of the first of ``networks`` (by default those of params.yaml) is reported for the set; the results of
+    the others and of the protocol's views are listed with it. Write results/evaluation/<name>.json (metrics) and
+    results/curves/<name>.csv (iteration, accuracy, std, networks). A whitened set is evaluated on images whitened in
+    the same way. With ``compute.workers`` above 1 that many processes share the networks to train.
     """
-    project.require(setting.method, setting.ipc, setting.seed)
+    project.require_listed(setting.method, setting.ipc, setting.seed)
     project.require_writable(*(project.file(kind, setting, "") for kind in ("evaluation", "curves")))
     protocol, began = project.params.evaluation(setting.method, setting.ipc), time.perf_counter()
     networks = list(networks or evaluated_networks(project, protocol))
-    if project.delegated("evaluation", setting, f"--networks={json.dumps([n.model_dump() for n in networks])}"):
+    if project.run_in_workers("evaluation", setting, f"--networks={json.dumps([n.model_dump() for n in networks])}"):
         return read_evaluation(project, setting)
     synthetic, snapshots = read_set(project, setting), _wanted_snapshots(project, setting, protocol)
     test, info = seen_test_images(project, synthetic)
@@ -65,7 +64,7 @@ def run_evaluation(
         write_json(project.file("evaluation", setting, ".json"), metrics)
         write_atomically(project.file("curves", setting, ".csv"), points.to_csv(index=False).encode())
         seconds = {"evaluation": evaluated, "curve": time.perf_counter() - began - evaluated}
-        project.note(f"evaluation-{setting.name}", seconds)
+        project.record_timings(f"evaluation-{setting.name}", seconds)
     for partial in partials:
         partial.delete()
     return evaluations[0], points
@@ -80,13 +79,13 @@ def read_evaluation(project: Project, setting: Setting) -> tuple[Evaluation, pd.
 
 
 def seen_test_images(project: Project, synthetic: SyntheticSet) -> tuple[LabeledImages, DatasetInfo]:
-    """Return the test images in the units of a set's canvases, and their description (see ``Project.seen_with``)."""
+    """Return the test images in the units of a set's canvases, and their description."""
     p = project.params
-    return project.seen_with(test_split(p.dataset, project.root / p.data.directory, p.data.options), synthetic)
+    return project.images_in_units_of(test_split(p.dataset, project.root / p.data.directory, p.data.options), synthetic)
 
 
 def content_hash(synthetic: SyntheticSet) -> str:
-    """Return a hash of all that a network trained on a set can depend on: its tensors and its metadata."""
+    """Return a hash of everything a network trained on a set can depend on: its tensors and its metadata."""
     stored = [synthetic.canvases, synthetic.labels, *synthetic.extras.values()]
     stored += [] if synthetic.soft_labels is None else [synthetic.soft_labels]
     contents = [hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest() for tensor in stored]
@@ -96,9 +95,9 @@ def content_hash(synthetic: SyntheticSet) -> str:
 def partial_results(
     project: Project, name: str, synthetic: SyntheticSet, protocol: EvaluationParams, network: NetworkParams, seed: int
 ) -> PartialResults:
-    """Return the store of an unfinished evaluation's results, named after everything that shapes them.
+    """Return the store of an unfinished evaluation's results, named after everything that affects them.
 
-    name: begins the file's name. The other arguments are those of ``dreamlib.evaluate``.
+    name: prefix of the file's name. The other arguments are those of ``dreamlib.evaluate``.
     """
     compute = project.used_params.compute
     contents, code = content_hash(synthetic), code_hash(project.root)
@@ -108,7 +107,7 @@ def partial_results(
 
 
 def _wanted_snapshots(project: Project, setting: Setting, protocol: EvaluationParams) -> dict[int, Tensor]:
-    """Return the snapshots behind a curve, none where no curve is wanted; read before any training."""
+    """Return the snapshots behind a curve, empty if no curve is drawn; read before any training."""
     if protocol.curve_networks == 0 or project.params.validation_per_class == 0:
         return {}
     return read_snapshots(project, setting)
@@ -125,7 +124,7 @@ def _curve_rows(
     columns = ["iteration", "accuracy", "std", "networks"]
     if len(snapshots) < 2:
         return pd.DataFrame(columns=columns)
-    validation, info = project.seen_with(project.split("validation"), synthetic)
+    validation, info = project.images_in_units_of(project.split("validation"), synthetic)
     chosen = network.name, network.options
     points = curve(synthetic, snapshots, validation, info, protocol, chosen, project.compute, seed=setting.seed)
     rows = [(iteration, e.mean, e.std, len(e.accuracies)) for iteration, e in points]
@@ -148,7 +147,7 @@ def _view_metrics(
 
 
 def used_floats(synthetic: SyntheticSet, protocol: EvaluationParams) -> int:
-    """Return what a set stores for a protocol: learned scalars count where the protocol uses them."""
+    """Return the number of floats a set stores for a protocol; learned scalars count if the protocol uses them."""
     learned = synthetic.learned_floats if protocol.learned_lr or protocol.replay else 0
     return synthetic.stored_floats + learned
 

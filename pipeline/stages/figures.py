@@ -12,7 +12,7 @@ from pipeline.report.tables import markdown, percent
 
 
 def evaluations(project: Project) -> pd.DataFrame:
-    """Return one row per network that stands for its set: method, ipc, seed, accuracy, … (see ``read_results``)."""
+    """Return one row per network whose accuracy is reported for its set (see ``read_results``)."""
     return final_results(read_results(project))
 
 
@@ -49,7 +49,7 @@ def write_summary(project: Project) -> pd.DataFrame:
 
 
 def summary_markdown(table: pd.DataFrame, best: pd.DataFrame | None = None) -> str:
-    """Return the summary as a Markdown table in percent; rows of ``kept_best`` follow at the end."""
+    """Return the summary as a Markdown table in percent, followed by the rows of ``best_sets_summary``."""
     columns = (
         "ipc", "method", "test accuracy (%)", "networks × seeds", "protocol", "labels", "factor", "training images",
         "stored floats", "iterations",
@@ -67,10 +67,10 @@ def summary_markdown(table: pd.DataFrame, best: pd.DataFrame | None = None) -> s
     return markdown(columns, rows)
 
 
-def kept_best(project: Project) -> pd.DataFrame:
+def best_sets_summary(project: Project) -> pd.DataFrame:
     """Return the best sets of results/best at the ipc in use, as rows for ``summary_markdown``.
 
-    Their accuracy is that by IDC's protocol, or by their own evaluation where IDC's was not asked for.
+    Their accuracy is that under IDC's protocol, or under their own evaluation if IDC's was not run.
     """
     rows = best_results(project.root, project.params.dataset)
     rows = rows[rows.ipc.isin(project.params.ipc)]
@@ -79,16 +79,16 @@ def kept_best(project: Project) -> pd.DataFrame:
     images = rows.ipc * project.info.num_classes * rows.factor**2
     own_protocols = "own (" + rows.protocol + ")"
     rows = rows.assign(training_images=images, protocol=rows.protocol.where(rows.view == "idc", own_protocols))
-    return summary(rows.assign(method="kept best set (" + rows.method + ")"))
+    return summary(rows.assign(method="best set (" + rows.method + ")"))
 
 
 def curves(project: Project) -> pd.DataFrame:
-    """Return validation accuracy along the iterations of every distilled setting (see ``statistics.curves``)."""
+    """Return validation accuracy by iteration of every distilled setting (see ``statistics.curves``)."""
     return statistics.curves(read_results(project))
 
 
 def headline(project: Project, table: pd.DataFrame) -> str:
-    """Return the result in two sentences of Markdown, read from the table."""
+    """Return the result in two sentences of Markdown."""
     sentences = []
     for ipc, part in table.groupby("ipc", sort=False):
         ranked = part.sort_values("accuracy", ascending=False)
@@ -99,17 +99,17 @@ def headline(project: Project, table: pd.DataFrame) -> str:
 
 
 def spread_in_words(table: pd.DataFrame) -> str:
-    """Return what the numbers and whiskers of a ``summary`` are."""
-    alone = table["std"].isna()
-    if alone.all():
+    """Return a description of the numbers and whiskers of a ``summary``."""
+    single = table["std"].isna()
+    if single.all():
         return "of one network each, which shows no spread"
-    return "mean ± std over networks and seeds" + ("; one network has no whisker" if alone.any() else "")
+    return "mean ± std over networks and seeds" + ("; one network has no whisker" if single.any() else "")
 
 
 def published_table(project: Project, verified: bool = True) -> pd.DataFrame:
     """Return published accuracies (%) for the data set and the ipc in use; may be empty.
 
-    ``verified``: those checked against their source; otherwise those known from other papers only.
+    verified: whether to return those checked against their source, or those known from other papers only.
     """
     published = published_results(project.root, project.params.dataset)
     rows = published[published.ipc.isin(project.params.ipc) & (published.verified == verified)]

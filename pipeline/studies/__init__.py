@@ -1,1 +1,1 @@
-"""Studies: longer runs than the default pipeline's, with parameters of their own."""
+"""Studies: longer runs than the default pipeline's, with their own parameters."""

@@ -1,7 +1,7 @@
-"""Real batches of several kinds, compared by a class's gradient while a network trains (DREAM §3.1).
+"""Compare kinds of real batches by their class gradients while a network trains (DREAM §3.1).
 
-``python -m pipeline.studies.batch_gradients`` trains one network for each seed. It measures how far each kind's
-gradients are from the gradient of the whole class, how much they vary, and how evenly the batches cover the class.
+``python -m pipeline.studies.batch_gradients`` trains one network per seed. It measures how far each kind's gradients
+are from the gradient of the whole class, how much they vary, and how evenly the batches cover the class.
 """
 
 import sys
@@ -21,7 +21,7 @@ from dreamlib.matching.gradient import matched_weights
 from dreamlib.networks import build
 from dreamlib.sampling.coverage import clusters_hit, nearest_distance
 from dreamlib.sampling.kmeans import kmeans
-from dreamlib.sampling.real_batches import SAMPLERS, KeptSampler, class_pool
+from dreamlib.sampling.real_batches import SAMPLERS, IntervalSampler, class_pool
 from dreamlib.settings import DistillParams
 from dreamlib.training.features import embed, predict
 from dreamlib.training.matched_network import network_settings
@@ -33,14 +33,14 @@ from pipeline.project import Project
 from pipeline.report.results import CLAIMS_FOLDER, MEASURED_STUDY
 
 KINDS = ("random", "representative", "center", "boundary")
-DRAWN = ("random", "representative")  # kinds that differ from draw to draw; the others are one batch each
+DRAWN = ("random", "representative")  # kinds that differ between draws; the others always give the same batch
 
 
-# ---- the measures: these need dreamlib alone --------------------------------------------------------------------
+# ---- the measures, which need only dreamlib ---------------------------------------------------------------------
 
 
 def class_pools(data: LabeledImages, pool: int, seed: int) -> tuple[LabeledImages, Tensor]:
-    """Return ``pool`` random images of every class, which stand for the class, and their rows in ``data``."""
+    """Return ``pool`` random images of every class, which represent the class, and their rows in ``data``."""
     rows = [class_pool(data, c, pool, generator(seed, "batches-pool", c)) for c in range(data.num_classes)]
     return data.subset(torch.cat(rows)), torch.cat(rows)
 
@@ -89,7 +89,7 @@ def gradient_measures(full: Tensor, draws: Tensor) -> dict[str, float]:
 
 @dataclass
 class BatchStudy:
-    """Batches of ``size`` images a class among ``data``, which stands for the classes, compared under one network."""
+    """Comparison under one network of batches of ``size`` images per class, taken from ``data``."""
 
     data: LabeledImages
     info: DatasetInfo
@@ -104,13 +104,13 @@ class BatchStudy:
         return embed(network, images, self.info, self.kernels), predict(network, images, self.info, self.kernels)
 
     def batches(self, kind: str, label: int, features: Tensor, logits: Tensor, point: int) -> list[Tensor]:
-        """Return the batches of one kind, as rows among the class's images: ``draws`` of them where they are random."""
+        """Return the batches of one kind, as rows among the class's images: ``draws`` of them for ``DRAWN`` kinds."""
         members = self.data.of_class(label)
         place = torch.full((len(self.data),), -1, device=members.device)
         place[members] = torch.arange(len(members), device=members.device)
         sampler, batches = SAMPLERS[kind](self.data, self.size, self.seed), []
         for draw in range(self.draws if kind in DRAWN else 1):
-            if isinstance(sampler, KeptSampler):
+            if isinstance(sampler, IntervalSampler):
                 rng = generator(self.seed, "batches", label, point, draw)
                 rows = sampler.choose(label, members, rng, lambda _: features[members], lambda _: logits[members])
             else:
@@ -144,8 +144,8 @@ class BatchStudy:
 def coverage(features: Tensor, groups: Tensor, batches: list[Tensor]) -> dict[str, float]:
     """Return how evenly batches cover a class, as means over the batches.
 
-    - nearest_distance: mean distance of the class's images to the nearest batch member, relative to their mean distance
-      to the class mean, because features grow while a network trains
+    - nearest_distance: mean distance from the class's images to the nearest batch member, relative to their mean
+      distance from the class mean, because features grow while a network trains
     - clusters_hit: share of ``groups`` with a batch member
 
     >>> features, groups = torch.tensor([[0.0], [2.0], [6.0], [8.0]]), torch.tensor([0, 0, 1, 1])
@@ -165,7 +165,8 @@ def run_batches(project: Project, plan: BatchesParams) -> pd.DataFrame:
     """Measure every kind of batch at every point, class and seed; see ``BatchStudy.measure``.
 
     Write results/claims/batches.csv (every number) and results/claims/picture.csv: the images of class ``plan.shown``
-    in the first seed's network at the last point, on their first two principal components, and which each kind picks.
+    in the first seed's network at the last point, on their first two principal components, and which images each kind
+    picks.
     """
     began, tables = time.perf_counter(), []
     settings = project.params.distillation("dream", project.params.ipc[0])
@@ -185,7 +186,7 @@ def run_batches(project: Project, plan: BatchesParams) -> pd.DataFrame:
     table, folder = pd.concat(tables, ignore_index=True), project.root / CLAIMS_FOLDER
     for name, written in (("batches", table), ("picture", picture)):
         write_atomically(folder / f"{name}.csv", written.to_csv(index=False, float_format="%.6g").encode())
-    project.note("batches", {"total": time.perf_counter() - began})
+    project.record_timings("batches", {"total": time.perf_counter() - began})
     return table
 
 

@@ -1,7 +1,7 @@
 """Gather the project's best sets from the studies that made them, and compare them with published accuracies.
 
 ``python -m pipeline.studies.best_sets IPC`` copies the set of one ipc from the study best_ipc<IPC> to results/best, and
-evaluates it by IDC's protocol.
+evaluates it under IDC's protocol.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import pandas as pd
 
 from dreamlib._engine.files import write_json
 from dreamlib.evaluation import apply_view, evaluate
-from dreamlib.synthetic.synthetic_set import BEST, SyntheticSet
+from dreamlib.synthetic.synthetic_set import BEST_FOLDER, SyntheticSet
 from pipeline.failures import exit_status
 from pipeline.project import Project, Setting
 from pipeline.report import figures
@@ -26,25 +26,28 @@ from pipeline.stages.evaluation import partial_results, seen_test_images
 
 ACCURACY = "test accuracy (%)"
 COLUMNS = ["method", ACCURACY, "evaluation", "factor", "stored floats", "networks × seeds", "source"]
-OWN = "own evaluation"  # marks a row that does not compare with the published ones
+OWN_EVALUATION = "own evaluation"  # marks a row that is not comparable to published ones
 
 
 def gather(project: Project, ipc: int) -> dict[str, Any]:
-    """Keep the first seed's set of a study of one method, and evaluate it by IDC's protocol; return the numbers.
+    """Store the first seed's set of a study of one method, and evaluate it under IDC's protocol; return the numbers.
 
-    Write results/best/<dataset>-ipc<ipc>.safetensors, .png (its contact sheet) and .json. The first seed's set stands
-    for the method whatever it scored. The study's accuracies are those of all its seeds. The accuracies of the kept set
-    by IDC's protocol, which compare with published ones, are stored under 'idc'. An interrupted evaluation resumes at
-    the first network that was not finished. Raise ValueError for a study of several methods.
+    Write results/best/<dataset>-ipc<ipc>.safetensors, .png (its contact sheet) and .json. The first seed's set
+    represents the method, whatever its accuracy. The study's accuracies are those of all its seeds. The accuracies of
+    the stored set under IDC's protocol, which are comparable to published ones, are stored under 'idc'. An interrupted
+    evaluation resumes at the first unfinished network. Raise ValueError for a study of several methods.
     """
     p = project.params
     if len(p.methods) != 1:
-        raise ValueError(f"study {project.study} lists methods {p.methods}; the best set comes from one: list it alone")
+        raise ValueError(
+            f"study {project.study} lists methods {p.methods}; a best set comes from a study of one method: list only "
+            "one"
+        )
     rows = read_results(project)
     rows = rows[(rows.ipc == ipc) & (rows.split == "test") & rows.matched & (rows.view == "protocol")]
     protocol, first = p.evaluation(p.methods[0], ipc), rows.to_dict("records")[0]
     setting = Setting(p.methods[0], ipc, p.seeds[0])
-    path = project.root / BEST / f"{p.dataset}-ipc{ipc}.safetensors"
+    path = project.root / BEST_FOLDER / f"{p.dataset}-ipc{ipc}.safetensors"
     synthetic = SyntheticSet.open(project.file("sets", setting, ".safetensors"))
     by_idc = _by_idc(project, setting, synthetic)
     synthetic.save(path)
@@ -70,7 +73,7 @@ def gather(project: Project, ipc: int) -> dict[str, Any]:
 
 
 def _by_idc(project: Project, setting: Setting, synthetic: SyntheticSet) -> dict[str, Any]:
-    """Return a set's accuracies by IDC's protocol, on as many networks as the study evaluates."""
+    """Return a set's accuracies under IDC's protocol, on as many networks as the study evaluates."""
     p, test = project.params, seen_test_images(project, synthetic)
     _, protocol = apply_view("idc", synthetic, p.evaluation(setting.method, setting.ipc))
     done = evaluate(
@@ -83,17 +86,17 @@ def _by_idc(project: Project, setting: Setting, synthetic: SyntheticSet) -> dict
 
 
 def _statistics(accuracies: list[float]) -> dict[str, Any]:
-    """Return mean, standard deviation and list of accuracies."""
+    """Return the mean, standard deviation and list of accuracies."""
     std = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
     return {"accuracy": statistics.fmean(accuracies), "std": std, "accuracies": accuracies}
 
 
-def record_table(root: Path, dataset: str) -> pd.DataFrame:
+def comparison_table(root: Path, dataset: str) -> pd.DataFrame:
     """Return our best sets and the published accuracies of a data set, for every ipc, best first.
 
-    All by IDC's protocol or the papers' own, the last layer as trained; hard labels and equal storage. Our sets under
-    their own evaluation follow at the end of their ipc, marked. Published figures that we know from other papers only
-    are left out: see ``unverified_table``.
+    All accuracies are under IDC's protocol or the papers' own, with the last layer as trained, hard labels and equal
+    storage. Our sets under their own evaluation follow at the end of each ipc, marked. Published accuracies known from
+    other papers only are omitted: see ``unverified_table``.
     """
     published, best = published_results(root, dataset), best_results(root, dataset)
     published = published[published.verified]
@@ -109,16 +112,17 @@ def record_table(root: Path, dataset: str) -> pd.DataFrame:
 def _best_row(rows: pd.DataFrame) -> dict[str, Any]:
     """Return the row of the table for a best set under one view."""
     first, (accuracy, std) = rows.iloc[0], spread(rows, "ipc").iloc[0]
-    is_own, per_image = first["view"] == "protocol", first.augmentation_mode == "idc_per_image"
-    drawn = ", augmentation drawn per image" if is_own and per_image else ""
+    under_own_protocol, per_image = first["view"] == "protocol", first.augmentation_mode == "idc_per_image"
+    mark = f"{OWN_EVALUATION}: " if under_own_protocol else ""
+    drawn = ", augmentation drawn per image" if under_own_protocol and per_image else ""
     seeds = rows.seed.nunique()
     return {
         "ipc": first.ipc,
-        "own": is_own,
+        "own": under_own_protocol,
         "accuracy": accuracy,
         "method": f"here: {first.method}" + ("" if first.label_kind == "hard" else ", soft labels"),
         ACCURACY: percent(accuracy, std),
-        "evaluation": (f"{OWN}: " if is_own else "") + f"{first.protocol}, {first.epochs} epochs{drawn}",
+        "evaluation": f"{mark}{first.protocol}, {first.epochs} epochs{drawn}",
         "factor": f"{first.factor} (frequencies)" if first.decode == "dct" else first.factor,
         "stored floats": f"{first.stored_floats:,}",
         "networks × seeds": f"{len(rows) // seeds} × {seeds}",
@@ -127,7 +131,7 @@ def _best_row(rows: pd.DataFrame) -> dict[str, Any]:
 
 
 def unverified_table(root: Path, dataset: str) -> pd.DataFrame:
-    """Return published accuracies (%) that we could not check against their source, methods (rows) × ipc."""
+    """Return the published accuracies (%) that we could not check against their source, methods (rows) × ipc."""
     published = published_results(root, dataset)
     chosen = published[~published.verified]
     chosen = chosen.assign(accuracy=_published_percent(chosen))
@@ -141,33 +145,34 @@ def _published_percent(rows: pd.DataFrame) -> list[str]:
     ]
 
 
-def record_sentence(root: Path, dataset: str) -> str:
-    """Return what the table holds of ours in a sentence, also where that is nothing yet."""
+def comparison_sentence(root: Path, dataset: str) -> str:
+    """Summarise our rows of the table in a sentence, even if there are none."""
     best = best_results(root, dataset)
     if best.empty:
-        return f"No best set of {dataset} is kept in results/best yet, so the table shows the published numbers alone."
+        return f"results/best has no set of {dataset} yet, so the table shows only published numbers."
     by_idc = spread(best[best.view == "idc"], "ipc")
     listed = ", ".join(f"ipc {row.Index}: {percent(row.accuracy, row.std, ' %')}" for row in by_idc.itertuples())
-    reached = listed or "nothing yet: they were not evaluated by it"
+    reached = listed or "nothing yet: they were not evaluated under it"
     return (
-        f'By IDC\'s protocol, the last layer as trained, the best sets this project keeps (`dreamlib.load("{dataset}", '
-        f'ipc=…)`) reach {reached}. Rows marked "{OWN}" follow another protocol and do not compare with published ones.'
+        f"Under IDC's protocol, with the last layer as trained, this project's best sets (`dreamlib.load("
+        f'"{dataset}", ipc=…)`) reach {reached}. Rows marked "{OWN_EVALUATION}" follow another protocol and are not '
+        "comparable to published ones."
     )
 
 
 def best_sets_text(root: Path) -> str:
-    """Return the tables of docs/results.md: our best sets beside published ones, and figures we could not verify."""
-    table = record_table(root, "fashion_mnist").reset_index()
+    """Return the tables of docs/results.md: our best sets and published ones, and accuracies we could not verify."""
+    table = comparison_table(root, "fashion_mnist").reset_index()
     unverified = unverified_table(root, "fashion_mnist").reset_index()
     return (
         markdown(table.columns, table.values)
-        + "\nNot verified by us (figures known from other papers only):\n\n"
+        + "\nNot verified by us (known from other papers only):\n\n"
         + markdown(map(str, unverified.columns), unverified.values)
     )
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; return the exit status, with one line on standard error where something is wrong."""
+    """Run the command line; return the exit status, after one line on standard error if something is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.studies.best_sets", description=(__doc__ or "").splitlines()[0]
     )

@@ -15,8 +15,8 @@ from pipeline.report.statistics import (
     curve_by_seed,
     curves,
     first_reaching,
+    in_points,
     judge_share,
-    points,
     real_training,
     share_of_iterations,
     spread,
@@ -27,7 +27,7 @@ from pipeline.studies.batch_gradients import KINDS
 BASELINE = "idc_same_batch"  # IDC with DREAM's real batch and network steps
 METHOD = "dream"
 REFERENCE = "both"  # the ablation's entry that is DREAM
-# The steps from DREAM to the best sets: each entry of the study `levers` with the entry it changes one thing of.
+# The steps from DREAM to the best sets: each entry of the study `levers` and the earlier entry that it modifies.
 LEVERS = {
     "ridge": "dream",
     "ridge_representative": "ridge",
@@ -42,14 +42,14 @@ def _shown(accuracies: pd.Series) -> str:
 
 
 def training_table(claims: Claims) -> pd.DataFrame:
-    """Return test accuracy with the networks between matchings trained as released and as this project did before."""
+    """Return test accuracy with networks trained as in the released code and as in earlier versions of this project."""
     table, shown = _study_by_seed(claims, "claims_training"), {}
     for method in (BASELINE, METHOD):
         released, cut = table[method], table[f"{method}_cut"]
         shown[method] = {
             "color_crop, as released (%)": _shown(released),
             "flip_color_crop_cutout, as before (%)": _shown(cut),
-            "difference (paired by seed)": points(list(released - cut)),
+            "difference (paired by seed)": in_points(list(released - cut)),
         }
     return pd.DataFrame(shown).T.rename_axis("method")
 
@@ -58,16 +58,16 @@ def training_table(claims: Claims) -> pd.DataFrame:
 
 
 def batches_by_point(claims: Claims) -> pd.DataFrame:
-    """Return every measure of every kind of batch at every point: means over classes, then mean and std over seeds."""
+    """Return all measures by kind of batch and point: means over classes, then mean and std over seeds."""
     per_seed = claims.table("batches").groupby(["batch", "point", "seed"], sort=False)[MEASURES].mean()
     long = per_seed.rename_axis(columns="measure").stack().rename("mean").reset_index()
     return spread(long, ["measure", "batch", "point"], "mean").reset_index()
 
 
 def batch_table(claims: Claims) -> pd.DataFrame:
-    """Return mean ± std over seeds of every measure (columns) of every kind of batch.
+    """Return mean ± std over seeds of every measure (columns) and kind of batch.
 
-    A dash marks kinds that are one batch and no draw.
+    A dash marks kinds that always give the same batch.
     """
     kinds = list(dict.fromkeys(claims.table("batches").batch))
     shown = {
@@ -81,31 +81,31 @@ def batch_table(claims: Claims) -> pd.DataFrame:
 
 
 def shown_class(claims: Claims) -> int:
-    """Return the class whose batches are pictured."""
+    """Return the class whose batches are shown."""
     return read_claims(claims.root).batches.shown
 
 
-def picked_images(picture: pd.DataFrame, images: Tensor, count: int = 16) -> dict[str, Tensor]:
-    """Return kind of batch → its first ``count`` images (n, C, H, W) in the order of ``picture``."""
-    return {kind: images[picture[picture[kind] == 1].row.tolist()[:count]] for kind in KINDS}
+def picked_images(picture: pd.DataFrame, images: Tensor) -> dict[str, Tensor]:
+    """Return kind of batch → its first 16 images (n, C, H, W) in the order of ``picture``."""
+    return {kind: images[picture[picture[kind] == 1].row.tolist()[:16]] for kind in KINDS}
 
 
 # ---- iterations to accuracy -------------------------------------------------------------------------------------
 
 
 def curve_points(claims: Claims) -> pd.DataFrame:
-    """Return validation accuracy along the iterations of IDC and DREAM (see ``statistics.curves``)."""
-    rows = claims.of("claims_curves")
+    """Return the validation accuracy of IDC and DREAM by iteration (see ``statistics.curves``)."""
+    rows = claims.of_study("claims_curves")
     return curves(rows[rows.method.isin((BASELINE, METHOD))])
 
 
 def share_table(claims: Claims) -> pd.DataFrame:
-    """Return IDC's final accuracy and the share of its iterations and seconds DREAM takes to reach it, for each ipc."""
-    results, along, rows = claims.of("claims_curves"), curve_points(claims), []
-    for ipc in along.ipc.unique():
+    """Return IDC's final accuracy and the share of its iterations and seconds DREAM takes to reach it, by ipc."""
+    results, curve, rows = claims.of_study("claims_curves"), curve_points(claims), []
+    for ipc in curve.ipc.unique():
         idc, dream = (curve_by_seed(results, method, ipc) for method in (BASELINE, METHOD))
         share, low, high = share_of_iterations(idc, dream)
-        last, alone = idc.columns.max(), len(idc) == 1  # one seed has no interval
+        last, single_seed = idc.columns.max(), len(idc) == 1  # one seed has no interval
         rows.append(
             {
                 "ipc": ipc,
@@ -113,19 +113,19 @@ def share_table(claims: Claims) -> pd.DataFrame:
                 "idc, validation at the end (%)": _shown(idc[last]),
                 "dream, validation at the end (%)": _shown(dream[last]),
                 "share": share,
-                "low": math.nan if alone else low,
-                "high": math.nan if alone else high,
-                "share of seconds": _share_of_seconds(along[along.ipc == ipc]),
+                "low": math.nan if single_seed else low,
+                "high": math.nan if single_seed else high,
+                "share of seconds": _share_of_seconds(curve[curve.ipc == ipc]),
                 "verdict": judge_share(share, low, high),
             }
         )
     return pd.DataFrame(rows).set_index("ipc")
 
 
-def _share_of_seconds(along: pd.DataFrame) -> float:
-    if along.seconds.isna().any():
+def _share_of_seconds(curve: pd.DataFrame) -> float:
+    if curve.seconds.isna().any():
         return math.nan
-    idc, dream = (along[along.method == method] for method in (BASELINE, METHOD))
+    idc, dream = (curve[curve.method == method] for method in (BASELINE, METHOD))
     reached = first_reaching(dict(zip(dream.seconds, dream.accuracy, strict=True)), idc.accuracy.iloc[-1])
     return reached / idc.seconds.iloc[-1]
 
@@ -134,24 +134,24 @@ def _share_of_seconds(along: pd.DataFrame) -> float:
 
 
 def _study_by_seed(claims: Claims, study: str) -> pd.DataFrame:
-    rows = claims.of(study)
+    rows = claims.of_study(study)
     return by_seed(rows, rows.ipc.iloc[0])
 
 
 def _variants(table: pd.DataFrame, baselines: Mapping[str, str]) -> pd.DataFrame:
-    """Return the accuracy of every method, and its gain over its entry of ``baselines``, seed by seed."""
+    """Return the accuracy of every method, and its gain over the method that ``baselines`` names, paired by seed."""
     shown = {}
     for method in table.columns:
         other = baselines.get(method)
-        gain = points(list(table[method] - table[other])) if other else "–"
-        shown[method] = {"test accuracy (%)": _shown(table[method]), "beside": other or "–", "gain": gain}
+        gain = in_points(list(table[method] - table[other])) if other else "–"
+        shown[method] = {"test accuracy (%)": _shown(table[method]), "compared with": other or "–", "gain": gain}
     return pd.DataFrame(shown).T.rename_axis("variant")
 
 
-def ablation_gains(claims: Claims, against: str = "neither") -> pd.DataFrame:
-    """Return what every variant adds to ``against``, variants (rows) × seeds (columns)."""
+def ablation_gains(claims: Claims) -> pd.DataFrame:
+    """Return the gain of every variant over ``neither``, variants (rows) × seeds (columns)."""
     table = _study_by_seed(claims, "claims_ablation")
-    return table.sub(table[against], axis=0).drop(columns=against).T
+    return table.sub(table["neither"], axis=0).drop(columns="neither").T
 
 
 def ablation_table(claims: Claims) -> pd.DataFrame:
@@ -161,13 +161,13 @@ def ablation_table(claims: Claims) -> pd.DataFrame:
 
 
 def lever_table(claims: Claims) -> pd.DataFrame:
-    """Return the accuracy of every entry of the study `levers` and its gain over the entry it changes one thing of."""
+    """Return the accuracy of every entry of the study `levers` and its gain over the entry that it modifies."""
     return _variants(_study_by_seed(claims, "levers"), LEVERS)
 
 
 def factor_table(claims: Claims) -> pd.DataFrame:
     """Return accuracy (%) by factor (rows) and ipc (columns), with the iterations of each ipc."""
-    rows, shown = claims.of("claims_factor"), {}
+    rows, shown = claims.of_study("claims_factor"), {}
     for ipc, part in rows.groupby("ipc", sort=False):
         table, factors = by_seed(rows, ipc), part.groupby("method")["factor"].first()
         name = f"ipc {ipc}, {part.iteration.max()} iterations"
@@ -176,8 +176,8 @@ def factor_table(claims: Claims) -> pd.DataFrame:
 
 
 def transfer_table(claims: Claims) -> pd.DataFrame:
-    """Return test accuracy (%) of random images, IDC and DREAM on every network and view, for each ipc."""
-    rows, shown = claims.of("claims_curves"), []
+    """Return the test accuracy (%) of random images, IDC and DREAM on every network and view, by ipc."""
+    rows, shown = claims.of_study("claims_curves"), []
     for (ipc, network, view), _ in rows[rows.split == "test"].groupby(["ipc", "network", "view"], sort=False):
         table = by_seed(rows, ipc, network, view)
         accuracies = {method: _shown(table[method]) for method in table.columns}
@@ -189,7 +189,7 @@ def transfer_table(claims: Claims) -> pd.DataFrame:
 
 
 def cost_points(claims: Claims) -> pd.DataFrame:
-    """Return accuracy against operations for the sets, and along the training on all images.
+    """Return accuracy by operations, for the sets and during training on all images.
 
     Accuracy is the mean over networks with its std; seconds and joules are medians, missing without a record.
     """
@@ -204,7 +204,7 @@ def cost_points(claims: Claims) -> pd.DataFrame:
 
 
 def cost_table(claims: Claims) -> pd.DataFrame:
-    """Return what training on each set and on all images costs, its accuracy, and when making the set pays."""
+    """Return the cost and accuracy of training on each set and on all images, and when a set has paid for itself."""
     shown = []
     for row in cost_points(claims).groupby("data", sort=False).tail(1).itertuples():  # the end of each training
         shown.append(
@@ -224,8 +224,8 @@ def cost_table(claims: Claims) -> pd.DataFrame:
 
 
 def _break_even(claims: Claims, ipc: int, accuracy: float, seconds: float) -> str:
-    along, costs = curve_points(claims), claims.costs
-    making = along[(along.ipc == ipc) & (along.method == METHOD)].seconds.max()
+    curve, costs = curve_points(claims), claims.costs
+    making = curve[(curve.ipc == ipc) & (curve.method == METHOD)].seconds.max()
     repeats = [real_training(costs, accuracy, repeat, claims.chance, "seconds") for repeat in costs.repeat.unique()]
     count = break_even(making, seconds, float(pd.Series(repeats).median()))
     return "not known" if math.isnan(making) or math.isnan(count) else "never" if count == math.inf else f"{count:,.0f}"

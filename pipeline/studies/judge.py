@@ -1,4 +1,4 @@
-"""How good is a distilled set, ours or other people's? Its accuracy compared with real images of the same storage.
+"""Judge a distilled set of any project: its accuracy compared with that of real images of the same storage.
 
 ``python -m pipeline.studies.judge SET --data NAME [--protocol NAME]`` judges a file and writes results/judged/ and
 reports/judged/ (``make judge`` runs it).
@@ -29,19 +29,19 @@ from dreamlib.errors import ParameterError
 from dreamlib.evaluation import apply_view, evaluate, train_settings
 from dreamlib.matching.unrolled import UNROLLED
 from dreamlib.networks import build
-from dreamlib.settings import OF_EVERY_PROTOCOL, EvaluationParams, NetworkParams, digest
+from dreamlib.settings import PROTOCOL_INDEPENDENT, EvaluationParams, NetworkParams, digest
 from dreamlib.synthetic.synthetic_set import SyntheticSet
 from dreamlib.training.trainer import TrainSettings
 from pipeline import launch_notebook
 from pipeline.failures import exit_status
 from pipeline.params import find_root
 from pipeline.project import Project
-from pipeline.report.judged import FEWEST_NETWORKS, KEPT, KMEANS, RANDOM, THIS, answer, scores
+from pipeline.report.judged import BEST_SET, KMEANS, MIN_NETWORKS, RANDOM, THIS, answer, scores
 from pipeline.stages.evaluation import content_hash, partial_results, seen_test_images, used_floats
-from pipeline.studies.judged_baselines import kept_set, medoid_set, random_set
+from pipeline.studies.judged_baselines import best_set_of_same_storage, medoid_set, random_set
 from pipeline.studies.judged_file import check_set, judging_project, open_sets, own_protocol
 
-OTHERS = ("mlp", "lenet")  # evaluated beside the ConvNet, where the images are large enough for them
+OTHERS = ("mlp", "lenet")  # evaluated in addition to the ConvNet, if the images are large enough for them
 FOLDER = Path("results") / "judged"
 NOTEBOOK = Path("notebooks") / "07_judge.ipynb"
 
@@ -52,12 +52,12 @@ class Judgement:
 
     project: see ``judging_project``.
     file: the file's path relative to the project.
-    name: names the results: the file's name and the protocol, and how a trial differs from a judgement.
+    name: name of the results: the file's name and the protocol, and for a trial its number of epochs.
     sets: the file's experiments.
     protocol: the sets' own protocol.
-    networks: networks trained on each set.
-    epochs: of their training; 0 for the protocols' own.
-    command: the command that asks for it.
+    networks: number of networks trained on each set.
+    epochs: epochs of their training; 0 for those of the protocols.
+    command: command that reproduces it.
     """
 
     project: Project
@@ -77,15 +77,15 @@ class Judgement:
         protocol: str = "",
         ipc: int = 0,
         stored: str = "",
-        networks: int = FEWEST_NETWORKS,
+        networks: int = MIN_NETWORKS,
         epochs: int = 0,
     ) -> "Judgement":
         """Open a file and check everything but the data, before any work.
 
         path, stored: see ``open_sets``.
-        dataset: the data set that the file stands for.
+        dataset: the data set that the file was distilled from.
         protocol: see ``own_protocol``.
-        ipc: stored images per class that the set must have; 0 for any number.
+        ipc: required number of stored images per class; 0 for any.
         networks, epochs: see ``Judgement``.
 
         Raise FileNotFoundError, ValueError or ParameterError, in one line with the remedy.
@@ -103,30 +103,27 @@ class Judgement:
         trial = f"-{epochs}-epochs" if epochs else ""
         stem = re.sub(r"[^\w.-]", "_", file.stem if file.is_file() else file.name)
         name = f"{stem}-{evaluation.protocol}{trial}"
-        variables = {"SET": path, "DATA": dataset, "PROTOCOL": protocol, "IPC": ipc, "STORED": stored}
-        command = "make judge " + " ".join(
-            f"{key}={shlex.quote(str(value))}" for key, value in variables.items() if value
-        )
+        command = _command(path, dataset, protocol, ipc, stored, networks, epochs)
         return cls(project, os.path.relpath(file, root), name, tuple(sets), evaluation, networks, epochs, command)
 
     @cached_property
     def compared(self) -> list[tuple[str, int, SyntheticSet]]:
-        """Every set that networks are trained on: method, seed (number of the experiment or draw), set.
+        """Every set on which networks are trained: method, seed (number of the experiment or draw), set.
 
-        Random images are drawn once for each experiment.
+        Random images are drawn once per experiment.
         """
         first, seeds = self.sets[0], range(len(self.sets))
         entries = [(THIS, seed, self.sets[seed]) for seed in seeds]
         entries += [(RANDOM, seed, random_set(self.project, first, seed)) for seed in seeds]
         entries.append((KMEANS, 0, medoid_set(self.project, first)))
-        kept = kept_set(self.project, first)
-        return entries if kept is None else [*entries, (KEPT, 0, kept)]
+        best = best_set_of_same_storage(self.project, first)
+        return entries if best is None else [*entries, (BEST_SET, 0, best)]
 
     @property
     def pictures(self) -> Tensor:
         """The first ten pictures of each class of the first experiment, (K·n, C, H, W) in [0, 1].
 
-        n is that of the largest class, at most ten; classes with fewer are filled up with white.
+        n is the size of the largest class, at most ten; smaller classes are padded with white.
         """
         first, pictures = self.sets[0], self.project.pictures(self.sets[0])
         count = min(10, max(first.class_sizes))
@@ -146,11 +143,11 @@ class Judgement:
 
     @property
     def settings(self) -> TrainSettings:
-        """How a network trains on the first experiment under the own protocol."""
+        """The training settings for the first experiment under its own protocol."""
         return train_settings(self.project.info, self.protocol, self.sets[0])
 
     def networks_and_views(self, method: str) -> Iterator[tuple[NetworkParams, str]]:
-        """Yield the networks and views that a method's sets are evaluated under.
+        """Yield the networks and views under which a method's sets are evaluated.
 
         A replay has no view without augmentation, and real images have nothing to replay.
         """
@@ -168,23 +165,23 @@ class Judgement:
                     yield NetworkParams(name=name), "protocol"
 
     def run(self) -> tuple[pd.DataFrame, dict[str, Any]]:
-        """Train and test all networks; return and write a row for each (see ``report.judged``) and the summary.
+        """Train and test all networks; return and write a row per network (see ``report.judged``) and the summary.
 
-        Write results/judged/<name>/accuracies.csv and judgement.json. Networks that were trained before, in an
-        interrupted run or under the same settings, are not trained again.
+        Write results/judged/<name>/accuracies.csv and judgement.json. Networks already trained under the same
+        settings, for example before an interruption, are not trained again.
         """
         began, rows, sets = time.perf_counter(), [], {}
         test = seen_test_images(self.project, self.sets[0])
         for method, seed, synthetic in self.compared:
-            own_test = seen_test_images(self.project, synthetic) if method == KEPT else test
+            test_in_its_units = seen_test_images(self.project, synthetic) if method == BEST_SET else test
             for network, view in self.networks_and_views(method):
-                rows += self._rows(method, seed, synthetic, network, view, own_test)
+                rows += self._rows(method, seed, synthetic, network, view, test_in_its_units)
             sets.setdefault(method, self._storage(synthetic))
         table, folder = pd.DataFrame(rows), self.project.root / FOLDER / self.name
         summary = self._summary(table, sets)
         write_atomically(folder / "accuracies.csv", table.to_csv(index=False).encode())
         write_json(folder / "judgement.json", summary)
-        self.project.note(f"judge-{self.name}", {"total": time.perf_counter() - began})
+        self.project.record_timings(f"judge-{self.name}", {"total": time.perf_counter() - began})
         return table, summary
 
     def _rows(
@@ -206,7 +203,7 @@ class Judgement:
             yield shared | {"accuracy": accuracy}
 
     def _storage(self, synthetic: SyntheticSet) -> dict[str, Any]:
-        """Return what a set stores: labels are counted where they are soft, a learned step size where it is used."""
+        """Return what a set stores; soft labels are counted, and a learned step size if the protocol uses it."""
         floats = used_floats(synthetic, self.protocol)
         return {
             "labels": "hard" if synthetic.soft_labels is None else "soft",
@@ -245,7 +242,7 @@ class Judgement:
         }
 
     def _makers(self) -> dict[str, dict[str, float]]:
-        """Return mean, std and number of the accuracies that the set's makers stored in the file, by network."""
+        """Return mean, std and number of the accuracies that the set's authors stored in the file, by network."""
         stored: dict[str, list[float]] = {}
         for synthetic in self.sets:
             for network, accuracies in synthetic.info.get("stored_accuracies", {}).items():
@@ -256,9 +253,26 @@ class Judgement:
         }
 
 
+def _command(path: str, dataset: str, protocol: str, ipc: int, stored: str, networks: int, epochs: int) -> str:
+    """Return the command that repeats a judgement, without options that have their defaults.
+
+    >>> _command("a set.pt", "cifar10", "dc", 0, "", MIN_NETWORKS, 0)
+    "make judge SET='a set.pt' DATA=cifar10 PROTOCOL=dc"
+    >>> _command("set.pt", "cifar10", "", 0, "labels=logits", 1, 10)
+    'python -m pipeline.studies.judge set.pt --data cifar10 --stored labels=logits --networks 1 --epochs 10'
+    """
+    variables = {"data": dataset, "protocol": protocol, "ipc": ipc, "stored": stored}
+    shown = {key: shlex.quote(str(value)) for key, value in variables.items() if value}
+    if (networks, epochs) == (MIN_NETWORKS, 0):
+        return f"make judge SET={shlex.quote(path)} " + " ".join(f"{key.upper()}={text}" for key, text in shown.items())
+    shown |= {"networks": str(networks), "epochs": str(epochs)}
+    options = " ".join(f"--{key} {text}" for key, text in shown.items())
+    return f"python -m pipeline.studies.judge {shlex.quote(path)} {options}"
+
+
 def _is_idc(protocol: EvaluationParams) -> bool:
     """Return whether a protocol is IDC's with all its defaults."""
-    shared = set(OF_EVERY_PROTOCOL)
+    shared = set(PROTOCOL_INDEPENDENT)
     return protocol.model_dump(exclude=shared) == EvaluationParams().model_dump(exclude=shared)
 
 
@@ -272,7 +286,7 @@ def _fits(network: str, info: DatasetInfo) -> bool:
 
 
 def _open_with_data(path: str, dataset: str, options: dict[str, Any]) -> Judgement:
-    """Return the judgement; fetch the data where they are missing."""
+    """Return the judgement; fetch the data if missing."""
     judgement = Judgement.open(path, dataset, **options)
     p = judgement.project.params
     datasets.create(p.dataset, p.data.options).fetch(judgement.project.root / p.data.directory)
@@ -285,13 +299,17 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m pipeline.studies.judge", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("set", help="the set's file")
-    parser.add_argument("--data", required=True, help="the data set that it stands for, such as cifar10")
+    parser.add_argument("--data", required=True, help="the data set that it was distilled from, such as cifar10")
     parser.add_argument(
-        "--protocol", default="", help="the protocol that it is published under; default: see the notebook"
+        "--protocol",
+        default="",
+        help="the protocol under which it is published; default: that of the file's layout or study, else idc",
     )
-    parser.add_argument("--ipc", type=int, default=0, help="the stored images per class that it must have")
-    parser.add_argument("--stored", default="", help="what another code's file does not say: 'normalised=literature'")
-    parser.add_argument("--networks", type=int, default=FEWEST_NETWORKS, help="trained on each set")
+    parser.add_argument("--ipc", type=int, default=0, help="required number of stored images per class")
+    parser.add_argument(
+        "--stored", default="", help="what another project's file does not specify: 'normalised=literature'"
+    )
+    parser.add_argument("--networks", type=int, default=MIN_NETWORKS, help="number of networks trained on each set")
     parser.add_argument("--epochs", type=int, default=0, help="for a trial; default: the protocol's")
     args, root = parser.parse_args(arguments), find_root()
     path = os.path.relpath(args.set, root) if Path(args.set).exists() else args.set

@@ -1,4 +1,4 @@
-"""The baselines of a judged set: random real images, k-means medoids and our best set, all of about its storage."""
+"""The baselines of a judged set, of about its storage: random real images, k-means medoids and our best set."""
 
 from dataclasses import replace
 
@@ -9,12 +9,11 @@ from dreamlib._engine.files import read_json, write_json
 from dreamlib.sampling.representatives import cluster_class
 from dreamlib.settings import digest
 from dreamlib.synthetic.initial import check_budget, fill, random_rows
-from dreamlib.synthetic.synthetic_set import BEST, SyntheticSet
-from pipeline.project import Project
-from pipeline.report.provenance import code_hash
+from dreamlib.synthetic.synthetic_set import BEST_FOLDER, SyntheticSet
+from pipeline.project import Project, code_hash
 from pipeline.stages.evaluation import content_hash
 
-SAME_STORAGE = 0.02  # largest relative difference of stored floats
+SAME_STORAGE = 0.02  # maximum relative difference of stored floats
 
 
 def real_per_class(judged_set: SyntheticSet) -> int:
@@ -36,7 +35,7 @@ def random_set(project: Project, judged_set: SyntheticSet, seed: int) -> Synthet
 def medoid_set(project: Project, judged_set: SyntheticSet) -> SyntheticSet:
     """Return the real images nearest to k-means centres, in the storage and the units of ``judged_set``.
 
-    The centres are those of an untrained network's features. The chosen rows are kept in .dream/judged.
+    The centres are computed in the features of an untrained network. The chosen rows are stored in .dream/judged.
     """
     train, count = project.split("train"), real_per_class(judged_set)
     check_budget(train, project.info, count, 1)
@@ -51,17 +50,17 @@ def medoid_set(project: Project, judged_set: SyntheticSet) -> SyntheticSet:
 
 def _in_units_of(judged_set: SyntheticSet, project: Project, rows: Tensor) -> SyntheticSet:
     """Return real training images, rows (K, n), as a set, normalised or whitened like ``judged_set``."""
-    images, _ = project.seen_with(project.split("train").subset(rows.flatten()), judged_set)
+    images, _ = project.images_in_units_of(project.split("train").subset(rows.flatten()), judged_set)
     units = ("bounded", "mean", "std", "whitening", "zca_epsilon")
     about = {key: judged_set.info[key] for key in units if key in judged_set.info}
     return replace(fill(images, torch.arange(rows.numel()).view(rows.shape), rows.shape[1], 1, "single"), info=about)
 
 
-def kept_set(project: Project, judged_set: SyntheticSet) -> SyntheticSet | None:
-    """Return the set of results/best of the same data and storage, unless that is ``judged_set``; or None."""
+def best_set_of_same_storage(project: Project, judged_set: SyntheticSet) -> SyntheticSet | None:
+    """Return the set of results/best with the same data set and storage, unless it is ``judged_set``; else None."""
     floats, judged_hash = judged_set.stored_floats, content_hash(judged_set)
-    for path in sorted((project.root / BEST).glob(f"{project.params.dataset}-ipc*.safetensors")):
-        kept = SyntheticSet.open(path)
-        if abs(kept.stored_floats - floats) <= SAME_STORAGE * floats and content_hash(kept) != judged_hash:
-            return kept
+    for path in sorted((project.root / BEST_FOLDER).glob(f"{project.params.dataset}-ipc*.safetensors")):
+        best = SyntheticSet.open(path)
+        if abs(best.stored_floats - floats) <= SAME_STORAGE * floats and content_hash(best) != judged_hash:
+            return best
     return None

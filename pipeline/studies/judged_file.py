@@ -1,4 +1,4 @@
-"""A set that is to be judged: the file opened, what it stands for checked, and the protocol it is published under."""
+"""Open a set to be judged, check its data set and choose its protocol."""
 
 from inspect import signature
 from pathlib import Path
@@ -12,23 +12,30 @@ from dreamlib._engine.files import read_json
 from dreamlib.data.types import DatasetInfo
 from dreamlib.errors import ParameterError, unknown
 from dreamlib.matching.unrolled import UNROLLED
-from dreamlib.settings import OF_EVERY_PROTOCOL, PROTOCOLS, EvaluationParams
+from dreamlib.settings import PROTOCOL_INDEPENDENT, PROTOCOLS, EvaluationParams
 from dreamlib.synthetic.foreign import import_set
-from dreamlib.synthetic.foreign_files import MTT, PACKED
-from dreamlib.synthetic.synthetic_set import BEST, SyntheticSet, best_path
+from dreamlib.synthetic.foreign_files import CANVAS_FORMATS, MTT_FORMATS
+from dreamlib.synthetic.synthetic_set import BEST_FOLDER, SyntheticSet, best_path
 from pipeline.params import Budget, DataParams, Params, read_params
 from pipeline.project import Project
 
 PAPER = "paper"  # the budget whose settings are those of the released code
-# The protocol of layouts of files that one family of methods has.
-LAYOUTS = {**dict.fromkeys(MTT, "mtt"), **dict.fromkeys(PACKED, "idc"), "dsa": "dsa", "dm": "dm"}
+STORED = "STORED= (make) or --stored"
+GIVE_STORED = f" (give these as key=value with {STORED})"
+# Protocol by file layout, for layouts of a single family.
+PROTOCOL_OF_LAYOUT = {
+    **dict.fromkeys(MTT_FORMATS, "mtt"),
+    **dict.fromkeys(CANVAS_FORMATS, "idc"),
+    "dsa": "dsa",
+    "dm": "dm",
+}
 
 
 def judging_project(root: Path, dataset: str) -> Project:
     """Return a project on all training images of ``dataset``, with the compute and the data folder of params.yaml.
 
-    Of the rest, it has what methods.yaml says about the released evaluations. The network is the protocols' ConvNet.
-    Raise UnknownNameError for an unknown data set.
+    From methods.yaml it takes the released evaluations only. The network is the protocols' ConvNet. Raise
+    UnknownNameError for an unknown data set.
     """
     project_params = read_params(root)
     options = project_params.data.options if project_params.dataset == dataset else {}
@@ -47,9 +54,9 @@ def judging_project(root: Path, dataset: str) -> Project:
 def open_sets(root: Path, path: str, dataset: str, ipc: int, stored: str) -> tuple[Path, list[SyntheticSet]]:
     """Return the file and the sets in it, one for each experiment.
 
-    path: a file or folder, ours or other people's, relative to ``root``; with ``ipc``, or the name of a data set, for
-        its best set in results/best.
-    stored: what another code's file does not say, as ``key=value`` with the options of ``dreamlib.import_set``.
+    path: a file or folder of any project, relative to ``root``; or, with ``ipc``, the name of a data set, for its best
+        set in results/best.
+    stored: what another project's file does not specify, as ``key=value`` options of ``dreamlib.import_set``.
 
     Raise as ``import_set`` and ``import_options`` do.
     """
@@ -59,10 +66,10 @@ def open_sets(root: Path, path: str, dataset: str, ipc: int, stored: str) -> tup
     try:
         sets = import_set(file, data=dataset, **options)
     except ValueError as error:
-        raise ParameterError(f"{error}{'' if stored else ' (give options as STORED=key=value)'}") from error
+        raise ParameterError(f"{error}{'' if stored else GIVE_STORED}") from error
     sets = sets if isinstance(sets, list) else [sets]
     if options and "format" in sets[0].info:
-        raise ParameterError(f"{path} is a set of this library, which says how it is stored; leave STORED out")
+        raise ParameterError(f"{path} is a set of this library, which specifies how it is stored; leave out {STORED}")
     return file, sets
 
 
@@ -81,7 +88,7 @@ def import_options(text: str) -> dict[str, Any]:
         if not sign:
             raise ParameterError(f"'{pair}' is not of the form key=value, such as normalised=literature")
         if key not in known:
-            raise unknown("option of a stored set", key, known)
+            raise unknown("option", key, known, "a stored set")
         try:
             options[key] = TypeAdapter(hints[key]).validate_python(YAML(typ="safe", pure=True).load(value))
         except (ValidationError, YAMLError) as error:
@@ -90,7 +97,7 @@ def import_options(text: str) -> dict[str, Any]:
 
 
 def check_set(synthetic: SyntheticSet, info: DatasetInfo, ipc: int, where: str) -> None:
-    """Refuse a set that is not of the data set it is to be judged on, in one line that begins with ``where``."""
+    """Reject a set made from another data set than ``info``, in one line that begins with ``where``."""
     shape, expected = tuple(synthetic.canvases.shape[1:]), (info.channels, info.size, info.size)
     about = synthetic.info
     if about.get("dataset", info.name) != info.name:
@@ -115,15 +122,15 @@ def check_set(synthetic: SyntheticSet, info: DatasetInfo, ipc: int, where: str) 
 
 
 def own_protocol(project: Project, file: Path, synthetic: SyntheticSet, name: str) -> EvaluationParams:
-    """Return the protocol that a set is published under.
+    """Return the protocol under which a set is published.
 
-    It is the one called ``name``, else that of the study which made a set of results/best, else that of the layout of
-    another code's file, else IDC's. Raise UnknownNameError for an unknown name; ParameterError for a file whose layout
+    It is ``name`` if given, else that of the study that made a set of results/best, else that of the layout of another
+    project's file, else IDC's. Raise UnknownNameError for an unknown name; ParameterError for a file whose layout
     several methods share, and for a set that cannot be replayed.
     """
     if name and name not in PROTOCOLS:
         raise unknown("evaluation protocol", name, sorted(PROTOCOLS))
-    if not name and file.parent == project.root / BEST:
+    if not name and file.parent == project.root / BEST_FOLDER:
         record = read_json(file.with_suffix(".json"))
         protocol = read_params(project.root, record["study"]).evaluation(record["method"], synthetic.ipc)
     else:
@@ -131,14 +138,14 @@ def own_protocol(project: Project, file: Path, synthetic: SyntheticSet, name: st
     if protocol.replay and UNROLLED not in synthetic.info:
         raise ParameterError(
             f"protocol '{protocol.protocol}' replays the training that a set was unrolled through, and {file.name} "
-            "holds no such training; choose another protocol, such as idc"
+            "stores no such training; choose another protocol, such as idc"
         )
     execution = EvaluationParams(parallel_networks=2)
-    return protocol.model_copy(update={key: getattr(execution, key) for key in OF_EVERY_PROTOCOL})
+    return protocol.model_copy(update={key: getattr(execution, key) for key in PROTOCOL_INDEPENDENT})
 
 
 def _released(params: Params, name: str, synthetic: SyntheticSet) -> EvaluationParams:
-    """Return a protocol as the released code has it for the data set: DC's, for one, augments MNIST."""
+    """Return a protocol as the released code defines it for the data set: for example, DC augments MNIST."""
     if name in params.method:
         budget = params.budgets[PAPER].model_copy(update={"distillation": {"factor": synthetic.factor}})
         protocol = params.model_copy(update={"budgets": {PAPER: budget}}).evaluation(name, synthetic.ipc)
@@ -151,10 +158,10 @@ def _protocol_of_layout(synthetic: SyntheticSet, name: str) -> str:
     if "source" not in synthetic.info:
         return "idc"
     layout = synthetic.info["source"]["format"]
-    protocol = LAYOUTS.get(layout)
+    protocol = PROTOCOL_OF_LAYOUT.get(layout)
     if protocol is None:
         raise ParameterError(
-            f"{name} does not say which protocol its set is published under (several methods share the layout "
-            f"'{layout}'); set PROTOCOL to one of {', '.join(sorted(PROTOCOLS))}"
+            f"{name} does not specify the protocol under which its set is published (several methods share the layout "
+            f"'{layout}'); choose one with PROTOCOL= (make) or --protocol: {', '.join(sorted(PROTOCOLS))}"
         )
     return protocol

@@ -11,17 +11,17 @@ from pipeline.report.statistics import by_seed, spread
 from pipeline.report.tables import percent, with_spread
 from pipeline.stages.figures import summary
 
-SUFFIX = "_dream"  # an entry with DREAM's two ingredients is named after the one without
+SUFFIX = "_dream"  # appended to a method's name for its entry with DREAM's two ingredients
 
 
 def views(project: Project) -> pd.DataFrame:
-    """Return the study's evaluations, a row per trained network under each view (see ``results.read_results``)."""
+    """Return the study's evaluations, one row per trained network and view (see ``results.read_results``)."""
     rows = read_results(project)
     return rows[rows.split == "test"]
 
 
 def method_table(project: Project, record: Mapping[str, Any]) -> pd.DataFrame:
-    """Return every method with what its number rests on, soft labels last, best first within their track."""
+    """Return every method with the settings behind its accuracy: hard labels, then soft ones, each best first."""
     rows = final_results(read_results(project, record))
     table = summary(rows).sort_values(["label_kind", "accuracy"], ascending=[True, False])
     seconds = rows.assign(seconds=rows.seconds.round()).groupby("method")["seconds"].mean()
@@ -29,13 +29,13 @@ def method_table(project: Project, record: Mapping[str, Any]) -> pd.DataFrame:
     shown["labels"], shown["stored floats"] = table.label_kind, table.stored_floats
     shown["factor"], shown["iterations"] = table.factor, table.iterations
     shown["distillation (s)"] = table.method.map(seconds).round(1)
-    shown["seeds"], shown["networks a seed"] = table.seeds, table.networks // table.seeds
+    shown["seeds"], shown["networks per seed"] = table.seeds, table.networks // table.seeds
     shown["protocol"] = [f"{p}, {e} epochs" for p, e in zip(table.protocol, table.epochs, strict=True)]
     return shown.set_index("method")
 
 
-def view_table(project: Project, against: str = "random") -> pd.DataFrame:
-    """Return accuracy under each view on the matched network, and its lead over ``against`` in that view, in points."""
+def view_table(project: Project) -> pd.DataFrame:
+    """Return accuracy under each view on the matched network, and its lead over ``random`` in that view, in points."""
     rows = views(project)
     rows = rows[rows.matched]
     table, shown = spread(rows, ["method", "view"]), {}
@@ -43,8 +43,8 @@ def view_table(project: Project, against: str = "random") -> pd.DataFrame:
         shown[method] = {}
         for view in rows.view.unique():
             mean, std = table.loc[(method, view)]
-            lead = 100 * (mean - table.loc[(against, view), "accuracy"])
-            shown[method] |= {f"{view} (%)": percent(mean, std), f"{view}: lead over {against}": round(lead, 1)}
+            lead = 100 * (mean - table.loc[("random", view), "accuracy"])
+            shown[method] |= {f"{view} (%)": percent(mean, std), f"{view}: lead over random": round(lead, 1)}
     return pd.DataFrame(shown).T.rename_axis("method")
 
 
@@ -57,13 +57,13 @@ def transfer_table(project: Project) -> pd.DataFrame:
 
 
 def plug_in_pairs(project: Project) -> list[tuple[str, str]]:
-    """Return the methods that are there without and with DREAM's two ingredients."""
+    """Return (without, with) pairs of methods: without and with DREAM's two ingredients."""
     pairs = [(method.removesuffix(SUFFIX), method) for method in project.params.methods if method.endswith(SUFFIX)]
     return pairs + ([("idc", "dream")] if {"idc", "dream"} <= set(project.params.methods) else [])
 
 
 def plug_in_table(project: Project) -> pd.DataFrame:
-    """Return each method without and with DREAM's clustering start and representative batches, and the gain by seed."""
+    """Return each method without and with DREAM's clustering start and representative batches, and the paired gain."""
     accuracies, rows = by_seed(read_results(project), project.params.ipc[0]), []
     for without, with_dream in plug_in_pairs(project):
         gain = accuracies[with_dream] - accuracies[without]
@@ -79,14 +79,14 @@ def plug_in_table(project: Project) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("method")
 
 
-def not_above(table: pd.DataFrame, floor: str) -> list[str]:
-    """Return the distilling methods of a ``summary`` that are not above the undistilled images ``floor`` chooses."""
-    least = table.loc[table.method == floor, "accuracy"].item()
+def methods_not_above(table: pd.DataFrame, baseline: str) -> list[str]:
+    """Return the distilling methods of a ``summary`` that are not above ``baseline``, which selects real images."""
+    least = table.loc[table.method == baseline, "accuracy"].item()
     return table.method[(table.iterations > 0) & ~(table.accuracy > least)].tolist()
 
 
-def _compared(table: pd.DataFrame, floor: str, name: str) -> str:
-    below = not_above(table, floor)
+def _compared(table: pd.DataFrame, baseline: str, name: str) -> str:
+    below = methods_not_above(table, baseline)
     if not below:
         return f"Every distilling method is above {name}."
     return f"Not above {name}: {', '.join(f'`{method}`' for method in below)}."
@@ -100,14 +100,14 @@ def verdict(project: Project) -> str:
     best, *second = hard.head(2).itertuples()
     random = table[table.method == "random"].iloc[0]
     following = "".join(f", then `{row.method}` with {row.shown}" for row in second)
-    floors = _compared(table, "random", "them")
+    baselines = _compared(table, "random", "them")
     if "kmeans" in set(table.method):
         chosen = table.loc[table.method == "kmeans", "shown"].item()
-        floors += f" Images chosen by k-means reach {chosen} undistilled. {_compared(table, 'kmeans', 'those')}"
+        baselines += f" Images chosen by k-means reach {chosen} undistilled. {_compared(table, 'kmeans', 'those')}"
     gains = plug_in_table(project)["gain in points (paired by seed)"]
     listed = ", ".join(f"{name} {value}" for name, value in gains.items())
     return (
         f"Among methods with hard labels and {random.stored_floats:,} stored floats, `{best.method}` is best here: "
-        f"**{best.shown}**{following}; random real images reach {random.shown}. {floors} Plugging DREAM's two "
-        f"ingredients in changes accuracy by (points, paired by seed): {listed}."
+        f"**{best.shown}**{following}; random real images reach {random.shown}. {baselines} Adding DREAM's two "
+        f"ingredients changes accuracy by (points, paired by seed): {listed}."
     )

@@ -1,7 +1,7 @@
-"""Run a study, many settings under parameters of their own: ``python -m pipeline.studies.run STUDY PART``.
+"""Run a study, many settings under its own parameters: ``python -m pipeline.studies.run STUDY PART``.
 
-The parts: ``clusters`` clusters for every ipc and seed, ``experts`` trains the trajectories, ``run METHOD …`` distils
-and evaluates the methods named, ``all`` does clusters and every method. Results go to results/STUDY/.
+The parts: ``clusters`` runs the clustering for every ipc and seed, ``experts`` trains the trajectories, ``run METHOD
+…`` distils and evaluates the named methods, ``all`` runs the clustering and every method. Results go to results/STUDY/.
 """
 
 import argparse
@@ -17,20 +17,20 @@ from pipeline.stages.distillation import run_distillation
 from pipeline.stages.evaluation import evaluated_networks, run_evaluation
 from pipeline.stages.experts import run_experts
 
-KEPT_IPC = 10  # a study that compares methods keeps no set of more stored images a class after `all`
+MAX_STORED_IPC = 10  # after `all`, a study comparing methods deletes sets with more stored images per class
 
 
 def study_settings(project: Project, method: str) -> list[Setting]:
     """Return every setting of one method, in the order of the parameters; raise ParameterError for one not listed."""
     p = project.params
-    project.require(method, p.ipc[0], p.seeds[0])
+    project.require_listed(method, p.ipc[0], p.seeds[0])
     return [Setting(method, ipc, seed) for ipc in p.ipc for seed in p.seeds]
 
 
 def run_method(project: Project, method: str, every_seed: bool = False) -> None:
     """Distil and evaluate one method for every seed.
 
-    The first seed's set is evaluated on all of ``evaluation.networks``, with ``every_seed`` the others' sets as well.
+    The first seed's set is evaluated on all of ``evaluation.networks``; with ``every_seed``, so are the other seeds'.
     """
     for setting in study_settings(project, method):
         run_distillation(project, setting)
@@ -40,7 +40,7 @@ def run_method(project: Project, method: str, every_seed: bool = False) -> None:
 
 
 def run_all(project: Project) -> None:
-    """Run the clustering and every method, and delete what need not stay; see ``drop_bulk``."""
+    """Run the clustering and every method, and delete large files that are not needed; see ``drop_bulk``."""
     run_clusters(project)
     for method in project.params.methods:
         run_method(project, method, every_seed=True)
@@ -48,13 +48,14 @@ def run_all(project: Project) -> None:
 
 
 def drop_bulk(project: Project, method: str) -> None:
-    """Delete snapshots, and sets other than the first seed's at ``KEPT_IPC`` or below, so that little is committed.
+    """Delete snapshots, and all sets but the first seed's up to ``MAX_STORED_IPC``, so that little is committed.
 
     Measurements stay, and the sets can be made again.
     """
+    one_method = len(project.params.methods) == 1  # such a study is made for its set
     for setting in study_settings(project, method):
         project.file("snapshots", setting, ".safetensors").unlink()
-        large = setting.ipc > KEPT_IPC and len(project.params.methods) > 1  # a study of one method is made for its set
+        large = setting.ipc > MAX_STORED_IPC and not one_method
         if setting.seed != project.params.seeds[0] or large:
             project.file("sets", setting, ".safetensors").unlink()
     project.file("snapshots", setting, "").parent.rmdir()
@@ -68,7 +69,7 @@ def run_clusters(project: Project) -> None:
 
 
 def run_part(project: Project, part: str, methods: Sequence[str] = ()) -> None:
-    """Run one of the command's parts, 'run' for ``methods``; raise ParameterError for a wrong name before any work."""
+    """Run one of the command's parts, 'run' for ``methods``; raise ParameterError for unknown names before any work."""
     if part != "run":
         return {"clusters": run_clusters, "experts": run_experts, "all": run_all}[part](project)
     if not methods:
@@ -80,7 +81,7 @@ def run_part(project: Project, part: str, methods: Sequence[str] = ()) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; return the exit status, with one line on standard error where something is wrong."""
+    """Run the command line; return the exit status, after one line on standard error if something is wrong."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.studies.run", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("study")
     parser.add_argument("part", choices=["clusters", "experts", "run", "all"])

@@ -1,4 +1,4 @@
-"""What training on a distilled set costs, and training on all images: operations, seconds, bytes, joules if measured.
+"""The cost of training on a distilled set and on all images: operations, seconds, bytes, and joules if measured.
 
 ``python -m pipeline.studies.training_cost`` measures both for the study of DREAM's claims.
 """
@@ -41,7 +41,7 @@ FULL = "all training images"
 RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")  # the processor's energy meter, on Intel and AMD
 
 
-# ---- the measures: these need dreamlib alone --------------------------------------------------------------------
+# ---- the measures, which need only dreamlib ---------------------------------------------------------------------
 
 
 def operations_per_image(network: tuple[str, dict[str, Any]], info: DatasetInfo) -> int:
@@ -50,7 +50,7 @@ def operations_per_image(network: tuple[str, dict[str, Any]], info: DatasetInfo)
     torch's FlopCounterMode counts convolutions and matrix products, which are nearly all of them; a multiplication with
     its addition counts as two.
     """
-    count = 2  # the counter sees a step of two images; the work grows in proportion
+    count = 2  # a step of two images is counted; the work grows in proportion
     model = build(network[0], info, torch.Generator().manual_seed(0), network[1]).train()
     with FlopCounterMode(display=False) as counter:
         images = torch.zeros(count, info.channels, info.size, info.size)
@@ -64,14 +64,14 @@ def stored_bytes(data: SyntheticSet | LabeledImages) -> int:
 
 
 def energy_joules(meter: Path = RAPL) -> float | None:
-    """Return the processor's running energy counter, or None on machines without one; only differences have meaning."""
+    """Return the processor's running energy counter, or None if it has none; only differences are meaningful."""
     try:
         return int(meter.read_text()) / 1e6
     except (OSError, ValueError):
         return None
 
 
-def watched_training(
+def training_curve(
     images: Tensor,
     labels: Tensor,
     against: LabeledImages,
@@ -88,10 +88,10 @@ def watched_training(
 ) -> Iterator[dict[str, float | None]]:
     """Train one fresh network and evaluate it on ``against`` after each number of steps in ``points``.
 
-    Yield steps, images seen, accuracy, and the seconds and joules (None without a meter) of training alone, without the
+    Yield steps, images seen, accuracy, and the seconds and joules (None without a meter) of training, excluding the
     evaluation. Batches are drawn epoch by epoch, as in ``fit``; ``schedule`` and ``clean_share`` are the protocol's,
-    over the epochs up to the last point. With a ``last_layer_penalty`` above 0 a copy is evaluated whose last layer is
-    fitted by ridge regression (see ``fit_last_layer``), which counts as training.
+    over the epochs up to the last point. With ``last_layer_penalty`` above 0, the evaluated network is a copy whose
+    last layer is fitted by ridge regression (see ``fit_last_layer``), which counts as training.
     """
     cost_seed = derive(seed, "cost")
     kernels = compiled_network(network, info, compute)
@@ -103,7 +103,7 @@ def watched_training(
     seconds, joules = 0.0, 0.0 if energy_joules() is not None else None
     began, meter = time.perf_counter(), energy_joules()
     for epoch in range(epochs):
-        trainer.enter(epoch, epochs, schedule, clean_share)
+        trainer.start_epoch(epoch, epochs, schedule, clean_share)
         rng = generator(cost_seed, "fit", epoch)
         for rows in torch.randperm(len(labels), generator=rng).to(labels.device).split(settings.batch):
             loss = trainer.step(images[rows], labels[rows], rng)
@@ -127,14 +127,14 @@ def watched_training(
 def run_cost(project: Project, plan: CostParams) -> pd.DataFrame:
     """Train ``plan.repeats`` networks on DREAM's set of the first seed at each ipc, and as many on all training images.
 
-    Training on a set follows the study's evaluation protocol; training on all images has the same rate, momentum and
-    augmentation, without decay. Accuracy is on the validation images. Write results/claims/cost.csv (data, ipc,
-    repeat, steps, images seen, operations, stored bytes, accuracy); seconds and joules go to the run's note.
+    Training on a set follows the study's evaluation protocol; training on all images has the same learning rate,
+    momentum and augmentation, without decay. Accuracy is on the validation images. Write results/claims/cost.csv (data,
+    ipc, repeat, steps, images seen, operations, stored bytes, accuracy); seconds and joules are recorded as timings.
     """
     began, per_image = time.perf_counter(), operations_per_image(project.network, project.info)
     rows, seconds, joules = [], {}, {}
     for training in _trainings(project, plan):
-        # Warm-up: the first network of a shape pays for its compilation.
+        # Warm-up: the first network of a shape includes its compilation.
         list(training.watch(seed=0, points=(1,)))
         for repeat in range(plan.repeats):
             for point in training.watch(seed=repeat, points=training.points):
@@ -150,13 +150,13 @@ def run_cost(project: Project, plan: CostParams) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     write_atomically(project.root / CLAIMS_FOLDER / "cost.csv", table.to_csv(index=False).encode())
     measured = {"training_s": seconds} | ({"joules": joules} if energy_joules() is not None else {})
-    project.note("cost", {"total": time.perf_counter() - began}, **measured)
+    project.record_timings("cost", {"total": time.perf_counter() - began}, **measured)
     return table
 
 
 @dataclass(frozen=True)
 class _Training:
-    """Images to train on, all of them at ipc 0, and ``watch``: ``watched_training`` of them by seed and points."""
+    """A training set (ipc 0: all images) and ``watch``, its ``training_curve`` without seed and points."""
 
     name: str
     ipc: int
@@ -174,7 +174,7 @@ def _trainings(project: Project, plan: CostParams) -> Iterator[_Training]:
         images, labels = synthetic.to(device).decode()
         settings = train_settings(project.info, protocol, synthetic)
         watch = partial(
-            watched_training, images, labels, settings=settings, schedule=SCHEDULES[protocol.decay],
+            training_curve, images, labels, settings=settings, schedule=SCHEDULES[protocol.decay],
             clean_share=protocol.clean_share,
             last_layer_penalty=protocol.last_layer_penalty if protocol.last_layer == "ridge" else 0.0, **shared,
         )  # fmt: skip
@@ -186,7 +186,7 @@ def _trainings(project: Project, plan: CostParams) -> Iterator[_Training]:
         plan.batch, protocol.lr, protocol.momentum, protocol.weight_decay, augmentation, protocol.cutmix
     )
     placed = train.to(device)
-    watch = partial(watched_training, placed.images, placed.labels, settings=settings, **shared)
+    watch = partial(training_curve, placed.images, placed.labels, settings=settings, **shared)
     yield _Training(FULL, 0, tuple(plan.points), stored_bytes(train), watch)
 
 

@@ -1,4 +1,4 @@
-"""The verdicts on DREAM's claims as text, and what the README shows of them."""
+"""The verdicts on DREAM's claims as text, and the files that the README shows."""
 
 from pathlib import Path
 
@@ -21,21 +21,22 @@ def answer(table: pd.DataFrame) -> str:
     counted += f"not: {len(listed[NOT])}."
     unseen = "; ".join(f"*{claim}*" for claim in listed[NOT])
     failed = f" Not seen at this budget: {unseen}." if unseen else ""
-    sooner = table[table.index.str.startswith("DREAM first reaches")].iloc[0]
+    sooner = table[table.kind == "first_reaches"].iloc[0]
     return (
         f"{counted} DREAM first reaches IDC's final accuracy after {sooner.measured}: **{sooner.verdict}**.{failed} "
-        "The study runs tens of iterations where the paper runs 200,000: what is not seen here is not refuted."
+        "The study runs 10 to 120 iterations where the paper runs 200,000: what is not seen here is not refuted."
     )
 
 
 def as_markdown(table: pd.DataFrame) -> str:
-    """Return the verdicts as a Markdown table: a DataFrame's own display would cut the sentences short."""
+    """Return the verdicts as a Markdown table, because the display of a DataFrame would truncate the sentences."""
     rows = ((claim, row.measured, f"**{row.verdict}**") for claim, row in table.iterrows())
     return markdown(("claim", "measured here", "verdict"), rows)
 
 
 def write_headline(root: Path, table: pd.DataFrame, figure: Figure) -> None:
-    """Write what the README shows: results/claims/verdicts.md and results/claims/headline.png."""
+    """Write the files that the README shows: results/claims/verdicts.md and results/claims/headline.png."""
     folder = root / CLAIMS_FOLDER
     write_atomically(folder / "verdicts.md", f"{answer(table)}\n\n{as_markdown(table)}".encode())
-    figure.savefig(folder / "headline.png", dpi=110, metadata={"Software": None})  # no version: the same file again
+    # Omit matplotlib's version, so that the bytes are the same.
+    figure.savefig(folder / "headline.png", dpi=110, metadata={"Software": None})
