@@ -127,7 +127,7 @@ def test_experts_are_not_followed_across_a_whitening(tmp_path, toy_info, toy_dat
     for about, other in ((info, whitened_info(info)), (whitened_info(info), info)):
         train_experts(tmp_path, data, about, ("convnet", {"width": 8}), settings, Compute(), seed=0)
         assert Experts.open(tmp_path, tiny(), about).epochs == 1
-        message = f"seen images of whitening {about.whitening}, not {other.whitening}: make them with"
+        message = f"trained on images with whitening {about.whitening}, not {other.whitening}: make them with"
         with pytest.raises(ExpertError, match=message):
             Experts.open(tmp_path, tiny(), other)
 
