@@ -23,7 +23,7 @@ def answer(table: pd.DataFrame) -> str:
     failed = f" Not seen at this budget: {unseen}." if unseen else ""
     sooner = table[table.kind == "first_reaches"].iloc[0]
     return (
-        f"{counted} DREAM first reaches IDC's final accuracy after {sooner.measured}: **{sooner.verdict}**.{failed} "
+        f"{counted} Iterations that DREAM needs for IDC's final accuracy: {sooner.measured} (**{sooner.verdict}**).{failed} "
         "The study runs 10 to 120 iterations where the paper runs 200,000: what is not seen here is not refuted."
     )
 
