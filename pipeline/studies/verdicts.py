@@ -22,10 +22,8 @@ def answer(table: pd.DataFrame) -> str:
     unseen = "; ".join(f"*{claim}*" for claim in listed[NOT])
     failed = f" Not seen at this budget: {unseen}." if unseen else ""
     sooner = table[table.kind == "first_reaches"].iloc[0]
-    return (
-        f"{counted} Iterations that DREAM needs for IDC's final accuracy: {sooner.measured} (**{sooner.verdict}**).{failed} "
-        "The study runs 10 to 120 iterations where the paper runs 200,000: what is not seen here is not refuted."
-    )
+    needed = f"Iterations that DREAM needs for IDC's final accuracy: {sooner.measured} (**{sooner.verdict}**)."
+    return f"{counted} {needed}{failed} The study runs 10 to 120 iterations where the paper runs 200,000: what is not seen here is not refuted."
 
 
 def as_markdown(table: pd.DataFrame) -> str:
