@@ -23,7 +23,8 @@ def answer(table: pd.DataFrame) -> str:
     failed = f" Not seen at this budget: {unseen}." if unseen else ""
     sooner = table[table.kind == "first_reaches"].iloc[0]
     needed = f"Iterations that DREAM needs for IDC's final accuracy: {sooner.measured} (**{sooner.verdict}**)."
-    return f"{counted} {needed}{failed} The study runs 10 to 120 iterations where the paper runs 200,000: what is not seen here is not refuted."
+    length = "The study runs 10 to 120 iterations where the paper runs 200,000: what is not seen here is not refuted."
+    return f"{counted} {needed}{failed} {length}"
 
 
 def as_markdown(table: pd.DataFrame) -> str:
