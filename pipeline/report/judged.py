@@ -165,8 +165,8 @@ def protocol_note(protocol: EvaluationParams, settings: TrainSettings) -> str:
     if protocol.replay:
         return "The set's own protocol replays the training that the set was unrolled through."
     return (
-        f"Its own protocol is `{protocol.protocol}`: {protocol.epochs} epochs in batches of {settings.batch}, learning "
-        f"rate {settings.lr:.4g}, augmentation `{protocol.augmentation}`, CutMix {settings.cutmix:g}."
+        f"The set's own protocol is `{protocol.protocol}`: {protocol.epochs} epochs in batches of {settings.batch}, "
+        f"learning rate {settings.lr:.4g}, augmentation `{protocol.augmentation}`, CutMix {settings.cutmix:g}."
     )
 
 
