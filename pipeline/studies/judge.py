@@ -262,10 +262,10 @@ def _command(path: str, dataset: str, protocol: str, ipc: int, stored: str, netw
     'python -m pipeline.studies.judge set.pt --data cifar10 --stored labels=logits --networks 1 --epochs 10'
     """
     variables = {"data": dataset, "protocol": protocol, "ipc": ipc, "stored": stored}
-    shown = {key: shlex.quote(str(value)) for key, value in variables.items() if value}
-    if (networks, epochs) == (MIN_NETWORKS, 0):
+    trial = {"networks": networks if networks != MIN_NETWORKS else 0, "epochs": epochs}
+    shown = {key: shlex.quote(str(value)) for key, value in (variables | trial).items() if value}
+    if not any(trial.values()):
         return f"make judge SET={shlex.quote(path)} " + " ".join(f"{key.upper()}={text}" for key, text in shown.items())
-    shown |= {"networks": str(networks), "epochs": str(epochs)}
     options = " ".join(f"--{key} {text}" for key, text in shown.items())
     return f"python -m pipeline.studies.judge {shlex.quote(path)} {options}"
 
