@@ -127,7 +127,7 @@ def test_images_outside_the_class_folders_are_named(tmp_path, caplog):
             ["a/1.png", "b/2.png", "b/2.heic"],
             r"unexpected entries: b/2\.heic\. .* convert, move or remove",
         ),
-        (["a/1.png", "a/more/2.png", "b/2.png"], "entries: a/more"),  # beside images
+        (["a/1.png", "a/more/2.png", "b/2.png"], "entries: a/more"),  # next to images
         (["a/x/1.png", "a/y/2.png", "b/2.png"], "entries: a/x, a/y"),  # two to choose from
         (["a/x/y/1.png", "b/2.png"], "entries: a/x/y"),  # two levels too deep
         (["a/1.png", "b/2.png", *(f"b/{n:02}.npy" for n in range(13))], r"b/09\.npy and 3 more"),
