@@ -25,7 +25,7 @@ from pipeline.params.errors import KeyPath, at_keys, check_keys, validated
 from pipeline.params.images import check_images
 from pipeline.params.models import Params
 
-# KeyPath of `distillation` that name a component.
+# Keys of `distillation` that name a component.
 COMPONENT_KEYS = {"objective": OBJECTIVES, "init": INITS, "sampler": SAMPLERS, "labels": LABELS}
 
 
