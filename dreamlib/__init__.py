@@ -1,7 +1,7 @@
 """Dataset distillation by representative matching: DREAM, its baseline IDC, and related objectives.
 
 ``load`` and ``SyntheticSet`` read and write distilled sets, ``import_set`` and ``export_set`` those of other projects.
-``Distiller`` makes sets, ``evaluate`` measures them.
+``Distiller`` makes sets, ``evaluate`` measures them; ``Compute`` says on which device and in which number format.
 """
 
 import os
@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 __version__ = "0.1.0"
 
 _MODULES = {
+    "Compute": "dreamlib._engine.compute",
     "DecodedDataset": "dreamlib.synthetic.synthetic_set",
     "Distiller": "dreamlib.distill",
     "SyntheticSet": "dreamlib.synthetic.synthetic_set",
