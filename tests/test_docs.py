@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import dreamlib
-from dreamlib.data import create, load_split
+from dreamlib.data import create
 from dreamlib.synthetic.export import WRITERS
 from dreamlib.synthetic.initial import fill, random_rows
 from pipeline.pages import BLOCKS, page_text
@@ -89,7 +89,7 @@ def test_the_ways_to_use_a_set_run(committed, tmp_path, monkeypatch):
     assert scope["classifier"].score(scope["images"].reshape(400, -1), scope["labels"]) > 0.9
 
 
-def test_the_example_of_an_evaluation_runs(tmp_path, monkeypatch):
+def test_the_example_of_an_evaluation_runs(digits, tmp_path, monkeypatch):
     """On the digits, whose test images are always here: a set of real images beats guessing by far."""
     text = (ROOT / "docs" / "sets.md").read_text(encoding="utf-8")
     example = re.search(r"## Measure a set's accuracy\n.*?```python\n(.*?)```", text, flags=re.DOTALL)[1]
@@ -98,8 +98,7 @@ def test_the_example_of_an_evaluation_runs(tmp_path, monkeypatch):
         example = example.replace(published, here)
     monkeypatch.chdir(tmp_path)
     create("digits").fetch(tmp_path / "data")
-    real = load_split("digits", "train", tmp_path / "data", 0, 0)
-    fill(real, random_rows(real, 10, seed=0), ipc=10, factor=1, rule="single").save(tmp_path / "set.safetensors")
+    fill(digits, random_rows(digits, 10, seed=0), ipc=10, factor=1, rule="single").save(tmp_path / "set.safetensors")
     scope = {}
     exec(example, scope)
     assert scope["result"].split == "test" and scope["result"].mean > 0.5
