@@ -270,7 +270,7 @@ def test_a_convolution_normed_at_once_is_its_norm_with_all_gradients(channels, s
     x = pixels(2, channels, size).double().requires_grad_(True)
     expected = F.group_norm(F.conv2d(x, conv.weight, conv.bias, padding=padding), 4, norm.weight, norm.bias)
     torch.testing.assert_close(conv.convolved_and_normed(x, norm), expected, rtol=1e-10, atol=1e-10)
-    upstream, leaves = torch.randn_like(expected), [x, conv.weight, norm.weight, norm.bias]
+    upstream, leaves = torch.randn_like(expected), [x, *conv.parameters(), *norm.parameters()]
     results = conv.convolved_and_normed(x, norm), expected
     for a, b in zip(*(torch.autograd.grad(y, leaves, upstream) for y in results), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)

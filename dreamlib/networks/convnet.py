@@ -54,7 +54,8 @@ class FirstConv2d(Conv2d):
         The convolution is linear: over an image's pixels, the channel with weights w has the mean w · mean(patch) and
         the variance wᵀ cov(patch) w. So the statistics of all channels follow from a 9C×9C matrix per image, and the
         normalised channels are one product with weights scaled for each image. That product is read once, by the
-        activation, whereas a norm reads its input three times. The norm cancels the convolution's bias.
+        activation, whereas a norm reads its input three times. The norm cancels the convolution's bias, whose gradient
+        is zero.
         """
         shifted = self._shifted(x)
         n, _, height, width = shifted[0].shape
@@ -64,8 +65,10 @@ class FirstConv2d(Conv2d):
         weight = self.weight.to(wide.dtype).reshape(self.out_channels, -1)
         variance = ((weight @ covariance) * weight).sum(2)
         weights = weight * (norm.weight * torch.rsqrt(variance + norm.eps)).unsqueeze(2)
-        # The norm's bias is the weight of a constant input, so that the same product yields its gradient.
-        weights = torch.cat([weights, norm.bias.view(-1, 1).expand(n, -1, 1)], 2).to(x.dtype)
+        # The norm's bias is the weight of a constant input, so that the same product yields its gradient. Adding zero
+        # times the convolution's bias gives that bias a gradient, zero, instead of none.
+        bias = norm.bias if self.bias is None else norm.bias + 0 * self.bias
+        weights = torch.cat([weights, bias.view(-1, 1).expand(n, -1, 1)], 2).to(x.dtype)
         patches = torch.cat([centered, centered.new_ones(n, 1, height * width)], 1).to(x.dtype)
         out = self._aligned(patches, -2).transpose(1, 2) @ self._aligned(weights, -1).transpose(1, 2)
         return out.reshape(n, height, width, self.out_channels).permute(0, 3, 1, 2)
@@ -146,16 +149,15 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 class Block(nn.Sequential):
-    """A convolution, its norm, activation and pooling; the first block compiles convolution and norm as one."""
+    """A convolution, its norm, activation and pooling; the first block computes convolution and norm as one."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C', H' // 2, W' // 2)."""
         conv, norm, activation, pooling = self
-        # Not for features in evaluation mode with gradients: the activation's mask, saved for autograd, would get a
-        # layout that takes longer to write than the whole convolution.
-        saves_mask = torch.is_grad_enabled() and not self.training
-        fusible = isinstance(conv, FirstConv2d) and isinstance(norm, InstanceNorm) and not saves_mask
-        if torch.compiler.is_compiling() and fusible:
+        # Not for compiled features in evaluation mode with gradients: the activation's mask, saved for autograd, would
+        # get a layout that takes longer to write than the whole convolution.
+        saves_mask = torch.compiler.is_compiling() and torch.is_grad_enabled() and not self.training
+        if isinstance(conv, FirstConv2d) and isinstance(norm, InstanceNorm) and not saves_mask:
             return pooling(activation(conv.convolved_and_normed(x, norm)))
         return super().forward(x)
 
