@@ -19,7 +19,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 class Strict(BaseModel):
     """An immutable record that rejects unknown keys, suggesting the nearest match."""
 
-    model_config = ConfigDict(frozen=True)
+    # A string below a field is its description, from which docs/parameters.md is made.
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -34,28 +35,28 @@ DEVICE = r"^(auto|cpu|cuda(:\d+)?)$"  # valid values of compute.device
 
 
 class ComputeParams(Strict):
-    """Device, number format and parallelism; see ``Compute.resolve``.
-
-    device: 'auto', 'cpu', 'cuda' or 'cuda:<number>'.
-    precision: format of activations; 'auto' is bfloat16 on a GPU that has it, and on a CPU that has it if loops are
-        compiled, else float32.
-    threads: CPU threads, shared by the workers; 0 leaves torch's default.
-    compile: compile the inner loops with torch.compile.
-    workers: processes that share the classes of a distillation and the networks of an evaluation.
-    """
+    """Device, number format and parallelism; see ``Compute.resolve``."""
 
     device: Annotated[str, Field(pattern=DEVICE)] = "auto"
+    """`auto`, `cpu`, `cuda` or one GPU, such as `cuda:1`."""
     precision: Literal["auto", "float32", "bfloat16", "float64"] = "float32"
+    """Number format of activations, not of parameters; `auto` is bfloat16 on a GPU that has it, and on a CPU that has
+    it if loops are compiled; else float32."""
     threads: Natural = 0
+    """CPU threads, shared by the workers; 0 uses torch's number."""
     compile: bool = False
+    """Let budgets compile their inner loops by torch.compile; needs a C++ compiler."""
     workers: Positive = 1
+    """Processes that share a distillation's classes and an evaluation's networks."""
 
 
 class NetworkParams(Strict):
     """A network's registered name and its options."""
 
     name: str = "convnet"
+    """Matched network, and the evaluation network unless `evaluation.networks` lists others."""
     options: dict[str, Any] = {}
+    """Options of the network."""
 
     @property
     def label(self) -> str:
@@ -75,21 +76,19 @@ NetworkList = Annotated[
 
 
 class ClusteringParams(Strict):
-    """The clustering whose representatives fill the initial canvases.
-
-    features: space of the clustering: 'pixels', an untrained network's features ('random'), the same of images that are
-        not normalised ('random_unnormalised'), or a trained network's ('trained').
-    pick: 'members' or 'released'; see ``dreamlib.sampling.representatives.cluster_class``.
-    epochs: passes over the real images, or a fraction of one, to train the network of 'trained'.
-    pool: random images per class that are clustered; 0 takes all.
-    max_iterations: maximum number of Lloyd iterations of k-means.
-    """
+    """The clustering whose representatives fill the initial canvases."""
 
     features: Literal["pixels", "random", "random_unnormalised", "trained"] = "random"
+    """Feature space: `pixels`, an untrained network (`random`), the same on images that are not normalised, or a
+    network trained for `epochs`."""
     pick: Literal["members", "released"] = "members"
+    """Image per cluster: nearest of its members, or nearest of all as in DREAM's released code."""
     epochs: Rate = 1.0
+    """Training before clustering with `features: trained`, in passes over the real images."""
     pool: Natural = 0
+    """Training images per class that are clustered, drawn at random; 0 uses all."""
     max_iterations: Positive = 50
+    """Maximum number of Lloyd steps of k-means."""
 
 
 # DREAM's released code (``init: released``).
@@ -97,110 +96,95 @@ RELEASED_CLUSTERING = ClusteringParams(features="random_unnormalised", pick="rel
 
 
 class DistillParams(Strict):
-    """All settings of a distillation; DREAM adds its ``init`` and ``sampler`` to IDC.
-
-    What is matched:
-        objective, options: registered name of the objective, and its options.
-
-    The canvases:
-        init: registered name of the initialisation; see ``dreamlib.synthetic.initial``.
-        factor: images along each side of a canvas.
-        decode: 'single', 'bound' (see ``dreamlib.synthetic.decode.formation``), or 'dct', which stores the factor²
-            images of a canvas as their strongest frequencies (FreD, ``dreamlib.synthetic.frequency``).
-        shrink: how real images are reduced to 1/factor: 'area' or 'nearest'; not used by 'dct'.
-        bounded: canvases hold pixels in [0, 1] and are clamped after each outer iteration (IDC, DREAM). Otherwise they
-            hold normalised pixels and are never clamped (DC, DSA, DM, MTT, DD, FRePo).
-        statistics: 'dc' normalises by DC's mean and standard deviation where they differ from IDC's.
-        whitening: 'zca' whitens all images by the statistics of the training images (MTT,
-            ``dreamlib.data.whitening``).
-
-    The real images:
-        sampler: registered name of the sampler; see ``dreamlib.sampling``.
-        real_batch: images per class and inner iteration.
-        per_cluster: images chosen from each cluster; must divide ``real_batch``.
-        interval: inner iterations between two selections of real images.
-        pool: random images per class to select from; 0 takes all.
-        cluster_features: space of the clustering: features of the 'current' network (DREAM), their 'spatial_mean',
-            features of one untrained network for the whole run ('random'), or 'pixels'.
-        warm_start: start k-means from the previous clustering's centres while the network is the same.
-
-    The images' update:
-        synthetic_batch: decoded images per class and inner iteration.
-        outer_iterations, inner_iterations: number of networks, and of image updates with each.
-        image_optimizer, image_momentum: 'sgd' with momentum, or 'adam'.
-        image_lr: step size, in the units of the canvases: pixels, normalised pixels, or orthonormal coefficients.
-        image_lr_rule: 'scaled' multiplies ``image_lr`` by ipc/10 · (side/32)², for MNIST by ipc/10 · (side/28)² (IDC,
-            DREAM).
-        image_lr_schedule: 'cosine' decays the step size to zero at the last iteration, 'cosine_to_tenth' to a tenth
-            (FRePo); 'halved' halves it after each tenth of the run (DD).
-        image_update: 'per_class' updates after each class, with one momentum buffer for all (the released code).
-            'once_equivalent' updates once an iteration, without momentum and at the step size that equals 'per_class'
-            up to momentum^K for an objective with a loss for each of K classes. 'batched' updates once, with momentum.
-        learned_lr: step size of everything an objective learns besides pixels.
-        augmentation, augmentation_mode: augmentation of real and synthetic images alike; see
-            ``dreamlib.training.augment.Augmentation``.
-
-    The matched network:
-        pretrain_epochs: passes over the real images, or a fraction of one, before a network is first matched.
-        train_on: images it trains on between two inner iterations: 'real', 'synthetic' or 'none'.
-        network_steps, network_batch, network_lr, network_momentum, network_weight_decay: SGD of that training.
-        network_augmentation, cutmix: augmentation of that training, and probability of CutMix.
-
-    The labels:
-        labels: registered name of the label source; see ``dreamlib.matching.label_sources``.
-        teacher_epochs: passes over the real images to train the teacher of 'assigned'.
-
-    The run:
-        parallel_classes: maximum number of classes that are clustered and matched at the same time on a CPU, along with
-            the training on real images; as many run at a time as divide the threads evenly. Faster, with more memory
-            and different rounding. No effect for an objective without a loss per class, or with ``image_update``
-            'per_class'.
-        checkpoint_every_s: seconds between two checkpoints.
-        snapshots: sets to store for accuracy curves besides the initial one, at iterations that double up to the last.
-    """
+    """All settings of a distillation; DREAM adds its ``init`` and ``sampler`` to IDC."""
 
     objective: str = "gradient"
+    """Quantity that is matched; see `dreamlib.matching.OBJECTIVES`."""
     options: dict[str, Any] = {}
+    """Options of the objective."""
     init: str = "random"
+    """Initialisation of the canvases; see `dreamlib.synthetic.initial.INITS`."""
     shrink: Literal["area", "nearest"] = "area"
+    """How images are downscaled for a canvas: average or nearest pixel; not used with `decode: dct`."""
     factor: Positive = 2
+    """A canvas holds factor² training images."""
     decode: Literal["single", "bound", "dct"] = "single"
+    """Rule that decodes canvases: all alike, bounded per class (IDC), or from their strongest frequencies (FreD)."""
     sampler: str = "random"
+    """Choice of the real images that are matched; see `dreamlib.sampling.real_batches.SAMPLERS`."""
     real_batch: Positive = 128
+    """Real images per class in a matching step."""
     per_cluster: Positive = 1
+    """Images taken from each cluster; divides `real_batch`."""
     interval: Positive = 10
+    """Inner iterations between two clusterings."""
     pool: Natural = 0
+    """Images per class clustered during distillation; a random subset if there are more; 0 uses all."""
     cluster_features: Literal["current", "spatial_mean", "random", "pixels"] = "current"
+    """Feature space: current network (DREAM), its spatial mean, an untrained network for the whole run, or pixels."""
     warm_start: bool = False
+    """Initialise a clustering with the previous centres on the same network."""
     synthetic_batch: Positive = 128
+    """Decoded images per class in a matching step; a random subset if there are more."""
     outer_iterations: Natural = 2000
+    """Number of fresh networks."""
     inner_iterations: Positive = 100
+    """Matching steps per fresh network."""
     image_optimizer: Literal["sgd", "adam"] = "sgd"
+    """Optimiser of the canvases."""
     image_lr: Rate = 5e-3
+    """Step size on pixels, normalised if `bounded: false`, or on coefficients with `decode: dct`."""
     image_lr_rule: Literal["fixed", "scaled"] = "fixed"
+    """`scaled` multiplies it by ipc/10 · (side/32)² (28 in place of 32 on MNIST; IDC, DREAM)."""
     image_lr_schedule: Literal["constant", "cosine", "cosine_to_tenth", "halved"] = "constant"
+    """Constant, cosine to zero or to a tenth (FRePo), or halved after every tenth of the run (DD)."""
     bounded: bool = True
+    """Canvases hold pixels in [0, 1], clamped after each outer iteration (IDC, DREAM); else normalised pixels, never
+    clamped (DC and its successors)."""
     statistics: Literal["idc", "dc"] = "idc"
+    """Mean and deviation of the normalisation: IDC's or DC's."""
     image_momentum: Momentum = 0.5
+    """Momentum of SGD on the canvases."""
     image_update: Literal["per_class", "once_equivalent", "batched"] = "batched"
+    """A step per class with one momentum buffer for all (the released code), a single step without momentum that
+    equals K of them up to momentumᴷ, or a single step with momentum."""
     learned_lr: Rate = 1e-5
+    """Step size for what is learned in addition to pixels."""
     augmentation: str = "color_crop_cutout"
+    """Operations on real and synthetic images in matching, joined by `_`."""
     augmentation_mode: Literal["idc", "dsa", "dc", "idc_per_image"] = "idc"
+    """How operations are combined, per batch or per image; see `dreamlib.training.augment.Augmentation`."""
     train_on: Literal["real", "synthetic", "none"] = "real"
+    """Images that the network trains on between matching steps."""
     network_steps: Natural = 4
+    """Training steps of the network after each matching step."""
     network_batch: Positive = 128
+    """Batch of these steps."""
     network_lr: Rate = 0.01
+    """Their learning rate."""
     network_momentum: Momentum = 0.9
+    """Their momentum."""
     network_weight_decay: NonNegative = 5e-4
+    """Their weight decay."""
     network_augmentation: str = "color_crop"
+    """Their augmentation."""
     cutmix: Fraction = 0.5
+    """Their probability of CutMix."""
     pretrain_epochs: NonNegative = 0.0
+    """Passes over the real images, or a fraction of one, before a network's first matching step."""
     labels: str = "hard"
+    """Source of the labels; see `dreamlib.matching.label_sources.LABELS`."""
     whitening: Literal["none", "zca"] = "none"
+    """`zca` whitens images by the statistics of the training images (MTT); needs `factor: 1` and `bounded: false`."""
     teacher_epochs: Positive = 20
+    """Passes that train the teacher, with `labels: assigned`."""
     parallel_classes: Positive = 1
+    """Classes clustered and matched side by side on a CPU, as many as divide the threads evenly: faster, with more
+    memory and different rounding; no effect without a loss per class, or with `image_update: per_class`."""
     checkpoint_every_s: Rate = 30.0
+    """Seconds between two checkpoints."""
     snapshots: Natural = 4
+    """Canvases stored during distillation for accuracy curves, at iterations that double up to the last."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "DistillParams":
@@ -248,51 +232,54 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 class EvaluationParams(Strict):
     """The evaluation of a set: how networks are trained on it, and how many.
 
-    protocol: a name from ``PROTOCOLS``, which replaces some of the defaults; the defaults are IDC's.
-    networks: architectures to train; the first one's accuracy is reported for the set. Empty: the matched network.
-    repeats: new networks of each architecture.
-    parallel_networks: networks that train side by side on a CPU, each on its share of the threads. Faster, with
-        different rounding.
-    views: additional evaluations of the same set; see ``dreamlib.evaluation.apply_view``.
-    epochs, batch, lr, momentum, weight_decay: SGD on the decoded images.
-    decay: 'idc_steps' multiplies the rate by 0.2 at 2/3 and at 5/6 of the epochs (IDC); 'tenth' multiplies it by 0.1
-        after half of them and resets momentum (DC, DSA, DM, MTT).
-    augmentation, augmentation_mode: see ``dreamlib.training.augment.Augmentation``.
-    cutmix: probability of CutMix for a batch.
-    clean_share: fraction of the epochs, the last ones, without CutMix and with mirroring as the only augmentation.
-    last_layer: 'ridge' refits the last layer, after training, by ridge regression on the set's features, as the
-        objective 'ridge' assumes; the accuracy before the refit is reported too.
-    last_layer_penalty: penalty of that regression; see ``dreamlib.training.features.fit_last_layer``.
-    learned_lr: train at the step size learned with the set, if it has one (MTT).
-    replay: train by the steps and learned rates of the unrolled objective (DD, RaT-BPTT), in place of the protocol's
-        epochs, batches, augmentation and rates.
-    curve_networks, curve_epochs: the shorter protocol of accuracy curves over iterations, on the validation split.
-
     >>> EvaluationParams(protocol="dc").epochs, EvaluationParams(protocol="dc", epochs=30).epochs
     (301, 30)
     """
 
     protocol: str = "idc"
+    """Evaluation protocol whose values are the defaults of the keys below."""
     networks: NetworkList = []
+    """Networks trained on the set; the first one's accuracy is reported for it; none: `network`."""
     repeats: Positive = 3
+    """Fresh networks of each kind."""
     parallel_networks: Positive = 1
+    """Networks trained side by side on a CPU, each on its share of the threads: faster, with different rounding."""
     views: list[Literal["plain", "hard_labels", "idc"]] = []
+    """Further evaluations: no augmentation, IDC's protocol, hard labels in place of soft ones."""
     decay: Literal["idc_steps", "tenth"] = "idc_steps"
+    """Learning rate: × 0.2 at 2/3 and 5/6 of the epochs (IDC), or × 0.1 and a new momentum after half of them (DC,
+    DSA, DM, MTT)."""
     epochs: Positive = 1000
+    """Passes over the set."""
     batch: Positive = 64
+    """Images in a step."""
     lr: Rate = 0.01
+    """Learning rate."""
     momentum: Momentum = 0.9
+    """Momentum."""
     weight_decay: NonNegative = 5e-4
+    """Weight decay."""
     augmentation: str = "flip_color_crop_scale_rotate"
+    """Operations, joined by `_`."""
     augmentation_mode: Literal["idc", "dsa", "dc", "idc_per_image"] = "idc"
+    """How operations are combined, per batch or per image; see `dreamlib.training.augment.Augmentation`."""
     cutmix: Fraction = 0.5
+    """Probability of CutMix for a batch."""
     clean_share: Fraction = 0.0
+    """Final fraction of the epochs, without CutMix and with mirroring only."""
     last_layer: Literal["trained", "ridge"] = "trained"
+    """`ridge` refits the last layer after training, by ridge regression on the set's features; the accuracy before is
+    reported too."""
     last_layer_penalty: Rate = 0.03
+    """Penalty of that regression."""
     learned_lr: bool = False
+    """Train with the step size learned with the set, if it has one (MTT)."""
     replay: bool = False
+    """Train with the unrolled steps and the learned rates (DD, RaT-BPTT)."""
     curve_networks: Natural = 1
+    """Networks for accuracy by iteration, on the validation images; 0 draws no curve."""
     curve_epochs: Positive = 100
+    """Their epochs."""
 
     @model_validator(mode="before")
     @classmethod
@@ -306,24 +293,26 @@ class EvaluationParams(Strict):
 
 
 class ExpertParams(Strict):
-    """The expert trajectories that MTT matches; the defaults are MTT's. See ``dreamlib.matching.experts``.
-
-    images: training images per class; 0 takes all.
-    count: number of experts.
-    epochs: passes over the images; the weights are stored after each.
-    batch, lr, momentum, weight_decay: SGD.
-    augmentation, mode: see ``dreamlib.training.augment.Augmentation``.
-    """
+    """The expert trajectories that MTT matches; the defaults are MTT's. See ``dreamlib.matching.experts``."""
 
     images: Natural = 0
+    """Training images per class; 0 uses all."""
     count: Positive = 100
+    """Number of trajectories."""
     epochs: Positive = 50
+    """Epochs of each; the weights are stored after each."""
     batch: Positive = 256
+    """Images in a step."""
     lr: Rate = 0.01
+    """Learning rate."""
     momentum: Momentum = 0.0
+    """Momentum."""
     weight_decay: NonNegative = 0.0
+    """Weight decay."""
     augmentation: str = "flip_color_crop_scale_rotate_cutout"
+    """Operations, joined by `_`."""
     mode: Literal["idc", "dsa", "dc", "idc_per_image"] = "dsa"
+    """How operations are combined, per batch or per image; see `dreamlib.training.augment.Augmentation`."""
 
 
 def digest(*parts: Any) -> str:

@@ -54,42 +54,42 @@ class DataParams(Strict):
     """The folder of the data, and a data set's own options. The budget sets how many images are held out."""
 
     directory: str = "data"
+    """Folder of the data."""
     options: dict[str, Any] = Field(default_factory=dict)
+    """Options of the data set."""
 
 
 class BudgetSections(Strict):
-    """The sections of a budget, or of its block for a data set.
-
-    ``validation_per_class`` training images of each class are held out for choosing settings; 0 trains on all images
-    and draws no curves.
-    """
+    """The sections of a budget, or of its block for a data set."""
 
     validation_per_class: Natural | None = None
+    """Training images per class held out for choosing settings; 0 holds out none and draws no curves."""
     clustering: dict[str, Any] = Field(default_factory=dict)
+    """Section, see `clustering`."""
     distillation: dict[str, Any] = Field(default_factory=dict)
+    """Section, see `distillation`."""
     experts: dict[str, Any] = Field(default_factory=dict)
+    """Section, see `experts`."""
     evaluation: dict[str, Any] = Field(default_factory=dict)
+    """Section, see `evaluation`."""
 
 
 class DatasetSections(BudgetSections):
-    """A budget's overrides for a data set.
-
-    ``by_factor`` holds sections by factor; an entry applies to its factor and larger ones, up to the next entry.
-    """
+    """A budget's overrides for a data set."""
 
     by_factor: dict[int, BudgetSections] = Field(default_factory=dict)
+    """Sections by factor; an entry applies to its factor and larger ones, up to the next entry."""
 
 
 class Budget(BudgetSections):
-    """A named budget: how much work each stage does, on which network, and overrides for single data sets.
-
-    ``network`` is matched, and is the evaluation network unless others are listed. Inner loops are compiled if both
-    this ``compile`` and ``compute.compile`` are true.
-    """
+    """A named budget: how much work each stage does, on which network, and overrides for single data sets."""
 
     compile: bool = True
+    """Compile the inner loops, if `compute.compile` allows it; worth it from hundreds of iterations."""
     network: NetworkParams = NetworkParams()
+    """Section, see `network`."""
     by_dataset: dict[str, DatasetSections] = Field(default_factory=dict)
+    """The same sections for single data sets, each with `by_factor` for a factor and larger ones."""
 
 
 class Params(Strict):
@@ -99,14 +99,23 @@ class Params(Strict):
     """
 
     dataset: str
+    """Data set to distil."""
     ipc: Annotated[list[Annotated[int, Field(ge=1, strict=True)]], *OnceEach]
+    """Stored images per class; every value is a run."""
     methods: Annotated[list[Name], *OnceEach]
+    """Entries of `method` to run."""
     seeds: Annotated[list[Annotated[int, Field(ge=0, strict=True)]], *OnceEach]
+    """Seeds; each is a whole run with its own clusters, canvases, batches and networks."""
     budget: str
+    """Entry of `budgets` to use."""
     compute: ComputeParams = ComputeParams()
+    """Section, see `compute`."""
     data: DataParams = DataParams()
+    """Section, see `data`."""
     method: dict[Name, dict[str, Any]]
+    """Methods by name: keys of `distillation`, sections `clustering` and `evaluation`, overrides."""
     budgets: dict[Name, Budget]
+    """Budgets by name."""
 
     def distillation(self, method: str, ipc: int) -> DistillParams:
         """Return the distillation settings of ``method`` at ``ipc`` under the chosen budget.

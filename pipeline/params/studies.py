@@ -9,31 +9,27 @@ from pipeline.params.models import Name
 
 
 class BatchesParams(Strict):
-    """Settings of the comparison of batches.
-
-    points: training steps of the network after which batches are compared.
-    pool: images that represent each class.
-    draws: batches of each randomly drawn kind.
-    shown: class whose batches are shown.
-    """
+    """Settings of the comparison of batches."""
 
     points: Annotated[list[Natural], Field(min_length=1)]
+    """Training steps after which batches are compared."""
     pool: Positive = 640
+    """Images that represent each class."""
     draws: Annotated[int, Field(ge=2)] = 3
+    """Batches of each randomly drawn kind."""
     shown: Natural = 0
+    """Class whose batches are shown."""
 
 
 class CostParams(Strict):
-    """Settings of training on the full data, for its cost.
-
-    points: training steps after which accuracy is measured.
-    batch: images per step.
-    repeats: number of networks.
-    """
+    """Settings of training on the full data, for its cost."""
 
     points: Annotated[list[Positive], Field(min_length=1)]
+    """Training steps on the full data after which accuracy is measured."""
     batch: Positive = 64
+    """Images in a step."""
     repeats: Positive = 3
+    """Number of networks."""
 
 
 class ClaimsParams(Strict):
