@@ -2,7 +2,7 @@
 
 import logging
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -207,7 +207,10 @@ def evaluate(
     with progress(len(indices) * epochs, label, unit="epoch") as bar:
         if compute.compile:
             bar.set_postfix_str("the first epoch may compile, which takes longer")
-        for group, network_threads in groups(indices, threads, protocol.parallel_networks):
+        trained = 0
+        for size, network_threads in shares(len(indices), threads, protocol.parallel_networks):
+            group = indices[trained : trained + size]
+            trained += size
             if all(index in partial for index in group):
                 bar.update(len(group) * epochs)
                 continue
@@ -227,18 +230,6 @@ def evaluate(
     final = ranks.gather([accuracies[-1] for accuracies in results])
     as_trained = ranks.gather([accuracies[0] for accuracies in results if len(accuracies) > 1])
     return Evaluation(tuple(final), split, epochs, tuple(as_trained))
-
-
-def groups(indices: Sequence[int], threads: int, limit: int) -> Iterator[tuple[Sequence[int], int]]:
-    """Yield the networks that train side by side, up to ``limit``, and the CPU threads of each of them.
-
-    >>> list(groups([0, 1, 2], threads=2, limit=2))
-    [([0, 1], 1), ([2], 2)]
-    """
-    start = 0
-    for group_size, network_threads in shares(len(indices), threads, limit):
-        yield indices[start : start + group_size], network_threads
-        start += group_size
 
 
 def curve(

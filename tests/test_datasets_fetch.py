@@ -12,9 +12,16 @@ import pytest
 from PIL import Image
 
 from dreamlib.data import DataError, debian
-from dreamlib.data.debian import DebianFolder, DebianPackage, restore_gzip_header
+from dreamlib.data.debian import DebianPackage
 from dreamlib.data.fashion_mnist import PACKED_AT, FashionMnist
-from dreamlib.data.fetch import LocalFolder, Mirror, PublishedFile, SourceError, fetch_files
+from dreamlib.data.fetch import (
+    LocalFolder,
+    Mirror,
+    PublishedFile,
+    SourceError,
+    fetch_files,
+    restore_gzip_header,
+)
 from pipeline.fetch_data import main
 
 CONTENT = {"a.gz": b"first file" * 999, "b.gz": b"second file" * 999}
@@ -185,8 +192,8 @@ def test_debian_tools_that_are_absent_or_fail_are_reasons_not_crashes(folder, tm
     monkeypatch.setattr(debian.shutil, "which", lambda name: name)
     with pytest.raises(SourceError, match="failed with status 3: oh no"):
         debian.run(["sh", "-c", "echo oh no >&2; exit 3"], tmp_path)
-    with pytest.raises(DataError, match="installed Debian package"):
-        fetch_files(folder, FILES, [DebianFolder(tmp_path / "absent")])
+    with pytest.raises(DataError, match="installed package"):
+        fetch_files(folder, FILES, [LocalFolder("installed package", tmp_path / "absent")])
 
 
 def test_fashion_mnist_tries_the_nearest_source_first():

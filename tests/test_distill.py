@@ -183,8 +183,9 @@ SIDE_BY_SIDE = {
 }
 
 
-@pytest.mark.parametrize("threads", [2, 4])
-@pytest.mark.parametrize("variant", SIDE_BY_SIDE)
+@pytest.mark.parametrize(
+    ("variant", "threads"), [*((variant, 2) for variant in SIDE_BY_SIDE), ("dream", 4), ("statistics", 4)]
+)
 def test_classes_side_by_side_are_those_one_by_one(
     tmp_path, variant, threads, threads_restored, spread_over, threads_of_a_new_thread
 ):

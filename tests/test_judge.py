@@ -21,7 +21,7 @@ from dreamlib.synthetic.initial import fill, random_rows
 from dreamlib.synthetic.synthetic_set import SyntheticSet
 from pipeline.params import find_root, read_params
 from pipeline.report import judged
-from pipeline.report.judged import BEST_SET, KMEANS, RANDOM, THIS, augmentation_robust_score, label_robust_score
+from pipeline.report.judged import BEST_SET, KMEANS, RANDOM, THIS, normalised
 from pipeline.studies import judge
 from pipeline.studies.judge import Judgement
 from pipeline.studies.judged_file import judging_project, own_protocol
@@ -29,14 +29,10 @@ from pipeline.studies.judged_file import judging_project, own_protocol
 ROOT = find_root(Path(__file__).parent)
 
 
-def test_scores_by_hand():
-    """DD-Ranking's definitions: α and β of 0 give (1 − 1/e) / (e − 1/e); the extremes give 0 and 1."""
-    zero = (1 - 1 / math.e) / (math.e - 1 / math.e)
-    assert label_robust_score(0.3, 0.3) == pytest.approx(zero)
-    assert label_robust_score(1, -1) == pytest.approx(1) and label_robust_score(-1, 1) == 0
-    assert label_robust_score(0.2, 0.4) == pytest.approx((math.exp(-0.1) - 1 / math.e) / (math.e - 1 / math.e))
-    assert augmentation_robust_score(0.1, -0.1) == pytest.approx(zero)
-    assert augmentation_robust_score(0.4, 0.2) == label_robust_score(0.4, -0.2)
+def test_scores_are_normalised_by_their_definition():
+    """A lead of 0 gives (1 − 1/e) / (e − 1/e); the extremes give 0 and 1."""
+    assert normalised(0.0) == pytest.approx((1 - 1 / math.e) / (math.e - 1 / math.e))
+    assert (normalised(-1.0), normalised(1.0)) == (0, pytest.approx(1))
 
 
 def rows_of(*accuracies):
@@ -52,8 +48,8 @@ def test_scores_read_the_views_they_are_defined_by():
     )  # fmt: skip
     found = judged.scores(rows, "cifar10")
     assert found["ior"] == pytest.approx(0.3) and found["hlr"] == pytest.approx(0.848 - 0.55)
-    assert found["lrs"] == pytest.approx(label_robust_score(0.3, 0.298))
-    assert found["ars"] == pytest.approx(augmentation_robust_score(0.3, 0.1))
+    assert found["lrs"] == pytest.approx((math.exp((0.3 - 0.298) / 2) - 1 / math.e) / (math.e - 1 / math.e))
+    assert found["ars"] == pytest.approx((math.exp(0.2) - 1 / math.e) / (math.e - 1 / math.e))
     other = judged.scores(rows, "digits")
     assert math.isnan(other["hlr"]) and math.isnan(other["lrs"]) and other["ars"] == found["ars"]
 

@@ -326,5 +326,5 @@ def test_alone_everything_is_a_group_of_one():
     x = torch.ones(2)
     parallel.sum_over_workers([x])
     assert x.tolist() == [1, 1]
-    assert (parallel.world(), parallel.rank(), parallel.my_classes(3)) == (1, 0, [0, 1, 2])
+    assert (parallel.world(), parallel.rank(), parallel.my_share(range(3))) == (1, 0, [0, 1, 2])
     assert parallel.local_device("auto") == "auto"

@@ -187,7 +187,7 @@ def project(tmp_path_factory):
     create("digits").fetch(root / "data")
     yaml = YAML()
     params = yaml.load(ROOT / "params.yaml")
-    params.update(dataset="digits", ipc=[1], methods=["random", "dream", "ridge"], seeds=[0])
+    params.update(dataset="digits", ipc=[1], methods=["dream", "ridge"], seeds=[0])
     short = {"real_batch": 16, "inner_iterations": 3, "image_lr": 0.1}
     methods = yaml.load(ROOT / "methods.yaml")
     methods["method"]["ridge"].update(decode="dct", bounded=True, quick=short)
@@ -260,13 +260,13 @@ def test_a_change_of_methods_runs_their_stages_alone_and_a_seed_or_ipc_its_own(e
     methods["method"]["ridge"]["interval"] = 7
     yaml.dump(methods, path)
     try:
-        more = stale(methods=["dream", "ridge", "kmeans"])  # without random, with kmeans, and ridge changed
+        more = stale(methods=["ridge", "kmeans"])  # without dream, with kmeans, and ridge changed
     finally:
         path.write_bytes(original)
     assert more == {"distillation@ridge-1-0", "distillation@kmeans-1-0"}
-    assert stale(methods=["random", "dream", "ridge"], ipc=[1, 2], seeds=[0, 1]) == {
+    assert stale(methods=["dream", "ridge"], ipc=[1, 2], seeds=[0, 1]) == {
         f"{stage}{point}"
-        for stage in ("clustering@", "distillation@random-", "distillation@dream-", "distillation@ridge-")
+        for stage in ("clustering@", "distillation@dream-", "distillation@ridge-")
         for point in ("1-1", "2-0", "2-1")
     }
 
@@ -411,16 +411,15 @@ def test_images_of_ones_own_and_methods_without_clusters_go_through_the_pipeline
                 image.save(tmp_path / split / str(label) / f"{row}.png")
 
     def change(p):
-        p.update(dataset="folder", methods=["random", "idc"])
+        p.update(dataset="folder", methods=["random"])
         p["data"].update(options={"path": str(tmp_path), "size": 8, "channels": 1})
         p["budgets"]["quick"]["by_dataset"]["folder"] = {"validation_per_class": 2}
-        p["budgets"]["quick"]["distillation"].update(real_batch=4, outer_iterations=1, inner_iterations=1)
         p["budgets"]["quick"]["evaluation"].update(repeats=1, epochs=1)
 
     root = edited(change)
     fetch(root)
     dvc(root, "repro")
-    assert read_json(root / "results" / "evaluation" / "idc-ipc1-seed0.json")["ipc"] == 1
+    assert read_json(root / "results" / "evaluation" / "random-ipc1-seed0.json")["ipc"] == 1
     shown = nbformat.read(root / "reports" / "01_clustering" / "ipc1-seed0.ipynb", 4)
     assert sum("image/png" in o.get("data", {}) for c in shown.cells for o in c.get("outputs", [])) >= 2
     assert "up to date" in dvc(root, "repro")
@@ -473,7 +472,8 @@ def test_a_stage_refused_for_its_parameters_loses_no_output(edited):
     root = edited(lambda p: p["budgets"]["quick"]["distillation"].update(factor=5))
     before = outputs_of(root)
     said = dvc(root, "repro", fails=True)
-    assert "choose factor ≤ 4" in said and "failed to reproduce 'clustering" in said
+    assert "failed to reproduce 'clustering" in said
+    assert said.count("choose factor ≤ 4") == 1 and "Traceback" not in said
     assert before and outputs_of(root) == before
 
 
@@ -531,14 +531,3 @@ def test_a_batch_that_a_class_cannot_fill_is_said(edited):
     assert small_class_note(large, large.params.distillation("random", 1)) == "", "it matches nothing"
     small = Project.open(edited(lambda p: p["budgets"]["quick"]["distillation"].update(real_batch=fewest)))
     assert small_class_note(small, small.params.distillation("dream", 1)) == ""
-
-
-def test_a_mistake_stops_the_stage_with_one_line_and_leaves_nothing_behind(edited, capsys, monkeypatch):
-    project = edited(lambda p: p["budgets"]["quick"]["distillation"].update(factor=5))
-    monkeypatch.chdir(project)
-    before, out = outputs_of(project), project / "reports" / "x.ipynb"
-    assert launcher.main(["notebooks/02_distillation.ipynb", str(out), "method=dream", "ipc=1", "seed=0"]) == 1
-    said = capsys.readouterr().err
-    assert "choose factor ≤ 4" in said
-    assert len(said.strip().splitlines()) == 1
-    assert outputs_of(project) == before

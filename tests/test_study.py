@@ -1,8 +1,6 @@
-"""Studies under parameters of their own, through the pipeline's stages, on digits; and a method that is one file."""
+"""Studies under parameters of their own, through the pipeline's stages, on digits."""
 
-import importlib.util
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,10 +13,8 @@ from dreamlib._engine.files import read_json
 from dreamlib._engine.seeding import generator
 from dreamlib.data import create
 from dreamlib.errors import ParameterError
-from dreamlib.matching import OBJECTIVES
 from dreamlib.networks import NETWORKS, build
 from dreamlib.sampling.representatives import cluster_class
-from dreamlib.synthetic.synthetic_set import SyntheticSet
 from pipeline.params import find_root, read_params
 from pipeline.params.check import check_names
 from pipeline.project import Project, Setting
@@ -361,57 +357,6 @@ def test_every_parameter_that_a_stage_of_the_studies_depends_on_exists():
                 found = values[file]
                 for key in name.replace("${budget}", values["params.yaml"]["budget"]).split("."):
                     found = found[key]
-
-
-TOY = '''
-"""Mean-pixel matching: a whole method in one file."""
-
-from dataclasses import dataclass
-
-from dreamlib.matching import OBJECTIVES, Objective
-
-
-@OBJECTIVES.register("mean_pixels")
-@dataclass(frozen=True)
-class MeanPixels(Objective):
-    weight: float = 1.0
-
-    def losses(self, state):
-        for label in range(state.info.num_classes):
-            gap = state.synthetic_images(label).mean(0) - state.real_images(label).mean(0)
-            yield label, self.weight * gap.square().sum()
-'''
-
-
-def test_a_new_method_is_one_module_and_an_entry_in_params(root):
-    """Registered from a module of its own, distilled and evaluated by the pipeline's stages."""
-    (root / "toy.py").write_text(TOY)
-    spec = importlib.util.spec_from_file_location("toy_objective", root / "toy.py")
-    sys.modules["toy_objective"] = module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        yaml = YAML()
-        values = yaml.load(root / "params.yaml")
-        own = ("methods", "method", "budgets", "network")
-        values.update({k: v for k, v in TINY.items() if k not in own}, methods=["toy"])
-        toy = {"objective": "mean_pixels", "options": {"weight": 2.0}, "init": "noise", "factor": 1}
-        values["method"] = {"toy": toy | {"outer_iterations": 40, "inner_iterations": 1, "train_on": "none"}}
-        values["budgets"]["tiny"] = TINY["budgets"]["tiny"] | {"network": TINY["network"]}
-        values["seeds"], values["compute"]["device"] = [0], "cpu"
-        yaml.dump(values, root / "params.yaml")
-        project, setting = Project.open(root), Setting("toy", 1, 0)
-        history = run_distillation(project, setting).history
-        assert history[-1][1] < history[0][1] / 4
-        done, _ = run_evaluation(project, setting)
-        assert read_json(root / "results" / "evaluation" / "toy-ipc1-seed0.json")["accuracy"] == done.mean
-        # What it must have become: each class's mean image.
-        made = SyntheticSet.open(root / "results" / "sets" / "toy-ipc1-seed0.safetensors").canvases
-        train = project.split("train")
-        means = [train.images[train.of_class(c)].mean(0) for c in range(10)]
-        assert max(float((a - b).abs().mean()) for a, b in zip(made, means, strict=True)) < 0.15
-    finally:
-        OBJECTIVES.remove("mean_pixels")
-        sys.modules.pop("toy_objective", None)
 
 
 def test_all_does_clusters_and_every_method_and_keeps_what_is_small(root, monkeypatch):

@@ -1,7 +1,7 @@
 """The history of matching losses, and the errors for losses and values that are not finite."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -64,31 +64,3 @@ class LossHistory:
                 f"the matching loss of {whose} is {loss} at inner iteration {iteration}, with image_lr "
                 f"{self.image_lr:g}: lower image_lr and run again"
             )
-
-
-def check_finite(
-    iteration: int,
-    canvases: Tensor,
-    extras: Mapping[str, Tensor],
-    class_names: Sequence[str],
-    image_lr: float,
-    learned_lr: float,
-) -> None:
-    """Raise DistillationDivergedError for canvases (K·ipc, C, H, W) or other learned values that are not finite.
-
-    A finite loss may have a gradient that is not: such pixels must not reach a checkpoint. Canvases are ordered by
-    class; the message names the learned value or the first class, and its step size.
-    """
-    for name, value in extras.items():
-        if not bool(value.isfinite().all()):
-            raise DistillationDivergedError(
-                f"the step at inner iteration {iteration} left values of the learned '{name}' that are not finite, "
-                f"with learned_lr {learned_lr:g}: lower learned_lr and run again"
-            )
-    if not bool(canvases.isfinite().all()):
-        first = int((~canvases.isfinite()).flatten().nonzero()[0])
-        label = first * len(class_names) // canvases.numel()
-        raise DistillationDivergedError(
-            f"the step at inner iteration {iteration} left values that are not finite, first in class {label} "
-            f"({class_names[label]}), with image_lr {image_lr:g}: lower image_lr and run again"
-        )

@@ -3,8 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 PROGRESS_FILE = "DREAM_PROGRESS_FILE"
@@ -19,25 +18,16 @@ def progress(total: int, label: str, initial: int = 0, unit: str = "it") -> Iter
     """
     from dreamlib._engine import ranks  # here, because importing torch takes the launcher seconds
 
-    if not ranks.first():  # one bar for all ranks
-        from tqdm import tqdm
-
-        with tqdm(total=total, disable=True) as silent:
-            yield silent
-        return
     path = os.environ.get(PROGRESS_FILE)
-    if path:
+    if "ipykernel" in sys.modules and not path:
+        from tqdm.notebook import tqdm  # not tqdm.auto, which outside a notebook warns if ipywidgets is missing
+    else:
         from tqdm import tqdm
-
-        with open(Path(path), "a", encoding="utf-8", buffering=1) as file:
-            bar = tqdm(total=total, desc=label, initial=initial, unit=unit, file=file, ncols=100, mininterval=1.0)
-            with bar:
-                yield bar
-        return
-    # Not tqdm.auto: outside a notebook it warns if ipywidgets is missing.
-    from tqdm import tqdm as terminal_bar
-    from tqdm.notebook import tqdm as notebook_bar
-
-    in_notebook = "ipykernel" in sys.modules
-    with (notebook_bar if in_notebook else terminal_bar)(total=total, desc=label, initial=initial, unit=unit) as bar:
-        yield bar
+    options: dict[str, Any] = {"total": total, "desc": label, "initial": initial, "unit": unit}
+    with ExitStack() as stack:
+        if not ranks.first():  # one bar for all ranks
+            options = {"total": total, "disable": True}
+        elif path:
+            file = stack.enter_context(open(path, "a", encoding="utf-8", buffering=1))
+            options |= {"file": file, "ncols": 100, "mininterval": 1.0}
+        yield stack.enter_context(tqdm(**options))

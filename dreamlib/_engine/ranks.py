@@ -57,11 +57,6 @@ def my_share(items: Sequence[T]) -> list[T]:
     return list(items[rank() :: world()])
 
 
-def my_classes(num_classes: int) -> list[int]:
-    """Return the classes that this process matches and clusters: c with c % world = rank."""
-    return my_share(range(num_classes))
-
-
 def gather(share: Sequence[T]) -> list[T]:
     """Return the shares of all ranks, in the order of the list ``my_share`` split (collective). Items are pickled.
 

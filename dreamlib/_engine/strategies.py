@@ -64,14 +64,14 @@ class Strategy:
     graphs: CudaGraphs = field(default_factory=CudaGraphs)
 
     @property
-    def overlaps_training(self) -> bool:
-        """Whether ``match`` can run the network's training at the same time, as its ``concurrent_job``."""
-        return False
-
-    @property
     def one_graph(self) -> bool:
         """Whether an objective should match all classes in one CUDA graph if it can."""
         return False
+
+    @property
+    def overlaps_training(self) -> bool:
+        """Whether ``match`` can run the network's training at the same time, as its ``concurrent_job``."""
+        return self.one_graph
 
     def thread_kernels(self) -> CompiledNetwork:
         """Return kernels for one call from one of several threads."""
@@ -182,11 +182,6 @@ class RunAhead(Strategy):
     _copy: nn.Module | None = None
 
     @property
-    def overlaps_training(self) -> bool:
-        """See ``Strategy.overlaps_training``."""
-        return self.kernels.uses_cuda_graphs
-
-    @property
     def one_graph(self) -> bool:
         """See ``Strategy.one_graph``."""
         return self.kernels.uses_cuda_graphs
@@ -248,7 +243,7 @@ def choose_strategy(
     # Use the smallest share among ranks, so that all ranks train on equally many threads and get the same bits.
     fewest = num_classes // (world if by_class else 1)
     workers = Workers(*next(shares(fewest, threads, parallel_classes)))
-    classes = ranks.my_classes(num_classes) if by_class else range(num_classes)
+    classes = ranks.my_share(range(num_classes)) if by_class else range(num_classes)
     kind = Strategy
     if kernels.compute.device.type == "cuda" and world == 1:
         kind = RunAhead

@@ -6,62 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dreamlib.data.fetch import PublishedFile, SourceError
+from dreamlib.data.fetch import LocalFolder, PublishedFile, SourceError
 
 WAIT_S = 900
 NETWORK_OPTIONS = ("Acquire::http::Timeout=10", "Acquire::https::Timeout=10", "Acquire::Retries=0")
-
-
-def restore_gzip_header(stripped: bytes, name: str, mtime: int) -> bytes:
-    """Return the bytes of a gzip file with the original file name and time restored in the header.
-
-    stripped: the file as Debian packages it. For reproducible builds Debian removes name and time, so the MD5 differs
-        from the published one although the compressed stream is the same.
-    name: original file name.
-    mtime: original modification time, in seconds since 1970.
-
-    Bytes whose header has an optional field are returned unchanged. Raise ValueError for bytes that are not gzip. The
-    header's layout is defined in RFC 1952, section 2.3.
-
-    >>> restore_gzip_header(bytes.fromhex("1f8b0800000000000003") + b"compressed stream", "a", 1)[:12].hex(" ")
-    '1f 8b 08 08 01 00 00 00 00 03 61 00'
-    """
-    if stripped[:3] != b"\x1f\x8b\x08" or len(stripped) < 18:
-        raise ValueError(f"{name}: not a gzip file (it begins with {stripped[:3].hex()})")
-    if stripped[3] != 0:
-        return stripped
-    has_name = b"\x08"
-    header = stripped[:3] + has_name + mtime.to_bytes(4, "little") + stripped[8:10]
-    return header + name.encode() + b"\0" + stripped[10:]
-
-
-@dataclass(frozen=True)
-class DebianFolder:
-    """The folder of an installed Debian package.
-
-    path: the folder.
-    mtimes: file name → original modification time in seconds since 1970, see ``restore_gzip_header``.
-    """
-
-    path: Path
-    mtimes: Mapping[str, int] = field(default_factory=dict)
-
-    @property
-    def title(self) -> str:
-        """Name of the source in messages."""
-        return f"installed Debian package ({self.path})"
-
-    def get(self, file: PublishedFile, scratch: Path) -> Path:
-        """Copy one file and restore its gzip header."""
-        try:
-            content = (self.path / file.name).read_bytes()
-            if file.name in self.mtimes:
-                content = restore_gzip_header(content, file.name.removesuffix(".gz"), self.mtimes[file.name])
-        except (OSError, ValueError) as error:
-            raise SourceError(str(error)) from error
-        target = scratch / file.name
-        target.write_bytes(content)
-        return target
 
 
 @dataclass(frozen=True)
@@ -70,7 +18,7 @@ class DebianPackage:
 
     package: its name.
     folder: the package's folder of the files, relative to the root of the file system.
-    mtimes: see ``DebianFolder``.
+    mtimes: see ``LocalFolder``.
     """
 
     package: str
@@ -87,7 +35,7 @@ class DebianPackage:
         unpacked = scratch / "unpacked"
         if not unpacked.exists():
             run(["dpkg", "-x", str(self._download(scratch)), str(unpacked)], scratch)
-        return DebianFolder(unpacked / self.folder, self.mtimes).get(file, scratch)
+        return LocalFolder(self.title, unpacked / self.folder, self.mtimes).get(file, scratch)
 
     def _download(self, scratch: Path) -> Path:
         options = [part for option in NETWORK_OPTIONS for part in ("-o", option)]

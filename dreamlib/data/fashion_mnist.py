@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from dreamlib.data.base import DATASETS
-from dreamlib.data.debian import DebianFolder, DebianPackage
-from dreamlib.data.fetch import Source
+from dreamlib.data.debian import DebianPackage
+from dreamlib.data.fetch import LocalFolder, Source
 from dreamlib.data.idx import IdxDataset
 from dreamlib.data.types import DatasetInfo
 
@@ -39,6 +39,7 @@ class FashionMnist(IdxDataset):
     def sources(self) -> tuple[Source, ...]:
         """Return the installed Debian package, the package to download, and torchvision's mirrors."""
         mtimes = {file: PACKED_AT[file.split("-")[0]] for file in self.md5s}
-        installed = DebianFolder(Path("/") / DEBIAN_FOLDER, mtimes)
+        folder = Path("/") / DEBIAN_FOLDER
+        installed = LocalFolder(f"installed Debian package ({folder})", folder, mtimes)
         package = DebianPackage("dataset-fashion-mnist", DEBIAN_FOLDER, mtimes)
         return (installed, package, *super().sources())

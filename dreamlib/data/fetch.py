@@ -7,8 +7,8 @@ import os
 import shutil
 import tempfile
 import urllib.request
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -75,23 +75,53 @@ class Mirror:
         return target
 
 
+def restore_gzip_header(stripped: bytes, name: str, mtime: int) -> bytes:
+    """Return the bytes of a gzip file with the original file name and time restored in the header.
+
+    stripped: the file as Debian packages it. For reproducible builds Debian removes name and time, so the MD5 differs
+        from the published one although the compressed stream is the same.
+    name: original file name.
+    mtime: original modification time, in seconds since 1970.
+
+    Bytes whose header has an optional field are returned unchanged. Raise ValueError for bytes that are not gzip. The
+    header's layout is defined in RFC 1952, section 2.3.
+
+    >>> restore_gzip_header(bytes.fromhex("1f8b0800000000000003") + b"compressed stream", "a", 1)[:12].hex(" ")
+    '1f 8b 08 08 01 00 00 00 00 03 61 00'
+    """
+    if stripped[:3] != b"\x1f\x8b\x08" or len(stripped) < 18:
+        raise ValueError(f"{name}: not a gzip file (it begins with {stripped[:3].hex()})")
+    if stripped[3] != 0:
+        return stripped
+    has_name = b"\x08"
+    header = stripped[:3] + has_name + mtime.to_bytes(4, "little") + stripped[8:10]
+    return header + name.encode() + b"\0" + stripped[10:]
+
+
 @dataclass(frozen=True)
 class LocalFolder:
     """A local folder of the files, for example one of an installed package.
 
     title: name of the source in messages.
     path: the folder.
+    mtimes: file name → original modification time in seconds since 1970, see ``restore_gzip_header``.
     """
 
     title: str
     path: Path
+    mtimes: Mapping[str, int] = field(default_factory=dict)
 
     def get(self, file: PublishedFile, scratch: Path) -> Path:
-        """Copy one file."""
+        """Copy one file, and restore its gzip header if ``mtimes`` lists it."""
+        target = scratch / file.name
         try:
-            return Path(shutil.copyfile(self.path / file.name, scratch / file.name))
-        except OSError as error:
+            if file.name not in self.mtimes:
+                return Path(shutil.copyfile(self.path / file.name, target))
+            content = (self.path / file.name).read_bytes()
+            target.write_bytes(restore_gzip_header(content, file.name.removesuffix(".gz"), self.mtimes[file.name]))
+        except (OSError, ValueError) as error:
             raise SourceError(str(error)) from error
+        return target
 
 
 def md5_of(path: Path) -> str:

@@ -55,9 +55,10 @@ def export_set(synthetic: SyntheticSet, path: str | Path, format: str, *, zca: Z
     read_back |= {"num_classes": synthetic.num_classes}
     if format == "png":
         read_back |= {"data": synthetic.info["dataset"]} if "dataset" in synthetic.info else {}
+    elif synthetic.whitening != "none":
+        read_back |= {"normalised": synthetic.whitening, "zca_epsilon": synthetic.zca_epsilon}
     else:
-        read_back |= {"normalised": _normalised_by(synthetic)}
-        read_back |= {"zca_epsilon": synthetic.zca_epsilon} if synthetic.whitening != "none" else {}
+        read_back |= {"normalised": (tuple(synthetic.info["mean"]), tuple(synthetic.info["std"]))}
     rate = synthetic.extras.get("step_size")
     if rate is not None and format != "mtt":
         read_back |= {"step_size": float(rate)}
@@ -72,13 +73,6 @@ def _network_images(synthetic: SyntheticSet) -> DecodedDataset:
     if synthetic.bounded and "mean" not in synthetic.info:
         raise ValueError("the set does not specify the mean and std of its normalisation: add them to its info")
     return DecodedDataset(synthetic)
-
-
-def _normalised_by(synthetic: SyntheticSet) -> Any:
-    """Return the argument ``normalised`` of ``import_set`` for images in the units of networks."""
-    if synthetic.whitening != "none":
-        return synthetic.whitening
-    return tuple(synthetic.info["mean"]), tuple(synthetic.info["std"])
 
 
 def _torch_bytes(content: Any) -> bytes:

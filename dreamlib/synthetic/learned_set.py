@@ -1,14 +1,14 @@
 """The set that a run learns: its leaves, their optimiser, and the step size with its schedule."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dreamlib._engine.losses import check_finite
+from dreamlib._engine.losses import DistillationDivergedError
 from dreamlib.data.types import DatasetInfo
 from dreamlib.settings import DistillParams
 from dreamlib.synthetic.synthetic_set import SyntheticSet
@@ -46,29 +46,6 @@ def scheduled_lr(base: float, schedule: str, iteration: int, total: int) -> floa
     return base * (least + (1 - least) * (1 + math.cos(math.pi * iteration / total)) / 2)
 
 
-def image_optimizer(
-    canvases: Tensor, learned: Sequence[Tensor], settings: DistillParams, image_lr: float
-) -> torch.optim.Optimizer:
-    """Return the optimiser of the canvases and, as a second group, of whatever else is learned.
-
-    The released code of IDC and DREAM updates a shared momentum buffer once per class, so a gradient g keeps moving its
-    canvases during the other classes' updates, by image_lr·g/(1 − momentum) in total. ``image_update: once_equivalent``
-    does the same in one plain step for all classes, up to momentum^K.
-    """
-    groups = [{"params": [canvases], "lr": image_lr}]
-    if learned:
-        groups.append({"params": list(learned), "lr": settings.learned_lr})
-    momentum = settings.image_momentum
-    if settings.image_update == "once_equivalent":
-        groups[0]["lr"] = image_lr / (1 - momentum)
-        momentum = 0.0
-    for group in groups:
-        group["initial_lr"] = group["lr"]
-    if settings.image_optimizer == "adam":
-        return torch.optim.Adam(groups, betas=(0.5, 0.999))
-    return torch.optim.SGD(groups, momentum=momentum)
-
-
 class LearnedSet:
     """A copy of the starting set whose canvases, and whatever else is learned, are leaves with an optimiser.
 
@@ -91,8 +68,27 @@ class LearnedSet:
 
     @cached_property
     def optimizer(self) -> torch.optim.Optimizer:
-        """The optimiser of the leaves; made when a run steps, because the first one imports torch's compiler."""
-        return image_optimizer(self.synthetic.canvases, self.leaves[1:], self.settings, self.lr)
+        """The optimiser of the canvases and, as a second group, of whatever else is learned.
+
+        The released code of IDC and DREAM updates a shared momentum buffer once per class, so a gradient g keeps moving
+        its canvases during the other classes' updates, by image_lr·g/(1 − momentum) in total. ``image_update:
+        once_equivalent`` does the same in one plain step for all classes, up to momentum^K.
+
+        Made when a run steps, because the first optimiser of a process imports torch's compiler.
+        """
+        settings, momentum = self.settings, self.settings.image_momentum
+        canvases, *learned = self.leaves
+        groups = [{"params": [canvases], "lr": self.lr}]
+        if learned:
+            groups.append({"params": learned, "lr": settings.learned_lr})
+        if settings.image_update == "once_equivalent":
+            groups[0]["lr"] = self.lr / (1 - momentum)
+            momentum = 0.0
+        for group in groups:
+            group["initial_lr"] = group["lr"]
+        if settings.image_optimizer == "adam":
+            return torch.optim.Adam(groups, betas=(0.5, 0.999))
+        return torch.optim.SGD(groups, momentum=momentum)
 
     @property
     def leaves(self) -> list[Tensor]:
@@ -115,9 +111,25 @@ class LearnedSet:
             self.synthetic.canvases.clamp_(0, 1)
 
     def check_finite(self, iteration: int) -> None:
-        """Raise DistillationDivergedError if the step at this iteration left a value that is not finite."""
-        canvases, extras = self.synthetic.canvases, self.synthetic.extras
-        check_finite(iteration, canvases, extras, self.info.classes, self.lr, self.settings.learned_lr)
+        """Raise DistillationDivergedError if the step at this inner iteration left a value that is not finite.
+
+        A finite loss may have a gradient that is not: such pixels must not reach a checkpoint. The message names the
+        learned value, or the first class, and its step size.
+        """
+        left = f"the step at inner iteration {iteration} left values"
+        for name, value in self.synthetic.extras.items():
+            if not bool(value.isfinite().all()):
+                raise DistillationDivergedError(
+                    f"{left} of the learned '{name}' that are not finite, with learned_lr "
+                    f"{self.settings.learned_lr:g}: lower learned_lr and run again"
+                )
+        canvases, classes = self.synthetic.canvases, self.info.classes
+        if not bool(canvases.isfinite().all()):
+            label = int((~canvases.isfinite()).flatten().nonzero()[0]) * len(classes) // canvases.numel()
+            raise DistillationDivergedError(
+                f"{left} that are not finite, first in class {label} ({classes[label]}), with image_lr {self.lr:g}: "
+                "lower image_lr and run again"
+            )
 
     def snapshot(self) -> Tensor:
         """Return a copy of the canvases on the CPU, clamped if they hold pixels."""

@@ -36,40 +36,18 @@ def normalised(value: float) -> float:
     return (math.exp(value) - math.exp(-1)) / (math.e - math.exp(-1))
 
 
-def label_robust_score(improvement: float, recovery: float) -> float:
-    """Return DD-Ranking's label-robust score of IOR and HLR (Li et al., arXiv 2505.13300), from 0 to 1.
-
-    It is S(α) with α = (IOR − HLR) / 2, see ``normalised``.
-
-    improvement: IOR, the set's accuracy minus that of random real images, both under the set's own protocol.
-    recovery: HLR, the accuracy on all real images minus the set's with hard labels; smaller is better.
-
-    >>> round(label_robust_score(0.2, 0.4), 4)  # α = −0.1
-    0.2285
-    """
-    return normalised((improvement - recovery) / 2)
-
-
-def augmentation_robust_score(with_augmentation: float, without: float) -> float:
-    """Return DD-Ranking's augmentation-robust score (Li et al., arXiv 2505.13300), from 0 to 1.
-
-    It is S(β) with β the mean of both leads, see ``normalised``.
-
-    with_augmentation, without: the set's accuracy minus that of random real images, with and without augmentation.
-
-    >>> round(augmentation_robust_score(0.3, 0.1), 4)  # β = 0.2
-    0.3631
-    """
-    return normalised((with_augmentation + without) / 2)
-
-
 def mean_accuracy(rows: pd.DataFrame, method: str, view: str) -> float:
     """Return the mean accuracy of the matched network; nan if it was not measured."""
     return float(rows.accuracy[rows.matched & (rows.method == method) & (rows.view == view)].mean())
 
 
 def scores(rows: pd.DataFrame, dataset: str) -> dict[str, float]:
-    """Return ior, hlr, lrs and ars as fractions; nan if a required accuracy is missing.
+    """Return DD-Ranking's scores (Li et al., arXiv 2505.13300), as fractions; nan if a required accuracy is missing.
+
+    ior: the set's accuracy minus that of random real images, both under the set's own protocol.
+    hlr: the accuracy on all real images minus the set's with hard labels; smaller is better.
+    lrs, ars: label- and augmentation-robust score, ``normalised`` means of ior and −hlr, and of ior and the same lead
+        without augmentation.
 
     dataset: its name, for the accuracy on all real images (``WHOLE_DATA``).
     """
@@ -78,8 +56,8 @@ def scores(rows: pd.DataFrame, dataset: str) -> dict[str, float]:
     return {
         "ior": lead["protocol"],
         "hlr": recovery,
-        "lrs": label_robust_score(lead["protocol"], recovery),
-        "ars": augmentation_robust_score(lead["protocol"], lead["plain"]),
+        "lrs": normalised((lead["protocol"] - recovery) / 2),
+        "ars": normalised((lead["protocol"] + lead["plain"]) / 2),
     }
 
 

@@ -85,9 +85,8 @@ def best_results(root: Path, dataset: str) -> pd.DataFrame:
     for path in (root / BEST_FOLDER).glob(f"{dataset}-ipc*.json"):
         best = read_json(path)
         shared = best | {"study": "best", "ipc": int(path.stem.rpartition("-ipc")[2]), "iteration": best["iterations"]}
-        views = {"protocol": best}
-        if "idc" in best:
-            views["idc"] = best["idc"] | {"protocol": "idc", "epochs": EvaluationParams().epochs}
+        by_idc = best["idc"] | {"protocol": "idc", "epochs": EvaluationParams().epochs}
+        views = {"protocol": best, "idc": by_idc}
         for view, result in views.items():
             trained = {"view": view, "protocol": result["protocol"], "epochs": result["epochs"]}
             for index, accuracy in enumerate(result["accuracies"]):

@@ -59,8 +59,18 @@ def run_evaluation(
     evaluated = time.perf_counter() - began
     points = _curve_rows(project, setting, synthetic, snapshots, protocol, networks[0])
     if ranks.first():
-        metrics = _metrics(setting, evaluations[0], protocol, synthetic)
-        metrics |= {"views": views, "network": networks[0].label}
+        metrics = {key: value for key, value in views[0].items() if key not in ("view", "as_trained")}
+        metrics |= {
+            "networks": len(evaluations[0].accuracies),
+            "split": evaluations[0].split,
+            "method": setting.method,
+            "ipc": setting.ipc,
+            "seed": setting.seed,
+            "factor": synthetic.factor,
+            "label_kind": "hard" if synthetic.soft_labels is None else "soft",
+            "stored_floats": used_floats(synthetic, protocol),
+            "views": views,
+        }
         write_json(project.file("evaluation", setting, ".json"), metrics)
         write_atomically(project.file("curves", setting, ".csv"), points.to_csv(index=False).encode())
         seconds = {"evaluation": evaluated, "curve": time.perf_counter() - began - evaluated}
@@ -150,21 +160,3 @@ def used_floats(synthetic: SyntheticSet, protocol: EvaluationParams) -> int:
     """Return the number of floats a set stores for a protocol; learned scalars count if the protocol uses them."""
     learned = synthetic.learned_floats if protocol.learned_lr or protocol.replay else 0
     return synthetic.stored_floats + learned
-
-
-def _metrics(setting: Setting, done: Evaluation, protocol: EvaluationParams, synthetic: SyntheticSet) -> dict[str, Any]:
-    return {
-        "accuracy": done.mean,
-        "std": done.std,
-        "accuracies": list(done.accuracies),
-        "networks": len(done.accuracies),
-        "epochs": done.epochs,
-        "protocol": protocol.protocol,
-        "split": done.split,
-        "method": setting.method,
-        "ipc": setting.ipc,
-        "seed": setting.seed,
-        "factor": synthetic.factor,
-        "label_kind": "hard" if synthetic.soft_labels is None else "soft",
-        "stored_floats": used_floats(synthetic, protocol),
-    }

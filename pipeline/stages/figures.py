@@ -68,18 +68,11 @@ def summary_markdown(table: pd.DataFrame, best: pd.DataFrame | None = None) -> s
 
 
 def best_sets_summary(project: Project) -> pd.DataFrame:
-    """Return the best sets of results/best at the ipc in use, as rows for ``summary_markdown``.
-
-    Their accuracy is that under IDC's protocol, or under their own evaluation if IDC's was not run.
-    """
+    """Return the best sets at the ipc in use, with accuracies under IDC's protocol, for ``summary_markdown``."""
     rows = best_results(project.root, project.params.dataset)
-    rows = rows[rows.ipc.isin(project.params.ipc)]
-    by_idc = rows.ipc.isin(rows.ipc[rows.view == "idc"])
-    rows = rows[(rows.view == "idc") | ~by_idc]
+    rows = rows[rows.ipc.isin(project.params.ipc) & (rows.view == "idc")]
     images = rows.ipc * project.info.num_classes * rows.factor**2
-    own_protocols = "own (" + rows.protocol + ")"
-    rows = rows.assign(training_images=images, protocol=rows.protocol.where(rows.view == "idc", own_protocols))
-    return summary(rows.assign(method="best set (" + rows.method + ")"))
+    return summary(rows.assign(training_images=images, method="best set (" + rows.method + ")"))
 
 
 def curves(project: Project) -> pd.DataFrame:

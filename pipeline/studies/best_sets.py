@@ -152,10 +152,9 @@ def comparison_sentence(root: Path, dataset: str) -> str:
         return f"results/best has no set of {dataset} yet, so the table shows only published numbers."
     by_idc = spread(best[best.view == "idc"], "ipc")
     listed = ", ".join(f"ipc {row.Index}: {percent(row.accuracy, row.std, ' %')}" for row in by_idc.itertuples())
-    reached = listed or "nothing yet: they were not evaluated under it"
     return (
         f"Under IDC's protocol, with the last layer as trained, this project's best sets (`dreamlib.load("
-        f'"{dataset}", ipc=…)`) reach {reached}. Rows marked "{OWN_EVALUATION}" follow another protocol and are not '
+        f'"{dataset}", ipc=…)`) reach {listed}. Rows marked "{OWN_EVALUATION}" follow another protocol and are not '
         "comparable to published ones."
     )
 
