@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from benchmarks.cost import INTERVAL, NETWORK_STEPS, POOL, kmeans_operations
-from benchmarks.reference import evaluation, matching_gradient, representatives, with_torchs_layers
+from benchmarks.reference import evaluation, matching_gradient, representatives
 from benchmarks.table import clustered_images, results_file, spread
 from benchmarks.work import INFO, fast_matching_gradient, matching_state
 from dreamlib._engine.compiled_network import CompiledNetwork
@@ -32,7 +32,7 @@ from dreamlib.data.types import LabeledImages
 from dreamlib.distill import Distiller
 from dreamlib.evaluation import evaluate
 from dreamlib.networks import build
-from dreamlib.networks.convnet import ConvNet
+from dreamlib.networks.convnet import ConvNet, with_torchs_layers
 from dreamlib.reference import training_step
 from dreamlib.sampling.representatives import RepresentativeSampler
 from dreamlib.settings import DistillParams, EvaluationParams

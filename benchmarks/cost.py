@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.work import INFO
 from dreamlib.data.types import DatasetInfo
 from dreamlib.networks import build
+from dreamlib.networks.convnet import with_torchs_layers
 from pipeline.report.tables import markdown
 
 REAL, IPC, FACTOR, SYNTHETIC = 128, 10, 2, 128
@@ -51,7 +52,7 @@ def forward_operations(classes: int, channels: int, side: int) -> int:
     """
     names, statistics = tuple(map(str, range(classes))), (0.5,) * channels
     info = DatasetInfo("any", names, channels, side, statistics, statistics)
-    network = build("convnet", info, torch.Generator().manual_seed(0), {}).to("meta")
+    network = with_torchs_layers(build("convnet", info, torch.Generator().manual_seed(0), {})).to("meta")
     with FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, channels, side, side, device="meta"))
     return counter.get_total_flops()

@@ -1,8 +1,5 @@
 """The benchmarks' baseline: the steps of ``dreamlib.reference``, the algorithm on one page, with torch's own layers."""
 
-import copy
-from collections import OrderedDict
-
 import torch
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
@@ -12,31 +9,11 @@ from dreamlib.data.types import DatasetInfo, LabeledImages
 from dreamlib.evaluation import train_settings
 from dreamlib.matching import MatchState
 from dreamlib.networks import build
-from dreamlib.networks.convnet import AvgPool2d, ConvNet, FirstConv2d, InstanceNorm
+from dreamlib.networks.convnet import ConvNet, with_torchs_layers
 from dreamlib.reference import matching_loss, training_step
 from dreamlib.settings import EvaluationParams
 from dreamlib.synthetic.synthetic_set import SyntheticSet
 from dreamlib.training.schedules import SCHEDULES
-
-
-def with_torchs_layers(network: ConvNet) -> ConvNet:
-    """A copy of a ConvNet with the same weights and torch's own layers where it has faster ones."""
-    plain, weight = copy.deepcopy(network), network.classifier.weight
-    for index, block in enumerate(plain.blocks):
-        layers = OrderedDict(block.named_children())
-        for name, layer in layers.items():
-            if isinstance(layer, FirstConv2d):
-                new = nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=int(layer.padding[0]))
-            elif isinstance(layer, AvgPool2d):
-                new = nn.AvgPool2d(2)
-            elif isinstance(layer, InstanceNorm):
-                new = nn.GroupNorm(layer.num_channels, layer.num_channels)
-            else:
-                continue
-            new.load_state_dict(layer.state_dict())
-            layers[name] = new.to(weight.device, weight.dtype)
-        plain.blocks[index] = nn.Sequential(layers)
-    return plain
 
 
 def matching_gradient(state: MatchState, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:

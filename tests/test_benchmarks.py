@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 
 from benchmarks import accuracy, cost, paper, reach, table
 from benchmarks.__main__ import AT_ONCE, WHOLE, counted, cpu_name, interleaved
-from benchmarks.reference import evaluation, matching_gradient, representatives, with_torchs_layers
+from benchmarks.reference import evaluation, matching_gradient, representatives
 from benchmarks.work import INFO, fast_matching_gradient, matching_state
 from dreamlib._engine.compiled_network import CompiledNetwork
 from dreamlib._engine.compute import Compute
@@ -18,6 +18,7 @@ from dreamlib._engine.files import read_json, write_json
 from dreamlib.data import create
 from dreamlib.evaluation import evaluate
 from dreamlib.networks import build
+from dreamlib.networks.convnet import with_torchs_layers
 from dreamlib.reference import training_step
 from dreamlib.settings import EvaluationParams
 from dreamlib.synthetic.synthetic_set import SyntheticSet

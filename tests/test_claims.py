@@ -136,6 +136,13 @@ def test_operations_of_a_two_layer_network_by_hand(toy_info):
     assert operations_per_image(("mlp", {"width": 5}), toy_info()) == 2 * 360 + 2 * 360 + 2 * (25 + 15)
 
 
+def test_operations_of_the_convnet_are_those_of_its_layers_by_hand(toy_info):
+    # 3 × 3 convolutions 1 → 4 → 4 at 8 and 4 pixels, and 16 features → 3: each for the values, and as much for the
+    # gradients of the weights and, but for the pixels, of the inputs.
+    first, others = 2 * 9 * 1 * 4 * 8**2, 2 * 9 * 4 * 4 * 4**2 + 2 * 16 * 3
+    assert operations_per_image(("convnet", {"width": 4, "depth": 2}), toy_info()) == 2 * first + 3 * others
+
+
 def test_stored_bytes_are_four_a_float_and_one_a_published_pixel(toy_data):
     made = SyntheticSet(torch.zeros(3, 1, 8, 8), torch.arange(3), 3, soft_labels=torch.eye(3))
     assert stored_bytes(made) == 4 * (3 * 64 + 9)

@@ -1,5 +1,6 @@
 """The ConvNet of the dataset-distillation benchmarks (Gidaris & Komodakis, CVPR 2018; DC, ICLR 2021)."""
 
+import copy
 import math
 from collections import OrderedDict
 from collections.abc import Callable
@@ -184,6 +185,32 @@ class ConvNet(Network):
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits (N, K) of normalised images (N, C, H, W)."""
         return _wide(self.classifier(self.features(x)))
+
+
+def with_torchs_layers(network: nn.Module) -> nn.Module:
+    """Return a copy of a ConvNet with the same weights and torch's own layers; other networks are returned as they are.
+
+    A baseline for benchmarks, and what operations are counted of: the first convolution's product with the norm does
+    others.
+    """
+    if not isinstance(network, ConvNet):
+        return network
+    plain, weight = copy.deepcopy(network), network.classifier.weight
+    for index, block in enumerate(plain.blocks):
+        layers = OrderedDict(block.named_children())
+        for name, layer in layers.items():
+            if isinstance(layer, FirstConv2d):
+                new = nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=int(layer.padding[0]))
+            elif isinstance(layer, AvgPool2d):
+                new = nn.AvgPool2d(2)
+            elif isinstance(layer, InstanceNorm):
+                new = nn.GroupNorm(layer.num_channels, layer.num_channels)
+            else:
+                continue
+            new.load_state_dict(layer.state_dict())
+            layers[name] = new.to(weight.device, weight.dtype)
+        plain.blocks[index] = nn.Sequential(layers)
+    return plain
 
 
 def default_depth(size: int) -> int:

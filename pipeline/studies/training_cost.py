@@ -24,6 +24,7 @@ from dreamlib._engine.seeding import derive, generator
 from dreamlib.data.types import DatasetInfo, LabeledImages
 from dreamlib.evaluation import train_settings
 from dreamlib.networks import build
+from dreamlib.networks.convnet import with_torchs_layers
 from dreamlib.synthetic.synthetic_set import SyntheticSet
 from dreamlib.training.augment import augmentation_for
 from dreamlib.training.features import accuracy, fit_last_layer, predict
@@ -51,7 +52,7 @@ def operations_per_image(network: tuple[str, dict[str, Any]], info: DatasetInfo)
     its addition counts as two.
     """
     count = 2  # a step of two images is counted; the work grows in proportion
-    model = build(network[0], info, torch.Generator().manual_seed(0), network[1]).train()
+    model = with_torchs_layers(build(network[0], info, torch.Generator().manual_seed(0), network[1])).train()
     with FlopCounterMode(display=False) as counter:
         images = torch.zeros(count, info.channels, info.size, info.size)
         F.cross_entropy(model(images), torch.zeros(count, dtype=torch.long)).backward()
