@@ -411,15 +411,16 @@ def test_images_of_ones_own_and_methods_without_clusters_go_through_the_pipeline
                 image.save(tmp_path / split / str(label) / f"{row}.png")
 
     def change(p):
-        p.update(dataset="folder", methods=["random"])
+        p.update(dataset="folder", methods=["random", "idc"])
         p["data"].update(options={"path": str(tmp_path), "size": 8, "channels": 1})
         p["budgets"]["quick"]["by_dataset"]["folder"] = {"validation_per_class": 2}
+        p["budgets"]["quick"]["distillation"].update(real_batch=4, outer_iterations=1, inner_iterations=1)
         p["budgets"]["quick"]["evaluation"].update(repeats=1, epochs=1)
 
     root = edited(change)
     fetch(root)
     dvc(root, "repro")
-    assert read_json(root / "results" / "evaluation" / "random-ipc1-seed0.json")["ipc"] == 1
+    assert read_json(root / "results" / "evaluation" / "idc-ipc1-seed0.json")["ipc"] == 1
     shown = nbformat.read(root / "reports" / "01_clustering" / "ipc1-seed0.ipynb", 4)
     assert sum("image/png" in o.get("data", {}) for c in shown.cells for o in c.get("outputs", [])) >= 2
     assert "up to date" in dvc(root, "repro")
@@ -531,3 +532,14 @@ def test_a_batch_that_a_class_cannot_fill_is_said(edited):
     assert small_class_note(large, large.params.distillation("random", 1)) == "", "it matches nothing"
     small = Project.open(edited(lambda p: p["budgets"]["quick"]["distillation"].update(real_batch=fewest)))
     assert small_class_note(small, small.params.distillation("dream", 1)) == ""
+
+
+def test_a_mistake_stops_the_stage_with_one_line_and_leaves_nothing_behind(edited, capsys, monkeypatch):
+    project = edited(lambda p: p["budgets"]["quick"]["distillation"].update(factor=5))
+    monkeypatch.chdir(project)
+    before, out = outputs_of(project), project / "reports" / "x.ipynb"
+    assert launcher.main(["notebooks/02_distillation.ipynb", str(out), "method=dream", "ipc=1", "seed=0"]) == 1
+    said = capsys.readouterr().err
+    assert "choose factor ≤ 4" in said
+    assert len(said.strip().splitlines()) == 1
+    assert outputs_of(project) == before
