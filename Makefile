@@ -51,7 +51,7 @@ bench: setup     ## compare the library's speed with a plain reference: benchmar
 	$(BIN)/python -m benchmarks --device $(DEVICE)
 	$(BIN)/python -m pipeline.pages
 
-bench-accuracy: data   ## whether the fast path and the clustering options cost accuracy: benchmarks/accuracy.json
+bench-accuracy: data   ## whether the fast path costs accuracy: benchmarks/accuracy.json
 	$(BIN)/python -m benchmarks.accuracy
 	$(BIN)/python -m pipeline.pages
 

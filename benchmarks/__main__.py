@@ -197,14 +197,10 @@ def training(compute: Compute, batch: int, steps: int) -> dict[str, Any]:
     }
 
 
-def clustering(
-    compute: Compute, pool: int, real: int, *, warm: bool = False, spatial_mean: bool = False
-) -> dict[str, Any]:
+def clustering(compute: Compute, pool: int, real: int) -> dict[str, Any]:
     """Representatives: features and k-means; of all images for the reference, of ``pool`` (0: all) for ours.
 
-    Of one class, or on a GPU, which clusters them together, of all. ``warm`` goes on from the centres found before the
-    network was trained for as long as between two clusterings of DREAM; ``spatial_mean`` clusters features averaged
-    over space.
+    Of one class, or on a GPU, which clusters them together, of all.
     """
     classes = INFO.num_classes if compute.device.type == "cuda" else 1
     images = torch.rand(classes * CLASS_IMAGES, 1, 28, 28, generator=torch.Generator().manual_seed(0))
@@ -212,7 +208,7 @@ def clustering(
     model = compute.place(build("convnet", INFO, torch.Generator().manual_seed(1), {}))
     kernels = CompiledNetwork(model, compute)
     data = LabeledImages(images, torch.arange(classes).repeat_interleave(CLASS_IMAGES), classes).to(compute.device)
-    sampler = RepresentativeSampler(data, real, 0, interval=1, pool=pool, warm_start=warm)
+    sampler = RepresentativeSampler(data, real, 0, interval=1, pool=pool)
     normal = INFO.normalise(data.images)
 
     def reference() -> None:
@@ -220,25 +216,17 @@ def clustering(
             representatives(plain, class_images, real)
 
     def fast() -> None:
-        sampler.centers = dict(centers)
-        sampler.prepare(1, lambda x: embed(model, x, INFO, kernels, spatial_mean=spatial_mean))
+        sampler.prepare(1, lambda x: embed(model, x, INFO, kernels))
 
-    if warm:
-        sampler.prepare(0, lambda x: embed(model, x, INFO, kernels, spatial_mean=spatial_mean))
-        trainer, rng = Trainer(model, INFO, TrainSettings(128), kernels), torch.Generator().manual_seed(2)
-        for _ in range(INTERVAL * NETWORK_STEPS):
-            rows = torch.randint(CLASS_IMAGES, (128,), generator=rng).to(compute.device)
-            trainer.step(data.images[rows], rows % INFO.num_classes, rng)
-    centers = dict(sampler.centers)
     row = interleaved(reference, fast)
-    # A network's features, and at most 10 iterations of distances and means in 2048 dimensions, or 128.
-    count, features = classes * (pool or CLASS_IMAGES), 128 if spatial_mean else 2048
+    # A network's features, and at most 10 iterations of distances and means in 2048 dimensions.
+    count, features = classes * (pool or CLASS_IMAGES), 2048
     embedding = counted(lambda: plain.features(normal[:64]), compute.dtype)
     flops = embedding["operations"] * count // 64 + kmeans_operations(count, real, features)
     moved = embedding["bytes"] * count // 64 + 10 * 2 * compute.dtype.itemsize * count * features
-    named = f"{clustered_images(pool)}{', warm' if warm else ''}{', pooled' if spatial_mean else ''}"
+    clustered = "a class" if classes == 1 else f"{classes} classes"
     return {
-        "work": f"clustering {'a class' if classes == 1 else f'{classes} classes'} into {real}, {named}",
+        "work": f"clustering {clustered} into {real}, {clustered_images(pool)}",
         "classes": classes,
         "operations": flops,
         "bytes": moved,
@@ -353,9 +341,7 @@ def main(arguments: list[str] | None = None) -> None:
     match = {size: matching(compute, *size) for size in sizes}
     step = training(compute, 128, 5)
     cluster = {pool: clustering(compute, pool, 128) for pool in (0, POOL)}
-    options = [{"pool": POOL, "warm": True}, {"pool": 0, "spatial_mean": True}, {"pool": POOL, "spatial_mean": True}]
-    clusters = [*cluster.values(), *(clustering(compute, real=128, **option) for option in options if on_cpu)]
-    measured = [*match.values(), step, *([training(compute, 40, 25)] if on_cpu else []), *clusters]
+    measured = [*match.values(), step, *([training(compute, 40, 25)] if on_cpu else []), *cluster.values()]
     bandwidth, whole = peak_bandwidth(compute.device), {}
     for ipc in (1, 10):
         for pool, row in cluster.items():

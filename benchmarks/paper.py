@@ -48,7 +48,7 @@ def settings(ipc: int, pool: int) -> DistillParams:
     """
     distillation = paper_params().distillation(METHOD, ipc)
     distillation = DistillParams.model_validate(distillation.model_dump() | {"pool": pool})
-    needed = {"image_update": "once_equivalent", "image_optimizer": "sgd", "warm_start": False}  # a step without memory
+    needed = {"image_update": "once_equivalent", "image_optimizer": "sgd"}  # a step without memory
     for name, value in needed.items():
         if getattr(distillation, name) != value:
             raise ValueError(

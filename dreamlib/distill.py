@@ -54,7 +54,7 @@ class DistillResult:
 
 
 def snapshot_iterations(total: int, count: int) -> list[int]:
-    """Return the iterations of the snapshots: 0, ``count`` points doubling up to the last, and the last.
+    """Return the iterations of the snapshots: 0, and ``count`` points that double up to the last; at least the last.
 
     >>> snapshot_iterations(100, 3), snapshot_iterations(0, 3)
     ([0, 25, 50, 100], [0])
@@ -170,7 +170,6 @@ class Distiller:
     def _new_network(self) -> None:
         outer = self.iteration // self.settings.inner_iterations
         self.matched.renew(outer)
-        self.sampler.new_network()
         self.matched.pretrain(outer, self.iteration)
 
     def _choose_real_images(self, age: int) -> None:

@@ -19,8 +19,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 class Strict(BaseModel):
     """An immutable record that rejects unknown keys, suggesting the nearest match."""
 
-    # A string below a field is its description, from which docs/parameters.md is made.
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -120,10 +119,8 @@ class DistillParams(Strict):
     """Inner iterations between two clusterings."""
     pool: Natural = 0
     """Images per class clustered during distillation; a random subset if there are more; 0 uses all."""
-    cluster_features: Literal["current", "spatial_mean", "random", "pixels"] = "current"
-    """Feature space: current network (DREAM), its spatial mean, an untrained network for the whole run, or pixels."""
-    warm_start: bool = False
-    """Initialise a clustering with the previous centres on the same network."""
+    cluster_features: Literal["current", "random", "pixels"] = "current"
+    """Feature space: current network (DREAM), an untrained network for the whole run, or pixels."""
     synthetic_batch: Positive = 128
     """Decoded images per class in a matching step; a random subset if there are more."""
     outer_iterations: Natural = 2000
@@ -133,9 +130,9 @@ class DistillParams(Strict):
     image_optimizer: Literal["sgd", "adam"] = "sgd"
     """Optimiser of the canvases."""
     image_lr: Rate = 5e-3
-    """Step size on pixels, normalised if `bounded: false`, or on coefficients with `decode: dct`."""
+    """Step size on pixels (normalised pixels with `bounded: false`), or on coefficients with `decode: dct`."""
     image_lr_rule: Literal["fixed", "scaled"] = "fixed"
-    """`scaled` multiplies it by ipc/10 · (side/32)² (28 in place of 32 on MNIST; IDC, DREAM)."""
+    """`scaled` multiplies `image_lr` by ipc/10 · (side/32)² (28 in place of 32 on MNIST; IDC, DREAM)."""
     image_lr_schedule: Literal["constant", "cosine", "cosine_to_tenth", "halved"] = "constant"
     """Constant, cosine to zero or to a tenth (FRePo), or halved after every tenth of the run (DD)."""
     bounded: bool = True
@@ -159,17 +156,17 @@ class DistillParams(Strict):
     network_steps: Natural = 4
     """Training steps of the network after each matching step."""
     network_batch: Positive = 128
-    """Batch of these steps."""
+    """Images in a training step of the network."""
     network_lr: Rate = 0.01
-    """Their learning rate."""
+    """Learning rate of the network's training."""
     network_momentum: Momentum = 0.9
-    """Their momentum."""
+    """Momentum of the network's training."""
     network_weight_decay: NonNegative = 5e-4
-    """Their weight decay."""
+    """Weight decay of the network's training."""
     network_augmentation: str = "color_crop"
-    """Their augmentation."""
+    """Augmentation in the network's training."""
     cutmix: Fraction = 0.5
-    """Their probability of CutMix."""
+    """Probability of CutMix in the network's training."""
     pretrain_epochs: NonNegative = 0.0
     """Passes over the real images, or a fraction of one, before a network's first matching step."""
     labels: str = "hard"
@@ -179,8 +176,9 @@ class DistillParams(Strict):
     teacher_epochs: Positive = 20
     """Passes that train the teacher, with `labels: assigned`."""
     parallel_classes: Positive = 1
-    """Classes clustered and matched side by side on a CPU, as many as divide the threads evenly: faster, with more
-    memory and different rounding; no effect without a loss per class, or with `image_update: per_class`."""
+    """Maximum number of classes clustered and matched in parallel on a CPU; the number used divides the number of
+    threads. Faster, with more memory and different rounding. No effect if the objective has one loss for the whole set,
+    or with `image_update: per_class`."""
     checkpoint_every_s: Rate = 30.0
     """Seconds between two checkpoints."""
     snapshots: Natural = 4
@@ -189,7 +187,10 @@ class DistillParams(Strict):
     @model_validator(mode="after")
     def _consistent(self) -> "DistillParams":
         if self.sampler in ("representative", "released") and self.real_batch % self.per_cluster:
-            raise ValueError(f"per_cluster = {self.per_cluster} must divide real_batch = {self.real_batch}")
+            divisor = next(m for m in range(self.per_cluster, 0, -1) if self.real_batch % m == 0)
+            raise ValueError(
+                f"per_cluster = {self.per_cluster} must divide real_batch = {self.real_batch}; try {divisor}"
+            )
         if self.whitening != "none" and self.factor != 1:
             raise ValueError(
                 f"whitening = {self.whitening} applies to whole images, and factor = {self.factor} stores several on "
@@ -203,7 +204,8 @@ class DistillParams(Strict):
             raise ValueError(f"image_update = {self.image_update} is defined for sgd only; use batched with adam")
         if self.sampler != "random" and 0 < self.pool < self.real_batch:
             raise ValueError(
-                f"pool = {self.pool} is smaller than real_batch = {self.real_batch}; raise it, or 0 for all"
+                f"pool = {self.pool} is smaller than real_batch = {self.real_batch}; raise pool, or set it to 0 to use "
+                "all images"
             )
         return self
 
@@ -239,16 +241,17 @@ class EvaluationParams(Strict):
     protocol: str = "idc"
     """Evaluation protocol whose values are the defaults of the keys below."""
     networks: NetworkList = []
-    """Networks trained on the set; the first one's accuracy is reported for it; none: `network`."""
+    """Networks trained on the set; the accuracy of the first is reported for the set. An empty list means `network`."""
     repeats: Positive = 3
     """Fresh networks of each kind."""
     parallel_networks: Positive = 1
     """Networks trained side by side on a CPU, each on its share of the threads: faster, with different rounding."""
     views: list[Literal["plain", "hard_labels", "idc"]] = []
-    """Further evaluations: no augmentation, IDC's protocol, hard labels in place of soft ones."""
+    """Further evaluations: without augmentation and CutMix (`plain`), with hard labels in place of soft ones
+    (`hard_labels`), under IDC's protocol (`idc`)."""
     decay: Literal["idc_steps", "tenth"] = "idc_steps"
-    """Learning rate: × 0.2 at 2/3 and 5/6 of the epochs (IDC), or × 0.1 and a new momentum after half of them (DC,
-    DSA, DM, MTT)."""
+    """Learning rate: × 0.2 at 2/3 and 5/6 of the epochs (IDC), or × 0.1 and momentum reset to zero after half of them
+    (DC, DSA, DM, MTT)."""
     epochs: Positive = 1000
     """Passes over the set."""
     batch: Positive = 64
@@ -266,12 +269,12 @@ class EvaluationParams(Strict):
     cutmix: Fraction = 0.5
     """Probability of CutMix for a batch."""
     clean_share: Fraction = 0.0
-    """Final fraction of the epochs, without CutMix and with mirroring only."""
+    """Final fraction of the epochs, without CutMix and with flips as the only augmentation."""
     last_layer: Literal["trained", "ridge"] = "trained"
     """`ridge` refits the last layer after training, by ridge regression on the set's features; the accuracy before is
     reported too."""
     last_layer_penalty: Rate = 0.03
-    """Penalty of that regression."""
+    """Penalty of the regression of `last_layer: ridge`."""
     learned_lr: bool = False
     """Train with the step size learned with the set, if it has one (MTT)."""
     replay: bool = False
@@ -279,7 +282,7 @@ class EvaluationParams(Strict):
     curve_networks: Natural = 1
     """Networks for accuracy by iteration, on the validation images; 0 draws no curve."""
     curve_epochs: Positive = 100
-    """Their epochs."""
+    """Epochs of these networks."""
 
     @model_validator(mode="before")
     @classmethod

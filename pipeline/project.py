@@ -11,8 +11,8 @@ from torch import Tensor
 from dreamlib import data as datasets
 from dreamlib._engine import ranks
 from dreamlib._engine.compiled_network import CompiledNetwork
-from dreamlib._engine.compute import Compute
-from dreamlib._engine.files import require_writable
+from dreamlib._engine.compute import Compute, peak_memory_bytes
+from dreamlib._engine.files import read_json, require_writable, write_json
 from dreamlib._engine.seeding import derive, generator
 from dreamlib.data.types import DatasetInfo, LabeledImages
 from dreamlib.data.whitening import EPSILON, ZCA, whitened_info
@@ -26,7 +26,8 @@ from dreamlib.training.trainer import train_on_real
 from pipeline.params import Params, find_root, read_params
 from pipeline.params.check import check_names, preflight
 from pipeline.params.images import check_images
-from pipeline.timings import note_run, noted_seconds
+
+RUNS = Path(".dream") / "runs"  # timings of runs, outside version control because they vary
 
 
 def code_hash(root: Path) -> str:
@@ -133,7 +134,7 @@ class Project:
         return folder / kind / f"{setting.name}{suffix}"
 
     def require_writable(self, *files: Path) -> None:
-        """Raise OSError before a run that could not write its files at its end, or its checkpoints."""
+        """Raise OSError, before a run starts, if its files or checkpoints could not be written."""
         require_writable(*(file.parent for file in files), self.root / ".dream")
 
     @property
@@ -210,9 +211,28 @@ class Project:
                 raise ParameterError(f"{key}: {value!r} is not in params.yaml, which lists {listed}; add it there")
 
     def record_timings(self, name: str, seconds: dict[str, float], **more: dict[Any, float]) -> None:
-        """Write this run's timings (see ``timings.note_run``)."""
-        name = f"{self.study}/{name}" if self.study else name
-        note_run(name, self.compute, seconds, self.root, self.params.dataset, **more)
+        """Write a run's seconds, peak memory, device and versions to .dream/runs/<name>.json.
+
+        The outputs do not contain them, so that they are byte-identical across runs.
+
+        seconds: seconds of each part of the run.
+        more: further tables of measured numbers, such as the seconds at each snapshot.
+        """
+        entry = {
+            "dataset": self.params.dataset,
+            "seconds": {k: round(v, 2) for k, v in seconds.items()},
+            "peak_memory_bytes": peak_memory_bytes(),
+            **self.compute.describe(),
+            **{kind: {str(k): round(v, 2) for k, v in table.items()} for kind, table in more.items()},
+        }
+        write_json(self._timings_file(name), entry)
+
+    def timings(self, name: str) -> dict[str, float]:
+        """Return the seconds that ``record_timings`` wrote under a name."""
+        return read_json(self._timings_file(name))["seconds"]
+
+    def _timings_file(self, name: str) -> Path:
+        return self.root / RUNS / (self.study or "") / f"{name}.json"
 
     def run_in_workers(self, stage: str, setting: Setting, *more: str) -> bool:
         """Run a stage in ``compute.workers`` processes, if there are to be several and this is not one of them.
@@ -226,10 +246,6 @@ class Project:
         named = [f"--{key}={value}" for key, value in point.items()] + ([f"--study={self.study}"] if self.study else [])
         ranks.run_workers(c.workers, "pipeline.worker", [stage, *named, *more], self.root, c.threads)
         return True
-
-    def timings(self, name: str) -> dict[str, float]:
-        """Return the seconds that ``record_timings`` wrote under a name."""
-        return noted_seconds(f"{self.study}/{name}" if self.study else name, self.root)
 
     def embedder(self, seed: int, clustering: ClusteringParams | None = None) -> Embed:
         """Return the feature map of a clustering: pixels, an untrained or a briefly trained network's features.

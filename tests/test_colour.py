@@ -14,7 +14,6 @@ from test_objectives_contract import CASES, NETWORK, losses_and_gradients, make_
 from dreamlib import matching as objectives
 from dreamlib._engine import lazy_torchvision as torchvision
 from dreamlib._engine.compute import Compute
-from dreamlib.data import create
 from dreamlib.matching.experts import train_experts
 from dreamlib.settings import ExpertParams
 from dreamlib.training.augment import Augmentation
@@ -87,10 +86,11 @@ def test_each_channel_is_normalised_by_its_own_statistics(toy_info, rng):
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A project on a folder of one's own: CIFAR-10's stand-in for one class, its brightness given three hues."""
+    """A project on a folder of one's own: a spot of noisy grey, given three hues."""
     root = tmp_path_factory.mktemp("colour")
     rng = torch.Generator().manual_seed(0)
-    shades = create("cifar10").fake("train", 90, rng).images[::10, :1]  # (90, 1, 32, 32): the first class, in grey
+    squares = torch.linspace(-2, 2, 32).square()
+    shades = 0.8 * torch.exp(-squares[:, None] - squares) + 0.1 * torch.rand(90, 1, 32, 32, generator=rng)
     for number, (name, hue) in enumerate(HUES.items()):
         (root / "mine" / name).mkdir(parents=True)
         for row, shade in enumerate(shades[number::3]):

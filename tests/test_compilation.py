@@ -112,12 +112,13 @@ import sys, torch
 from dreamlib import Distiller
 from dreamlib._engine.compute import Compute
 from dreamlib.data import create
+from dreamlib.data.types import LabeledImages
 from dreamlib.settings import DistillParams
 from dreamlib.synthetic.initial import fill, random_rows
 
 digits, iterations = create("digits"), int(sys.argv[1])
 compute = Compute(compile=iterations == 0)  # with an iteration, its optimiser imports the compiler in any case
-images = digits.fake("train", per_class=8, rng=torch.Generator().manual_seed(0))
+images = LabeledImages(torch.rand(80, 1, 8, 8), torch.arange(80) % 10, num_classes=10)
 start = fill(images, random_rows(images, 1, seed=0), ipc=1, factor=1, rule="single")
 settings = DistillParams(outer_iterations=iterations, inner_iterations=1, real_batch=4)
 Distiller(start, images, digits.info, settings, ("convnet", {"width": 8}), compute, seed=0).run()

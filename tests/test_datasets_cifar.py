@@ -24,18 +24,11 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def toys(tmp_path, monkeypatch):
-    """A tiny archive in tmp_path/archives and the SHA-256s of what it holds; {split: (images, labels, names)}."""
+    """A tiny archive in tmp_path/archives and the MD5s of the files made from it; {split: (images, labels, names)}."""
     made = write_cifar_archive(tmp_path / "archives", monkeypatch, Cifar10().reader)
-    content = {
-        split: {
-            "images": hashlib.sha256(images.tobytes()).hexdigest(),
-            "labels": hashlib.sha256(labels.astype(np.uint8).tobytes()).hexdigest(),
-            "file_names": hashlib.sha256("\n".join(names).encode()).hexdigest(),
-        }
-        for split, (images, labels, names) in made.items()
-    }
-    monkeypatch.setattr(Cifar10, "content", content)
     monkeypatch.setattr(Cifar10, "md5s", {})
+    paths = Cifar10().fetch(tmp_path / "pinned", tmp_path / "archives")
+    monkeypatch.setattr(Cifar10, "md5s", {path.stem: md5(path.read_bytes()) for path in paths})
     return made
 
 
@@ -70,7 +63,6 @@ def test_the_bytes_of_a_file_are_these(monkeypatch, tmp_path):
     """A header of JSON behind its length, padded to 8 bytes, then the arrays by name: what cifar10.dvc pins."""
     reader = Cifar10().reader
     write_cifar_archive(tmp_path / "archives", monkeypatch, reader)
-    monkeypatch.setattr(Cifar10, "content", {})
     monkeypatch.setattr(Cifar10, "md5s", {})
     written = create("cifar10").fetch(tmp_path, tmp_path / "archives")[1].read_bytes()
     parts = load_file(tmp_path / "cifar10" / "test.safetensors")
@@ -89,7 +81,7 @@ def test_the_bytes_of_a_file_are_these(monkeypatch, tmp_path):
 def test_images_that_are_not_the_published_ones_are_refused(pngs, tmp_path):
     changed = next((pngs / "test" / "frog").glob("*.png"))
     Image.new("RGB", (32, 32)).save(changed)
-    with pytest.raises(DataError, match=r"its test images are not the published ones: 20 images, SHA-256 \w{64}, e"):
+    with pytest.raises(DataError, match=r"test.safetensors is not the published file: its MD5 is \w{32}"):
         create("cifar10").fetch(tmp_path / "data", pngs)
     Image.new("L", (32, 32)).save(changed)
     with pytest.raises(DataError, match=rf"{changed.name} has shape \(32, 32\) of uint8; CIFAR's are \(32, 32, 3\)"):

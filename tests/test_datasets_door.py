@@ -45,7 +45,7 @@ class Toy(Dataset):
 def toy():
     DATASETS.register("toy")(Toy)
     yield
-    DATASETS.remove("toy")
+    DATASETS.pop("toy")
 
 
 def rows(data):

@@ -4,7 +4,6 @@ import hashlib
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from dreamlib.data import DataError, create, data_hash
@@ -168,9 +167,3 @@ def test_an_empty_class_is_named(two_classes):
 def test_options_are_validated_at_the_door(options, message):
     with pytest.raises(ValueError, match=message):
         create("folder", options)
-
-
-def test_fake_has_the_folders_shape_and_classes(two_classes):
-    fake = create("folder", {"path": str(two_classes), "size": 6, "channels": 1}).fake("test", 3, torch.Generator())
-    assert fake.images.shape == (6, 1, 6, 6)
-    assert fake.num_classes == 2

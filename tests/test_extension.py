@@ -78,7 +78,7 @@ def project(tmp_path, threads_restored):
         sys.modules.pop("additions")
         for registry, names in zip(REGISTRIES, before, strict=True):
             for name in set(registry.names()) - set(names):
-                registry.remove(name)
+                registry.pop(name)
 
 
 def test_one_of_each_goes_through_the_stages_and_resumes(project, monkeypatch, global_generators_untouched):

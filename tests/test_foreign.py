@@ -299,7 +299,7 @@ def test_what_is_missing_or_does_not_fit_is_named_in_one_line(tmp_path, given, m
         (normal(3), torch.arange(2), r"labels \(N,\) or \(N, K\) for its 3 images; got \(2,\)"),
         (normal(2), torch.tensor([0.0, 0.5]), "must be class numbers"),
         (normal(2).fill_(float("nan")), torch.arange(2), "infinite or not a number"),
-        (normal(2), torch.rand(2, 3), r"give K = \[2, 3\]"),
+        (normal(2), torch.rand(2, 3), r"disagree on the number of classes: \[2, 3\]"),
     ],
 )
 def test_content_that_is_no_set_is_refused(tmp_path, images, labels, message):

@@ -45,7 +45,8 @@ from dreamlib.settings import DistillParams, EvaluationParams
 from dreamlib.synthetic.initial import fill, random_rows
 
 digits, network, compute = create("digits"), ("convnet", {"width": 8}), Compute.resolve("auto", "auto", threads=1)
-images = digits.fake("train", per_class=8, rng=torch.Generator().manual_seed(0))
+digits.fetch(".")
+images = digits.load("train", ".")
 settings = DistillParams(outer_iterations=1, inner_iterations=2, real_batch=4, sampler="representative")
 start = fill(images, random_rows(images, 4, seed=0), ipc=1, factor=2, rule="single")
 result = Distiller(start, images, digits.info, settings, network, compute, seed=0).run()

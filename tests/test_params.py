@@ -161,7 +161,7 @@ def test_out_of_range_names_the_key_the_value_and_the_limit(reading, path, value
     ("changes", "words"),
     [
         ({f"{QUICK}.per_cluster": 3}, ("per_cluster = 3", "divide", "real_batch = 64")),
-        ({f"{QUICK}.pool": 10}, ("pool = 10", "real_batch = 64", "0 for all")),
+        ({f"{QUICK}.pool": 10}, ("pool = 10", "real_batch = 64", "set it to 0")),
         ({f"{QUICK}.image_update": "per_class"}, ("image_update = per_class", "sgd", "batched")),
     ],
 )

@@ -108,6 +108,7 @@ def test_a_plain_repro_knows_no_study():
 def test_the_stages_of_the_claims_are_the_studies_named_so():
     studies = YAML(typ="safe", pure=True).load(ROOT / "studies" / "params.yaml")["studies"]
     named = [name for name in studies if name.startswith("claims_")]
+    named.append("levers")
     assert STUDIES["claims_runs"]["matrix"]["study"] == named
     assert len({studies[name]["dataset"] for name in named}) == 1  # studies/dvc.yaml has one for all of them
     read = {dep.removeprefix("results/") for dep in STUDIES["claims"]["deps"] if dep.startswith("results/")}

@@ -6,7 +6,6 @@ import time
 import pytest
 import torch
 
-from dreamlib._engine.seeding import generator
 from dreamlib._engine.threads import Workers
 from dreamlib.data.types import LabeledImages
 from dreamlib.sampling import representatives
@@ -14,6 +13,7 @@ from dreamlib.sampling.ablations import BoundarySampler, CenterSampler
 from dreamlib.sampling.kmeans import kmeans
 from dreamlib.sampling.real_batches import SAMPLERS, EndlessPass, IntervalSampler, RandomSampler
 from dreamlib.sampling.representatives import ReleasedSampler, RepresentativeSampler
+from dreamlib.settings import DistillParams
 
 
 def pixels(images):
@@ -228,7 +228,7 @@ def test_a_fresh_sampler_goes_on_as_the_old_one_would(toy_data):
     at_boundary = RepresentativeSampler(data, 5, seed=0, interval=4, pool=15)
     assert all(torch.equal(torch.stack(batches(at_boundary, i, drift(i))), whole[i]) for i in range(8, 12))
     between = RepresentativeSampler(data, 5, seed=0, interval=4, pool=15)
-    between.load_state({"chosen": dict(enumerate(whole[5])), "centers": {}})
+    between.load_state({"chosen": dict(enumerate(whole[5]))})
     assert all(torch.equal(torch.stack(batches(between, i, drift(i))), whole[i]) for i in range(6, 12))
 
 
@@ -279,74 +279,14 @@ def test_pool_bounds_what_is_embedded(toy_data):
     assert not torch.equal(seen[0], seen[3])  # another pool each time
 
 
-def test_per_cluster_that_does_not_divide_names_one_that_does(toy_data):
+def test_per_cluster_that_does_not_divide_names_one_that_does():
     with pytest.raises(ValueError, match=r"per_cluster = 5 must divide real_batch = 12; try 4"):
-        RepresentativeSampler(toy_data(), 12, seed=0, per_cluster=5)
+        DistillParams(sampler="representative", per_cluster=5, real_batch=12)
 
 
 def test_rows_before_prepare_is_an_error(toy_data):
     with pytest.raises(RuntimeError, match="prepare"):
         RepresentativeSampler(toy_data(), 4, seed=0).rows(0, 0)
-
-
-def counted(sampler, monkeypatch):
-    """(iterations, inertia) of each clustering the sampler asks for, in order."""
-    seen, ask = [], representatives.kmeans
-
-    def kmeans(*given, **options):
-        result = ask(*given, **options)
-        seen.append((result.iterations, float(result.inertia)))
-        return result
-
-    monkeypatch.setattr(representatives, "kmeans", kmeans)
-    return seen
-
-
-def test_a_warm_start_from_converged_centres_needs_no_search(monkeypatch):
-    """Lloyd's algorithm cannot move centres that are their clusters' means: one pass sees it, and none is worse."""
-    data, _ = planted()
-    monkeypatch.setattr(representatives, "CLUSTERING_STEPS", 50)
-    runs = {}
-    for warm in (False, True):
-        sampler = RepresentativeSampler(data, 8, seed=3, interval=1, warm_start=warm)
-        with monkeypatch.context() as patch:
-            runs[warm] = counted(sampler, patch)
-            for iteration in range(6):
-                sampler.prepare(iteration, pixels)
-    (first, inertia), again = runs[True][0], runs[True][1:]
-    assert runs[False][0] == (first, inertia), "the first is started alike"
-    assert [iterations for iterations, _ in again] == [1] * 5
-    assert [result for _, result in again] == pytest.approx([inertia] * 5, rel=1e-5)
-    assert all(iterations > 1 for iterations, _ in runs[False])
-
-
-def test_a_warm_start_goes_on_where_few_iterations_left_off(monkeypatch):
-    """Two iterations at a time: the second warm clustering is a single run's third and fourth, by the algorithm."""
-    data, _ = planted(clusters=12)
-    points = pixels(data.images).unsqueeze(0)
-    monkeypatch.setattr(representatives, "CLUSTERING_STEPS", 2)
-    warm = RepresentativeSampler(data, 12, seed=0, interval=1, warm_start=True)
-    with monkeypatch.context() as patch:
-        seen = counted(warm, patch)
-        warm.prepare(0, pixels)
-        centers = warm.centers[0]
-        warm.prepare(1, pixels)
-    longer = kmeans(points, 12, generator(0, "cluster", 0, 0), max_iterations=4, start="random")
-    assert seen[1][1] <= seen[0][1]
-    assert seen[1][1] == pytest.approx(float(longer.inertia), rel=1e-4)
-    assert not torch.equal(centers, warm.centers[0])
-
-
-def test_centres_of_one_pool_serve_the_next_and_those_of_another_network_do_not(toy_data):
-    sampler = RepresentativeSampler(toy_data(per_class=30), 6, seed=0, interval=1, pool=10, warm_start=True)
-    batches(sampler, 0)
-    kept = {c: x.clone() for c, x in sampler.centers.items()}
-    assert {c: x.shape for c, x in kept.items()} == dict.fromkeys(range(3), (6, 64))
-    rows = batches(sampler, 1)
-    assert all(len(set(r.tolist())) == 6 for r in rows)
-    sampler.new_network()
-    cold = RepresentativeSampler(toy_data(per_class=30), 6, seed=0, interval=1, pool=10)
-    assert all(torch.equal(a, b) for a, b in zip(batches(sampler, 2), batches(cold, 2), strict=True))
 
 
 def test_some_classes_may_be_left_to_others(toy_data):

@@ -312,7 +312,7 @@ def test_without_experts_the_run_says_how_to_make_them(root, capsys):
     ("arguments", "change", "part"),
     [
         (["smal", "clusters"], {}, "did you mean 'small'?"),
-        (["small", "run"], {}, "which method? one of mtt"),
+        (["small", "run"], {}, "part 'run' needs at least one method: mtt"),
         (["small", "run", "dream"], {}, "lists ['mtt']"),
         (["tiny", "run", "idc"], {}, "lists ['random', 'dream', 'kmeans_kd']"),
         (["small", "run", "mtt"], {"methods": ["mttt"]}, "did you mean 'mtt'?"),

@@ -324,25 +324,3 @@ def test_accuracy_counts_argmax_hits():
     logits = torch.tensor([[0.1, 0.9, 0.0], [2.0, 1.0, 3.0], [0.0, 0.0, -1.0]])
     assert accuracy(logits, torch.tensor([1, 0, 2])) == pytest.approx(1 / 3)
     assert accuracy(logits, torch.tensor([1, 2, 0])) == 1.0
-
-
-def test_pooled_features_are_the_mean_over_places_of_the_last_blocks_output(toys):
-    info, data, network, kernels = toys()
-    with torch.no_grad():
-        maps = network.eval().blocks(info.normalise(data.images))  # (N, C, h, w)
-    assert maps.shape[2:] == (2, 2), "there must be something to average"
-    hand = (maps[:, :, 0, 0] + maps[:, :, 0, 1] + maps[:, :, 1, 0] + maps[:, :, 1, 1]) / 4
-    torch.testing.assert_close(
-        embed(network, data.images, info, kernels, spatial_mean=True), hand, rtol=1e-5, atol=1e-6
-    )
-
-
-def test_pooling_of_half_precision_features_sums_in_float32():
-    features = torch.tensor([[256.0] + [1.0] * 15]).bfloat16()  # in bfloat16 256 + 1 is 256
-    assert features_module.averaged_over_space(features, 1).item() == pytest.approx((256 + 15) / 16)
-
-
-def test_a_network_without_places_to_average_over_is_refused(toy_info, toy_data):
-    network = build("mlp", toy_info(), torch.Generator().manual_seed(0))
-    with pytest.raises(ValueError, match="use convnet, or cluster_features: current"):
-        embed(network, toy_data().images, toy_info(), CompiledNetwork(network, Compute()), spatial_mean=True)

@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from dreamlib._engine.compilation import compilation_works
 from dreamlib._engine.compute import Compute
 from dreamlib._engine.cuda_graphs import CudaGraphs, side_streams
-from dreamlib._engine.network import network_traits
 from dreamlib._engine.release_python_lock import release_python_lock
 
 Weights = dict[str, Tensor]
@@ -29,13 +28,17 @@ def weights_of(network: nn.Module) -> Weights:
     return {**dict(network.named_parameters()), **dict(network.named_buffers())}
 
 
+class Compilable(nn.Module):
+    """Base class of the networks on which ``torch.compile`` saves more time than it takes."""
+
+
 class CompiledNetwork:
     """Loss, predictions and weight gradients of one architecture.
 
     template: gives the structure; its own weights are never used.
-    compute: with ``compute.compile``, networks whose ``compiles`` is true (``dreamlib._engine.network``) are compiled
-        by ``torch.compile``, once per batch shape; otherwise, and if ``compilation_works`` is false, the same
-        functions run uncompiled. Results differ by rounding only.
+    compute: with ``compute.compile``, a ``Compilable`` network is compiled by ``torch.compile``, once per batch shape;
+        otherwise, and if ``compilation_works`` is false, the same functions run uncompiled. Results differ by rounding
+        only.
 
     The compiler is loaded when a function is first requested: this takes seconds, and a run without iterations needs
     none.
@@ -52,7 +55,7 @@ class CompiledNetwork:
     @cached_property
     def compile(self) -> bool:
         """Whether functions are compiled."""
-        wanted = self.compute.compile and network_traits(self._train).compiles
+        wanted = self.compute.compile and isinstance(self._train, Compilable)
         return wanted and compilation_works(self.compute.device)
 
     @cached_property

@@ -1,7 +1,7 @@
 """CUDA graphs: capture a function's kernels once, then launch all of them with one call, without Python in between."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -106,15 +106,6 @@ def _copy(into: list[Tensor], tensors: list[Tensor]) -> None:
         torch._foreach_copy_([a for a, _ in pairs], [b for _, b in pairs])
 
 
-@contextmanager
-def _stream_context(stream: "torch.cuda.Stream | None") -> Iterator[None]:
-    if stream is None:
-        yield
-    else:
-        with torch.cuda.stream(stream):
-            yield
-
-
 def side_streams(items: Iterable[Any], on_cuda: bool) -> Iterator[tuple[Any, Any]]:
     """Yield each item with a context that runs its work on one of a few CUDA streams; join all streams at the end.
 
@@ -128,14 +119,14 @@ def side_streams(items: Iterable[Any], on_cuda: bool) -> Iterator[tuple[Any, Any
     """
     items = list(items)
     if not on_cuda:
-        yield from ((item, _stream_context(None)) for item in items)
+        yield from ((item, nullcontext()) for item in items)
         return
     current = torch.cuda.current_stream()
     streams = [torch.cuda.Stream() for _ in range(min(STREAMS, len(items)))]
     for stream in streams:
         stream.wait_stream(current)
     for number, item in enumerate(items):
-        yield item, _stream_context(streams[number % len(streams)])
+        yield item, torch.cuda.stream(streams[number % len(streams)])
     for stream in streams:
         current.wait_stream(stream)
 
@@ -155,13 +146,13 @@ def on_another_stream(device: torch.device) -> Iterator[Any]:
     other stream
     """
     if device.type != "cuda":
-        yield _stream_context(None)
+        yield nullcontext()
         return
     with torch.cuda.device(device):
         stream, current = _high_priority_stream(device), torch.cuda.current_stream()
     stream.wait_stream(current)
     try:
-        yield _stream_context(stream)
+        yield torch.cuda.stream(stream)
     finally:
         current.wait_stream(stream)
 

@@ -63,7 +63,9 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read JSON; raise FileNotFoundError, with the remedy, for a missing file."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; `dvc repro` its stage in dvc.yaml or studies/dvc.yaml")
+        raise FileNotFoundError(
+            f"{path} is missing; run `dvc repro` for the stage of dvc.yaml or studies/dvc.yaml that makes it"
+        )
     return json.loads(path.read_text())
 
 

@@ -2,9 +2,9 @@
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
-from typing import Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -62,7 +62,7 @@ def option(kind: Callable[..., Any], name: str, value: Any, what: str) -> Any:
     return value if type(value) is int and type(converted) is float else converted
 
 
-class Registry(Generic[T]):
+class Registry(dict[str, T]):
     """Components of one kind by name; a new component registers itself.
 
     >>> shapes = Registry("shape")
@@ -73,32 +73,23 @@ class Registry(Generic[T]):
     """
 
     def __init__(self, kind: str) -> None:
+        super().__init__()
         self.kind = kind
-        self._items: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
         """Return a decorator that registers a component under ``name``; raise ValueError if the name is taken."""
 
         def decorate(item: T) -> T:
-            if name in self._items:
+            if name in self:
                 raise ValueError(f"{self.kind} '{name}' is registered already; choose another name")
-            self._items[name] = item
+            self[name] = item
             return item
 
         return decorate
 
-    def remove(self, name: str) -> None:
-        """Remove a component, for tests that register their own."""
-        self._items.pop(name, None)
-
-    def __getitem__(self, name: str) -> T:
-        if name not in self._items:
-            raise unknown(self.kind, name, self.names())
-        return self._items[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names())
+    def __missing__(self, name: str) -> T:
+        raise unknown(self.kind, name, self.names())
 
     def names(self) -> list[str]:
         """Return all names, sorted."""
-        return sorted(self._items)
+        return sorted(self)

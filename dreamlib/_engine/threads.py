@@ -1,7 +1,7 @@
 """Run independent tasks at the same time on a CPU: one Python thread each, with its share of the cores.
 
-Small batches use one core more efficiently than they use two. Results equal those of one task after the other, as far
-as the arithmetic does not depend on the number of cores.
+Small batches use one core more efficiently than they use two. Results are those of running the tasks in sequence,
+except where arithmetic depends on the number of cores.
 """
 
 import threading

@@ -1,6 +1,5 @@
 """The interface of data sets, and the base class of those published with checksums."""
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,35 +57,6 @@ class Dataset(ABC):
     def folder(self, data_dir: str | Path) -> Path:
         """Return the folder of the files."""
         return Path(data_dir) / self.name
-
-    def fake(self, split: str, per_class: int, rng: torch.Generator) -> LabeledImages:
-        """Return artificial images of the real ones' shape and range, in float32, for tests and trials without data.
-
-        There are K·``per_class`` images, the classes in turn. An image is a blob, whose position and tint depend on the
-        class, randomly shifted and with noise: easy to learn but not trivial. Raise UnknownNameError for an unknown
-        split.
-
-        >>> import torch
-        >>> from dreamlib.data import create
-        >>> toys = create("mnist").fake("train", per_class=3, rng=torch.Generator().manual_seed(0))
-        >>> tuple(toys.images.shape), toys.labels[:12].tolist()
-        ((30, 1, 28, 28), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1])
-        """
-        check_split(split)
-        info = self.info
-        k, side = info.num_classes, math.ceil(math.sqrt(info.num_classes))
-        labels = torch.arange(k).repeat(per_class)  # (N,)
-        n = len(labels)
-        grid = torch.stack((labels // side, labels % side), dim=1)  # (N, 2): row and column of the class's cell
-        centres = (grid + 0.5) / side + 0.03 * torch.randn(n, 2, generator=rng)
-        positions = (torch.arange(info.size) + 0.5) / info.size  # (H,) pixel centres in (0, 1)
-        profiles = torch.exp(-(((positions - centres[:, :, None]) / 0.12) ** 2) / 2)  # (N, 2, H)
-        blobs = profiles[:, 0, :, None] * profiles[:, 1, None, :]  # (N, H, W)
-        phase = labels[:, None] / k + torch.arange(info.channels) / info.channels  # (N, C)
-        tint = 0.6 + 0.3 * torch.cos(2 * math.pi * phase)
-        noise = 0.1 * torch.rand(n, info.channels, info.size, info.size, generator=rng)
-        images = (tint[:, :, None, None] * blobs[:, None] + noise).clamp(0, 1)  # (N, C, H, W)
-        return LabeledImages(images, labels, k)
 
 
 @dataclass(frozen=True)

@@ -17,19 +17,7 @@ DC_CIFAR100 = (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)
 # Over all pixels of the training images. CIFAR-100's are DC's, up to rounding.
 PIXELS_CIFAR10 = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
-# SHA-256 of each part of the canonical form, see ``cifar_sources``, and MD5 of the files that hold it.
-CIFAR10_CONTENT = {
-    "train": {
-        "images": "71ccea9b14a0c13ad6646282a783a263b24560c58278329d935e21d9fca0fe33",
-        "labels": "a29f2a5ffc141bb1c9e1af453e9a5ef8c316b2f675f8cea1d849d220d33a14fb",
-        "file_names": "4accfee22a7842b7174e2275068f1993b0d23a19d04e3a84b2aaa0b31bd3efe9",
-    },
-    "test": {
-        "images": "9165c1d143a683d4922593d4f60185b58b31fe2bc38dd2db672c1aa23f9be049",
-        "labels": "a054c239a40ee7f2a5745e7e4bc11a51e9cb40c98134b602c1068e6a207487c6",
-        "file_names": "c39bc7de7aa1acb1779867fe6c67bcc64b723534f8c929d5750c22a24be02467",
-    },
-}
+# MD5s of the canonical files, see ``cifar_sources``.
 CIFAR10_MD5S = {"train": "e56d77c4a44d3de16c5dd67fd5c2a994", "test": "887ce902aeb2e1f10f99c7cfe4517a1f"}
 CIFAR10_NAMES = "airplane automobile bird cat deer dog frog horse ship truck"
 CIFAR100_NAMES = """
@@ -53,7 +41,6 @@ class Cifar10(PublishedDataset):
     reader_name: ClassVar[str] = "CIFAR10"
     dc_statistics: ClassVar[Statistics | None] = None
     pixel_statistics: ClassVar[Statistics] = PIXELS_CIFAR10
-    content: ClassVar[dict[str, dict[str, str]]] = CIFAR10_CONTENT
     md5s: ClassVar[dict[str, str]] = CIFAR10_MD5S
 
     @property
@@ -73,22 +60,19 @@ class Cifar10(PublishedDataset):
 
     def sources(self) -> tuple[Source, ...]:
         """Return the archive on the author's server."""
-        return (self._archive(Mirror(self.reader.url.removesuffix(self.reader.filename))),)
+        return (Archive(self.reader, Mirror(self.reader.url.removesuffix(self.reader.filename))),)
 
     def sources_at(self, path: Path) -> tuple[Source, ...]:
         """Return the source at ``path``: the archive or a folder containing it, else a folder of PNG files."""
         folder = path.parent if path.name == self.reader.filename else path
         if (folder / self.reader.filename).is_file():
-            return (self._archive(LocalFolder(str(folder), folder)),)
-        if not self.content:
+            return (Archive(self.reader, LocalFolder(str(folder), folder)),)
+        if not self.md5s:
             raise DataError(
                 f"{path} has no {self.reader.filename}: images of {self.name} can be verified only by the archive, "
                 "whose MD5 is published; put it there"
             )
-        return (PngFolder(self.reader, self.content, path=path, classes=self.classes),)
-
-    def _archive(self, origin: Source) -> Archive:
-        return Archive(self.reader, self.content, origin=origin)
+        return (PngFolder(self.reader, path, self.classes),)
 
     def read(self, split: str, folder: Path) -> LabeledImages:
         """Return (N, 3, 32, 32), ordered by class and file name."""
@@ -106,5 +90,4 @@ class Cifar100(Cifar10):
     reader_name: ClassVar[str] = "CIFAR100"
     dc_statistics: ClassVar[Statistics | None] = DC_CIFAR100
     pixel_statistics: ClassVar[Statistics] = DC_CIFAR100
-    content: ClassVar[dict[str, dict[str, str]]] = {}  # not known in advance: the archive's MD5 is verified instead
-    md5s: ClassVar[dict[str, str]] = {}
+    md5s: ClassVar[dict[str, str]] = {}  # not known in advance: the archive's MD5 is verified instead

@@ -175,8 +175,8 @@ class Objective(ABC):
     def learned(self, start: SyntheticSet) -> dict[str, Tensor]:
         """Return initial values of what is learned besides pixels (a step size, label logits), by name.
 
-        During distillation they are leaves in ``state.synthetic.extras``. They are saved with the set, and counted in
-        its stored floats under a protocol that uses them.
+        During distillation they are leaves in ``state.synthetic.extras``. They are saved with the set as
+        ``extras``. ``SyntheticSet.stored_floats`` does not count them; reports add them if the protocol uses them.
         """
         return {}
 

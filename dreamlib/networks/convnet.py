@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamlib._engine.network import Network
+from dreamlib._engine.compiled_network import Compilable
 from dreamlib.data.types import DatasetInfo
 from dreamlib.networks import NETWORKS
 from dreamlib.networks._shared import is_small_grey
@@ -163,18 +163,15 @@ class Block(nn.Sequential):
         return super().forward(x)
 
 
-class ConvNet(Network):
+class ConvNet(Compilable):
     """``depth`` blocks of convolution, norm, activation and pooling, then one linear layer.
 
     It computes in the dtype of its input: ``network(x.bfloat16())`` is bfloat16 arithmetic with float32 parameters.
     Logits of half-precision input are returned in float32, others in the input's dtype.
     """
 
-    compiles = True
-
     def __init__(self, blocks: nn.Sequential, classifier: Linear) -> None:
         super().__init__()
-        self.feature_channels = int(blocks[-1].conv.out_channels)
         self.blocks = blocks
         self.classifier = classifier
 
@@ -190,8 +187,8 @@ class ConvNet(Network):
 def with_torchs_layers(network: nn.Module) -> nn.Module:
     """Return a copy of a ConvNet with the same weights and torch's own layers; other networks are returned as they are.
 
-    A baseline for benchmarks, and what operations are counted of: the first convolution's product with the norm does
-    others.
+    It is the baseline of benchmarks and serves to count operations: a ConvNet computes its first convolution and norm
+    as one product, whose operations would be counted instead of theirs.
     """
     if not isinstance(network, ConvNet):
         return network

@@ -56,7 +56,7 @@ def class_pool(data: LabeledImages, label: int, pool: int, rng: torch.Generator)
 
 
 def random_subset(members: Tensor, pool: int, rng: torch.Generator) -> Tensor:
-    """Return ``pool`` random ones of the rows (n,), or all of them if there are no more or ``pool`` is 0."""
+    """Return ``pool`` random rows of ``members`` (n,), or all rows if ``pool`` is 0 or at least n."""
     if pool and pool < len(members):
         members = members[torch.randperm(len(members), generator=rng)[:pool].to(members.device, non_blocking=True)]
     return members
@@ -97,9 +97,6 @@ class Sampler(ABC):
     def execution(cls, strategy: Strategy) -> dict[str, Any]:
         """Return the arguments that come from the strategy: the classes of this process, its threads, CUDA graphs."""
         return {}
-
-    def new_network(self) -> None:  # noqa: B027 (most samplers do not depend on the network)
-        """Discard what depends on the previous network."""
 
     def prepare(  # noqa: B027 (a stateless sampler has nothing to do)
         self, iteration: int, embed: Embed, predict: Predict | None = None, age: int | None = None
@@ -201,11 +198,8 @@ class IntervalSampler(Sampler):
     def load_state(self, saved: dict[str, dict[int, Tensor]]) -> None:
         """See ``Sampler.load_state``."""
         super().load_state(saved)
-        self.chosen = self._on_device(saved["chosen"])
-
-    def _on_device(self, by_class: dict[int, Tensor]) -> dict[int, Tensor]:
-        device = self.data.labels.device
-        return {label: by_class[label].to(device) for label in self.classes if label in by_class}
+        chosen, device = saved["chosen"], self.data.labels.device
+        self.chosen = {label: chosen[label].to(device) for label in self.classes if label in chosen}
 
 
 def _no_predictions(images: Tensor) -> Tensor:

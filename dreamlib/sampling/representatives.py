@@ -1,7 +1,7 @@
 """The real images nearest to the centres of k-means on a class's features, as initial canvases and batches (DREAM)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -54,9 +54,10 @@ def cluster_class(
     embed: images (n, C, H, W) → features (n, D).
     pool: number of random images of the class to cluster; 0 takes all.
     max_iterations: maximum number of Lloyd iterations.
-    pick: 'members' starts from k-means++ and chooses among the members of each cluster, none of which is empty, so no
-        image is chosen twice. 'released' follows DREAM's released code: k-means starts from random rows and leaves an
-        empty cluster's centre at zero, and the nearest of all images is chosen, so an image may be chosen twice.
+    pick: 'members' starts from k-means++, leaves no cluster empty, and chooses the nearest member of each cluster, so
+        that no image is chosen twice. 'released' follows DREAM's released code: k-means starts from random rows and
+        leaves an empty cluster's centre at zero, and the nearest of all images is chosen, so an image may be chosen
+        twice.
     """
     rng = generator(seed, "init-kmeans", label, count)
     members = class_pool(data, label, pool, rng)
@@ -81,45 +82,17 @@ class RepresentativeSampler(IntervalSampler):
     ``per_cluster`` images nearest to each centre supervise the next ``interval`` iterations. Features come from the
     ``embed`` passed to ``prepare``: in DREAM, the current network's.
 
-    warm_start: start from the centres of the previous clustering instead of random rows, unless the network is new: its
-        feature space differs.
-    centers: class → (k, D), with ``warm_start``.
     lloyd: passed to ``kmeans`` if several classes are clustered together.
-
-    Raise ValueError if ``per_cluster`` does not divide the batch.
     """
 
     per_cluster: int = 1
-    warm_start: bool = False
-    centers: dict[int, Tensor] = field(default_factory=dict)
     lloyd: Callable[..., tuple[Tensor, ...]] | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.batch % self.per_cluster:
-            raise ValueError(
-                f"per_cluster = {self.per_cluster} must divide real_batch = {self.batch}; try "
-                f"{next(m for m in range(self.per_cluster, 0, -1) if self.batch % m == 0)}"
-            )
 
     @classmethod
     def execution(cls, strategy: Strategy) -> dict[str, Any]:
         """See ``Sampler.execution``."""
         lloyd = strategy.cuda_graph("lloyd", partial(lloyd_steps, most=CLUSTERING_STEPS))
         return super().execution(strategy) | {"lloyd": lloyd}
-
-    def new_network(self) -> None:
-        """See ``Sampler.new_network``."""
-        self.centers = {}
-
-    def state(self) -> dict[str, dict[int, Tensor]]:
-        """See ``Sampler.state``."""
-        return super().state() | {"centers": self.centers}
-
-    def load_state(self, saved: dict[str, dict[int, Tensor]]) -> None:
-        """See ``Sampler.load_state``."""
-        super().load_state(saved)
-        self.centers = self._on_device(saved["centers"])
 
     def choose(self, label: int, members: Tensor, rng: torch.Generator, embed: Embed, predict: Predict) -> Tensor:
         """See ``IntervalSampler.choose``."""
@@ -142,12 +115,10 @@ class RepresentativeSampler(IntervalSampler):
         k = min(self.batch, count) // per_cluster
         features = embed(self.data.pixels(torch.cat(list(members.values())))).float()
         features = features.unflatten(0, (len(members), count))  # (K, n, D)
-        is_warm_start = all(label in self.centers for label in members)
-        start = torch.stack([self.centers[label] for label in members]) if is_warm_start else "random"
         lloyd = self.lloyd if len(members) > 1 and features.numel() <= MAX_GRAPHED_FEATURES else None
-        clusters = kmeans(features, k, list(rngs.values()), max_iterations=CLUSTERING_STEPS, start=start, lloyd=lloyd)
-        if self.warm_start:
-            self.centers.update(zip(members, clusters.centers, strict=True))
+        clusters = kmeans(
+            features, k, list(rngs.values()), max_iterations=CLUSTERING_STEPS, start="random", lloyd=lloyd
+        )
         nearest = nearest_members(features, clusters, per_cluster)
         return {label: rows[indices] for (label, rows), indices in zip(members.items(), nearest, strict=True)}
 

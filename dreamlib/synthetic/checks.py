@@ -176,6 +176,7 @@ def _close(first: Sequence[float], second: Sequence[float]) -> bool:
 def _differ(what: str, set_value: object, real_value: object) -> None:
     raise ValueError(
         f"{what} of the set and of the real images differ: {set_value} and {real_value}; bring the real images into "
-        "the units of the set: normalise by its info['mean'] and info['std'], or whiten by ZCA.fit(training images, "
-        "set.zca_epsilon), and describe them so (info.unbounded(), whitened_info)"
+        "the units of the set: normalise by its info['mean'] and info['std'], or whiten by "
+        "ZCA.fit(training_images, set.zca_epsilon).apply(images); then describe them by info.unbounded() or "
+        "whitened_info(info, set.zca_epsilon)"
     )

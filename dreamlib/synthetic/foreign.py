@@ -205,7 +205,10 @@ def _labels(
     elif values.ndim == 2:
         known.add(values.shape[1])
     if len(known) > 1:
-        raise ValueError(f"{path} has labels {tuple(values.shape)}, num_classes and data give K = {sorted(known)}")
+        raise ValueError(
+            f"the labels {tuple(values.shape)} of {path}, num_classes and data disagree on the number of classes: "
+            f"{sorted(known)}"
+        )
     if not known:
         raise ValueError(f"{path} does not specify the number of classes: give num_classes, or data")
     if values.ndim not in (1, 2) or len(values) != len(stored.images):
@@ -214,7 +217,10 @@ def _labels(
         )
     if values.ndim == 1:
         if kind not in (None, "classes") or not torch.equal(values, values.long().to(values.dtype)):
-            raise ValueError(f"the labels in {path} are (N,): they must be class numbers, and labels='classes'")
+            raise ValueError(
+                f"the labels in {path} have shape (N,), so they must be class numbers: leave labels out, or give "
+                "labels='classes'"
+            )
         return values.long(), None, known.pop()
     kind = kind or ("logits" if format == "datm" else _label_kind(values, path))
     values = values.float()

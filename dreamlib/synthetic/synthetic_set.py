@@ -47,7 +47,7 @@ class SyntheticSet:
     num_classes: K.
     factor, rule: how a canvas is decoded; see ``dreamlib.synthetic.decode.formation``.
     soft_labels: (M, K) probabilities, one row per decoded image, those of a canvas one after the other; M = N·f² under
-        the rules 'single' and 'dct'. None if the method learns none.
+        the rules 'single' and 'dct'. None for a set with hard labels.
     extras: learned tensors by name, such as a step size.
     info: metadata, written to the file. Known keys give the units of the canvases: 'bounded'; 'mean' and 'std';
         'whitening' and 'zca_epsilon'; 'clamped', False for pixels that may lie a little outside [0, 1].
@@ -55,8 +55,8 @@ class SyntheticSet:
 
     Canvases in another order are sorted by class, each with its rows of soft labels, and keep their order within a
     class. Raise ValueError, with the remedy, for invalid shapes or values (see ``dreamlib.synthetic.checks``).
-    ``dataclasses.replace`` does not read the values of new canvases, so that a loop does not wait for a GPU; ``save``,
-    ``open`` and ``evaluate`` do.
+    ``dataclasses.replace`` does not check the values of new canvases, so that a loop does not wait for a GPU; ``save``,
+    ``open`` and ``evaluate`` check them.
 
     >>> made = SyntheticSet(torch.tensor([0.75, 0.25, 0.5]).view(3, 1, 1, 1), torch.tensor([2, 0, 2]), num_classes=3)
     >>> images, labels = made.decode()
@@ -353,8 +353,8 @@ def load(path: str | Path, normalise: bool = True, *, ipc: int | None = None) ->
     normalise: see ``DecodedDataset``.
     ipc: stored images per class: ``load("fashion_mnist", ipc=10)`` loads the best known set (see ``best_path``).
 
-    A network trained on a set whose ``set.whitening`` is 'zca' expects whitened images: apply
-    ``dreamlib.data.whitening.ZCA.fit(training images)`` to real ones and do not normalise them.
+    A network trained on a set whose ``set.whitening`` is 'zca' expects whitened images: whiten real ones by
+    ``ZCA.fit(training_images, set.zca_epsilon).apply(images)`` (``dreamlib.data.whitening``); do not normalise them.
 
     Raise FileNotFoundError for a missing file, ValueError for a damaged file or one of another format.
     """

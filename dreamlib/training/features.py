@@ -8,7 +8,6 @@ from torch.nn import functional as F
 
 from dreamlib._engine.compiled_network import CompiledNetwork, weights_of
 from dreamlib._engine.compute import Compute
-from dreamlib._engine.network import network_traits
 from dreamlib.data.types import DatasetInfo
 
 PREDICT_BATCH = 128  # images; bounds the memory of predictions and embeddings, results do not depend on it
@@ -45,40 +44,10 @@ def predict(network: nn.Module, images: Tensor, info: DatasetInfo, kernels: Comp
     return in_batches(lambda x: logits(weights, x), images, info, kernels.compute)
 
 
-def embed(
-    network: nn.Module, images: Tensor, info: DatasetInfo, kernels: CompiledNetwork, *, spatial_mean: bool = False
-) -> Tensor:
-    """Return features (N, D): the flattened output of the network's last block, in evaluation mode.
-
-    With ``spatial_mean``, average each feature map: (N, channels), for a ConvNet-3 at 32 pixels a sixteenth of the
-    features. Then raise ValueError for a network without ``feature_channels``.
-    """
+def embed(network: nn.Module, images: Tensor, info: DatasetInfo, kernels: CompiledNetwork) -> Tensor:
+    """Return features (N, D): the flattened output of the network's last block, in evaluation mode."""
     weights, features = weights_of(network), kernels.graphed("features")
-    if not spatial_mean:
-        return in_batches(lambda x: features(weights, x), images, info, kernels.compute)
-    channels = feature_channels(network)
-    return in_batches(lambda x: averaged_over_space(features(weights, x), channels), images, info, kernels.compute)
-
-
-def feature_channels(network: nn.Module) -> int:
-    """Return the number of feature maps; raise ValueError for a network whose features are not flattened maps."""
-    channels = network_traits(network).feature_channels
-    if channels is None:
-        raise ValueError(
-            f"cluster_features 'spatial_mean' averages feature maps, and the features of {type(network).__name__} are "
-            "not maps; use convnet, or cluster_features: current"
-        )
-    return channels
-
-
-def averaged_over_space(features: Tensor, channels: int) -> Tensor:
-    """Return the mean of each feature map: (N, channels·h·w) → (N, channels); half precision is averaged in float32.
-
-    >>> averaged_over_space(torch.tensor([[1.0, 3.0, 10.0, 20.0]]), channels=2).tolist()
-    [[2.0, 15.0]]
-    """
-    wide = features.float() if features.dtype in (torch.bfloat16, torch.float16) else features
-    return wide.unflatten(1, (channels, -1)).mean(2)
+    return in_batches(lambda x: features(weights, x), images, info, kernels.compute)
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:

@@ -102,7 +102,7 @@ class MatchedNetwork:
             return images.flatten(1)
         model = self._untrained if kind == "random" else self.model
         info = self.info if normalised else self.info.unbounded()
-        return embed(model, images, info, self.strategy.thread_kernels(), spatial_mean=kind == "spatial_mean")
+        return embed(model, images, info, self.strategy.thread_kernels())
 
     @cached_property
     def _untrained(self) -> nn.Module:

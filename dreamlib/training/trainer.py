@@ -78,7 +78,7 @@ class Trainer:
 
         epoch, epochs: number of the epoch, from 0, and of all epochs.
         schedule: see ``dreamlib.training.schedules``.
-        clean_share: final fraction of the epochs, without CutMix and with mirroring as the only augmentation.
+        clean_share: final fraction of the epochs, without CutMix and with flips as the only augmentation.
         """
         if epoch >= epochs - round(epochs * clean_share):
             augmentation = self.settings.augmentation

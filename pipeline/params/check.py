@@ -20,7 +20,6 @@ from dreamlib.sampling.real_batches import SAMPLERS
 from dreamlib.settings import DistillParams, EvaluationParams, NetworkParams
 from dreamlib.synthetic.initial import INITS, check_budget, images_needed
 from dreamlib.training.augment import Augmentation
-from dreamlib.training.features import feature_channels
 from pipeline.params.errors import KeyPath, at_keys, check_keys, validated
 from pipeline.params.images import check_images
 from pipeline.params.models import Params
@@ -159,5 +158,3 @@ def preflight(params: Params, info: DatasetInfo, train: LabeledImages) -> None:
             _check_pool(params, method, ipc, settings)
             objective = make_objective(settings.objective, settings.options)
             objective.check(matched, info, params.experts().epochs)
-            if settings.cluster_features == "spatial_mean":
-                feature_channels(matched)

@@ -71,7 +71,7 @@ def at_ipc(value: Any, ipc: int | None, keys: KeyPath) -> Any:
 
 
 def inherited_ipcs(values: Mapping[str, Any], ipc: int, path: str = "") -> dict[str, int]:
-    """Return the values taken from a lower ipc's entry, as key, or options.key → that ipc.
+    """Map each key (or options.key) whose value comes from a lower ipc's entry to that ipc.
 
     >>> inherited_ipcs({"image_lr": {1: 0.1, 10: 0.3}, "options": {"steps": {1: 20}, "batch": 8}}, 5)
     {'image_lr': 1, 'options.steps': 1}

@@ -139,7 +139,7 @@ class Params(Strict):
         return getattr(build(DistillParams, layers, ipc, f"budget {self.budget}"), key)
 
     def inherited_ipcs(self, section: str, method: str, ipc: int) -> dict[str, int]:
-        """Return the settings of 'distillation' or 'evaluation' that a lower ipc's entry defines → that ipc.
+        """Map each setting of 'distillation' or 'evaluation' whose value comes from a lower ipc's entry to that ipc.
 
         Settings with one value for every ipc are not included.
         """

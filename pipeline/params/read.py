@@ -36,8 +36,8 @@ def read_params(
 ) -> Params:
     """Return the project's validated parameters: methods.yaml, overridden by params.yaml and then by ``study``.
 
-    A study is a section of studies/params.yaml. Its sections are merged with those of params.yaml key by key, its other
-    values replace them, and its network replaces the budget's; options of another data set are left out.
+    A study is a section of studies/params.yaml. Its sections are merged key by key with those of params.yaml; its other
+    values replace theirs, and its network replaces the budget's; options of another data set are left out.
     ``extra_check`` is a further check. Raise ParameterError with one line that names file, keys, value and remedy.
     """
     root = Path(root or find_root())

@@ -1,10 +1,15 @@
 """The tables of docs/parameters.md: ``python -m pipeline.report.parameters_page`` prints them.
 
-Keys, types, defaults and meanings come from the pydantic models and the registered components.
+Keys, types, defaults and meanings come from the pydantic models and the registered components. The meaning of a key is
+the string below its field.
 """
 
+import ast
+import inspect
+import textwrap
 from collections.abc import Mapping
 from dataclasses import fields
+from itertools import pairwise
 from typing import Any
 
 from pydantic import BaseModel
@@ -52,14 +57,26 @@ def parameters() -> str:
 
 
 def _section(model: type[BaseModel]) -> str:
-    rows = []
+    rows, meanings = [], meanings_of(model)
     for key, schema in model.model_json_schema()["properties"].items():
         field = model.model_fields[key]
         value = field.get_default(call_default_factory=True)
         default = "its defaults" if "$ref" in schema else "–" if value in (None, "") else f"`{_yaml(value)}`"
         default = "required" if field.is_required() else default
-        rows.append((f"`{key}`", type_name(schema), default, " ".join((field.description or "").split())))
+        rows.append((f"`{key}`", type_name(schema), default, meanings.get(key, "")))
     return markdown(("key", "type", "default", "meaning"), rows)
+
+
+def meanings_of(model: type[BaseModel]) -> dict[str, str]:
+    """Return the strings below a model's fields by key, read from its source because Python does not keep them."""
+    meanings = {}
+    for kind in reversed(model.__mro__[: model.__mro__.index(BaseModel)]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body
+        for field, below in pairwise(body):
+            match field, below:
+                case ast.AnnAssign(target=ast.Name(id=key)), ast.Expr(value=ast.Constant(value=str(text))):
+                    meanings[key] = " ".join(text.split())
+    return meanings
 
 
 def type_name(schema: Mapping[str, Any]) -> str:

@@ -13,10 +13,9 @@ import pandas as pd
 
 from dreamlib._engine.files import read_json, write_json
 from pipeline.params import find_root, read_params
-from pipeline.project import Project
+from pipeline.project import RUNS, Project
 from pipeline.report.results import read_record
 from pipeline.report.tables import markdown
-from pipeline.timings import RUNS
 
 RECORD = Path("results") / "record.json"
 RESULTS = {"clustering": "clusters", "distillation": "*/distillation", "evaluation": "*/evaluation"}  # of a study

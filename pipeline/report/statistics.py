@@ -147,7 +147,9 @@ def share_of_iterations(slow: pd.DataFrame, fast: pd.DataFrame) -> tuple[float, 
 
 
 def judge_share(share: float, low: float, high: float, margin: float = 0.0) -> str:
-    """Return the verdict on "in fewer iterations, by more than ``margin``": it holds if the whole interval is below.
+    """Return the verdict on "in fewer iterations, by more than ``margin``".
+
+    It holds if the whole interval is below 1 − ``margin``.
 
     >>> judge_share(0.3, 0.1, 0.8), judge_share(0.9, 0.4, 1.2), judge_share(1.2, 0.9, float("inf"))
     ('holds', 'holds partly', 'not seen at this budget')

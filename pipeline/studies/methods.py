@@ -63,7 +63,7 @@ def plug_in_pairs(project: Project) -> list[tuple[str, str]]:
 
 
 def plug_in_table(project: Project) -> pd.DataFrame:
-    """Return each method without and with DREAM's clustering start and representative batches, and the paired gain."""
+    """Return each method without and with DREAM's initialisation and representative batches, and the paired gain."""
     accuracies, rows = by_seed(read_results(project), project.params.ipc[0]), []
     for without, with_dream in plug_in_pairs(project):
         gain = accuracies[with_dream] - accuracies[without]

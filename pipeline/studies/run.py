@@ -73,7 +73,7 @@ def run_part(project: Project, part: str, methods: Sequence[str] = ()) -> None:
     if part != "run":
         return {"clusters": run_clusters, "experts": run_experts, "all": run_all}[part](project)
     if not methods:
-        raise ParameterError(f"which method? one of {', '.join(project.params.methods)}")
+        raise ParameterError(f"part 'run' needs at least one method: {', '.join(project.params.methods)}")
     for method in methods:
         study_settings(project, method)
     for method in methods:

@@ -128,9 +128,11 @@ def training_curve(
 def run_cost(project: Project, plan: CostParams) -> pd.DataFrame:
     """Train ``plan.repeats`` networks on DREAM's set of the first seed at each ipc, and as many on all training images.
 
-    Training on a set follows the study's evaluation protocol; training on all images has the same learning rate,
-    momentum and augmentation, without decay. Accuracy is on the validation images. Write results/claims/cost.csv (data,
-    ipc, repeat, steps, images seen, operations, stored bytes, accuracy); seconds and joules are recorded as timings.
+    Training on a set follows the study's evaluation protocol; training on all images has the same momentum, weight
+    decay, augmentation and initial learning rate, which stays constant. Accuracy is on the validation images.
+
+    Write results/claims/cost.csv (data, ipc, repeat, steps, images seen, operations, stored bytes, accuracy); seconds
+    and joules are recorded as timings.
     """
     began, per_image = time.perf_counter(), operations_per_image(project.network, project.info)
     rows, seconds, joules = [], {}, {}
