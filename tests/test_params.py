@@ -109,29 +109,6 @@ QUICK = "budgets.quick.distillation"
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "nearest"),
-    [
-        ("dataste", "digits", "dataset"),
-        ("compute.precison", "float32", "precision"),
-        ("budgets.quick.validation_per_clas", 3, "validation_per_class"),
-        ("budgets.quick.network.nmae", "convnet", "name"),
-        (f"{QUICK}.image_rl", 0.1, "image_lr"),
-        ("budgets.quick.evaluation.epoch", 3, "epochs"),
-        ("budgets.quick.clustering.feature", "pixels", "features"),
-        ("method.dream.samplr", "random", "sampler"),
-        ("budgets.quick.evalution", {"epochs": 3}, "evaluation"),
-        ("budgets.quick.by_datset", {"digits": {}}, "by_dataset"),
-        ("budgets.paper.by_dataset.fashion_mnist.distilation", {"factor": 1}, "distillation"),
-    ],
-)
-def test_an_unknown_key_is_named_with_its_nearest_match(reading, path, value, nearest):
-    budget = path.split(".")[1] if path.startswith("budgets") else "quick"
-    message = refused(lambda: reading({path: value}, dataset="fashion_mnist", budget=budget))
-    assert path.rsplit(".", 1)[1 if "." in path else 0] in message
-    assert f"did you mean '{nearest}'" in message
-
-
-@pytest.mark.parametrize(
     ("path", "value", "said"),
     [
         (f"{QUICK}.factor", 0, "greater than or equal to 1, got 0"),
@@ -248,7 +225,15 @@ MLP = {"name": "mlp", "options": {"widht": 8}}
 @pytest.mark.parametrize(
     ("keys", "value", "nearest"),
     [
+        ("dataste", "digits", "dataset"),
+        (f"{QUICK}.image_rl", 0.1, "image_lr"),
         (f"{QUICK}.options.distence", "mse", "distance"),
+        ("budgets.quick.validation_per_clas", 3, "validation_per_class"),
+        ("budgets.quick.network.nmae", "convnet", "name"),
+        ("budgets.quick.clustering.feature", "pixels", "features"),
+        ("budgets.quick.evalution", {"epochs": 3}, "evaluation"),
+        ("budgets.quick.by_datset", {"digits": {}}, "by_dataset"),
+        ("budgets.paper.by_dataset.fashion_mnist.distilation", {"factor": 1}, "distillation"),
         ("budgets.paper.distillation.image_rl", 0.1, "image_lr"),  # the budget in force is quick
         ("budgets.paper.by_dataset.fashion_mnist.distillation.options.distence", "l1", "distance"),
         ("budgets.paper.by_dataset.mnits", {"validation_per_class": 3}, "mnist"),
