@@ -45,14 +45,20 @@ def threads_of_a_new_thread():
 
 
 @pytest.fixture(scope="session")
-def compiler():
-    """Skips the test where torch.compile does not work."""
+def compiles():
+    """Whether torch.compile works."""
     from torch._inductor import config  # here, because the import takes seconds
 
     # In this process: starting torch's pool of compiling processes takes longer than compiling.
     with config.patch(compile_threads=1):
-        if not compilation_works(torch.device("cpu")):
-            pytest.skip("torch.compile does not work on this machine")
+        return compilation_works(torch.device("cpu"))
+
+
+@pytest.fixture
+def compiler(compiles):
+    """Skips the test where torch.compile does not work."""
+    if not compiles:
+        pytest.skip("torch.compile does not work on this machine")
 
 
 @pytest.fixture(scope="session")

@@ -27,8 +27,12 @@ exit 1
 
 
 @pytest.fixture
-def untried(monkeypatch, tmp_path):
-    """Nothing known of this machine yet, and nothing compiled."""
+def untried(compiles, monkeypatch, tmp_path):
+    """Nothing known of this machine yet, and nothing compiled.
+
+    ``compiles`` comes first, because torch keeps the vector instructions that its first compiler supports, and a broken
+    compiler supports none.
+    """
     import torch._dynamo
 
     monkeypatch.setattr(compilation, "_works", {})
