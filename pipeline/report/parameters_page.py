@@ -63,7 +63,7 @@ def _section(model: type[BaseModel]) -> str:
         value = field.get_default(call_default_factory=True)
         default = "its defaults" if "$ref" in schema else "–" if value in (None, "") else f"`{_yaml(value)}`"
         default = "required" if field.is_required() else default
-        rows.append((f"`{key}`", type_name(schema), default, meanings.get(key, "")))
+        rows.append((f"`{key}`", type_name(schema), default, meanings[key]))
     return markdown(("key", "type", "default", "meaning"), rows)
 
 
